@@ -1,0 +1,1 @@
+"""Shared by both services and the client. Imports nothing: pick what you need."""
