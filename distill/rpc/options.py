@@ -1,0 +1,182 @@
+"""The arguments that both services take."""
+
+import argparse
+import ipaddress
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """What both services can be told."""
+
+    model: str
+    """Reference of the model to serve."""
+
+    host: str
+    """Address to listen on."""
+
+    port: int
+    """Port to listen on; 0 picks a free one."""
+
+    ready_file: Path | None
+    """Written once the service answers: JSON with `address` and `pid`."""
+
+    exit_when_stdin_closes: bool
+    """Stop at the end of standard input: no service outlives the process that started it."""
+
+    dtype: str
+    """Compute dtype: "float32" or "bfloat16"."""
+
+    max_top_k: int | None
+    """Largest support size K; None: the vocabulary size."""
+
+    max_sequence_tokens: int | None
+    """Longest sequence; None: the model's context."""
+
+    cache_dir: Path | None
+    """Where converted models and compiled code are kept; None: the user's cache directory."""
+
+    max_concurrent_requests: int
+    """Requests in progress at a time; one more is refused."""
+
+    grace_seconds: float
+    """Time that requests in progress have to finish when the service stops."""
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) -> None:
+    """Add the arguments that both services take."""
+    add = parser.add_argument
+    add(
+        "--model",
+        default="smollm2-135m",
+        metavar="REF",
+        help="a directory, a .gguf file, the name smollm2-135m, or a hub id (default: %(default)s)",
+    )
+    add(
+        "--listen",
+        default=f"127.0.0.1:{default_port}",
+        metavar="HOST:PORT",
+        help="address to serve on; port 0 picks a free one (default: %(default)s)",
+    )
+    add(
+        "--insecure-bind",
+        action="store_true",
+        help="allow an address beyond loopback, without TLS: anybody who reaches it can use the "
+        "service (default: refuse)",
+    )
+    add(
+        "--ready-file",
+        type=Path,
+        metavar="PATH",
+        help='written when the service answers: {"address": "HOST:PORT", "pid": PID} '
+        "(default: none)",
+    )
+    add(
+        "--exit-when-stdin-closes",
+        action="store_true",
+        help="stop at the end of standard input, so that the service never outlives the process "
+        "that started it (default: keep running)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="compute dtype; logits are always float32 (default: %(default)s)",
+    )
+    add(
+        "--max-top-k",
+        type=_positive_int,
+        metavar="K",
+        help="largest support size of a request (default: the vocabulary size)",
+    )
+    add(
+        "--max-sequence-tokens",
+        type=_positive_int,
+        metavar="TOKENS",
+        help="longest sequence of a request (default: the model's context)",
+    )
+    add(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where converted models and compiled code are kept (default: the user's cache "
+        "directory)",
+    )
+    add(
+        "--max-concurrent-requests",
+        type=_positive_int,
+        default=64,
+        metavar="COUNT",
+        help="requests in progress at a time; one more is refused (default: %(default)s)",
+    )
+    add(
+        "--grace-seconds",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="time for requests in progress to finish on SIGTERM or Ctrl-C (default: %(default)s)",
+    )
+    add(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="least severe event to log to standard error; debug may show request content "
+        "(default: %(default)s)",
+    )
+
+
+def parse_server_options(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> ServerOptions:
+    """Check the shared arguments and set up logging; exits with a usage message on a bad one."""
+    try:
+        host, port = _split_address(arguments.listen)
+    except ValueError as error:
+        parser.error(f"argument --listen: {error}")
+    if not arguments.insecure_bind and not _is_loopback(host):
+        parser.error(
+            f"argument --listen: {host} is reachable from other machines and there is no TLS; "
+            "give --insecure-bind if the network is private"
+        )
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=arguments.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    return ServerOptions(
+        model=arguments.model,
+        host=host,
+        port=port,
+        ready_file=arguments.ready_file,
+        exit_when_stdin_closes=arguments.exit_when_stdin_closes,
+        dtype=arguments.dtype,
+        max_top_k=arguments.max_top_k,
+        max_sequence_tokens=arguments.max_sequence_tokens,
+        cache_dir=arguments.cache_dir,
+        max_concurrent_requests=arguments.max_concurrent_requests,
+        grace_seconds=arguments.grace_seconds,
+    )
+
+
+def _split_address(address: str) -> tuple[str, int]:
+    host, separator, port_text = address.rpartition(":")
+    if not separator or not host or not port_text.isdecimal() or int(port_text) > 65535:
+        raise ValueError(f"must be HOST:PORT with a port up to 65535, got {address!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port_text)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value

@@ -1,0 +1,221 @@
+"""What both service processes share: start, health, signals, drain.
+
+A service's `main` parses its arguments with `distill.rpc.options` and calls `serve`.
+"""
+
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from types import FrameType
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from distill.errors import ModelError
+from distill.limits import MAX_MESSAGE_BYTES
+from distill.rpc.options import ServerOptions
+from distill.rpc.status import ErrorInterceptor
+
+_LOGGER = logging.getLogger(__name__)
+
+_SPARE_THREADS = 8  # beyond the request slots: health checks and refusals
+
+_CHANNEL_OPTIONS = (
+    # Without it, a second server binds the same port and takes half of the calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A frozen peer is seen within 15 s; keepalive_timeout_ms alone takes 60 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients ping as often. (The name with "recv" in it is silently ignored.)
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A loaded service, ready to be served."""
+
+    full_name: str
+    """Name of the gRPC service, for example "distill.v1.TeacherService"."""
+
+    description: str
+    """One line about what is served, for the log: model, parameters, dtype."""
+
+    register: Callable[[grpc.Server], object]
+    """Adds the servicer to a server."""
+
+    close: Callable[[], object]
+    """Called once, after the last request has ended."""
+
+
+class StartError(Exception):
+    """The service cannot start; the message is one line for the person who started it."""
+
+
+class RunningServer:
+    """A gRPC server with health, error mapping and the project's channel options.
+
+    The port is bound on construction and answers from `start` on.
+    """
+
+    def __init__(self, *, host: str, port: int, max_concurrent_requests: int = 64) -> None:
+        """Bind the port.
+
+        Raises:
+            StartError: the address cannot be bound.
+        """
+        self._server = grpc.server(
+            ThreadPoolExecutor(
+                max_concurrent_requests + _SPARE_THREADS, thread_name_prefix="request"
+            ),
+            options=_CHANNEL_OPTIONS,
+            interceptors=[ErrorInterceptor(max_concurrent_requests)],
+        )
+        try:
+            bound_port = self._server.add_insecure_port(_join_address(host, port))
+        except RuntimeError:
+            # gRPC does not say why.
+            raise StartError(_bind_problem(host, port)) from None
+        self.address = _join_address(host, bound_port)
+        self._health = health.HealthServicer()
+        self._service: Service | None = None
+
+    def start(self, service: Service) -> None:
+        """Serve it, and report SERVING."""
+        self._service = service
+        service.register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
+        self._server.start()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Report NOT_SERVING, refuse new requests, let those in progress finish, then close.
+
+        Args:
+            grace_seconds: after this time the remaining requests are cancelled.
+        """
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_seconds).wait()
+        if self._service is not None:
+            self._service.close()
+
+
+def serve(
+    options: ServerOptions, *, program: str, load: Callable[[ServerOptions], Service]
+) -> None:
+    """Serve until SIGTERM, SIGINT or, when asked, the end of standard input; then drain.
+
+    Exits the process with code 2 and one line on standard error when the service cannot start.
+
+    Args:
+        options: the shared arguments.
+        program: name of the command, for that line.
+        load: loads the model and builds the service. Called once the port is known to be free.
+    """
+    stop_signal = _StopSignal()
+    if options.exit_when_stdin_closes:
+        _stop_at_end_of_stdin()
+    started = time.monotonic()
+    try:
+        server = RunningServer(
+            host=options.host,
+            port=options.port,
+            max_concurrent_requests=options.max_concurrent_requests,
+        )
+        service = load(options)
+    except (StartError, ModelError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    stop_signal.end_start()
+    server.start(service)
+    if options.ready_file is not None:
+        _write_ready_file(options.ready_file, server.address)
+    seconds = time.monotonic() - started
+    _LOGGER.info(
+        "serving %s at %s, started in %.1f s", service.description, server.address, seconds
+    )
+    _LOGGER.info("stopping: %s", stop_signal.wait())
+    server.stop(options.grace_seconds)
+    if options.ready_file is not None:
+        options.ready_file.unlink(missing_ok=True)
+    _LOGGER.info("stopped")
+
+
+class _StopSignal:
+    """SIGTERM and SIGINT: end a start at once, a running service gracefully, a drain at once."""
+
+    def __init__(self) -> None:
+        self._serving = False
+        self._stopping = False
+        # The one queue whose `put` may interrupt its own `get`, as a signal handler does.
+        self._names: SimpleQueue[str] = SimpleQueue()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def end_start(self) -> None:
+        """From now on a signal asks for a graceful stop."""
+        self._serving = True
+
+    def wait(self) -> str:
+        """Wait for the first signal and return its name."""
+        return self._names.get()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._serving:
+            raise SystemExit(0)
+        if self._stopping:
+            os._exit(128 + number)  # whoever asks twice does not want to wait
+        self._stopping = True
+        self._names.put(signal.Signals(number).name)
+
+
+def _stop_at_end_of_stdin() -> None:
+    def watch() -> None:
+        # Straight from the descriptor: at exit the interpreter would wait for a buffered reader.
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="stdin-watch", daemon=True).start()
+
+
+def _write_ready_file(path: Path, address: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"address": address, "pid": os.getpid()}) + "\n")
+    # A rename: a reader sees the whole file or none.
+    temporary.replace(path)
+
+
+def _join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bind_problem(host: str, port: int) -> str:
+    """Why an address cannot be bound, in one line."""
+    address = _join_address(host, port)
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(target)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"cannot listen on {address}: the port is in use"
+        return f"cannot listen on {address}: {error.strerror or error}"
+    return f"cannot listen on {address}"
