@@ -1,0 +1,85 @@
+"""Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685), in the layout of the layer scan."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from distill.errors import InvalidFieldError
+from distill.models.config import ModelConfig
+from distill.models.functional import Adapter
+
+ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The projections that can have an adapter, in the order of a layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """What an adapter is, apart from its weights."""
+
+    rank: int
+    """r, at least 1."""
+
+    alpha: float
+    """The update is scaled by alpha / rank."""
+
+    target_modules: tuple[str, ...]
+    """Names out of ADAPTER_TARGETS."""
+
+    seed: int
+    """Of the initial `a` matrices."""
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / rank of the update."""
+        return self.alpha / self.rank
+
+
+def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapter:
+    """A fresh adapter that changes nothing yet: a Kaiming uniform as in PEFT, b zero.
+
+    The values of a target's `a` depend on the seed and the target alone, not on which others
+    have an adapter.
+
+    Raises:
+        InvalidFieldError: rank below 1, or no or an unknown target.
+    """
+    _check(config, spec)
+    seed_key = jax.random.key(spec.seed)
+    adapter = {}
+    for target in spec.target_modules:
+        in_features, out_features = config.projection_shapes[target]
+        key = jax.random.fold_in(seed_key, ADAPTER_TARGETS.index(target))
+        # Kaiming uniform with a = sqrt(5), torch's default for Linear, comes to this bound.
+        bound = 1 / math.sqrt(in_features)
+        shape = (config.layer_count, in_features, spec.rank)
+        adapter[target] = {
+            "a": jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound),
+            "b": jnp.zeros((config.layer_count, spec.rank, out_features), dtype),
+        }
+    return adapter
+
+
+def scale_adapter(adapter: Adapter, factor: float) -> Adapter:
+    """The adapter with `factor` (alpha / rank) folded into b, as the forward pass expects it."""
+    return {
+        target: {"a": pair["a"], "b": pair["b"] * jnp.asarray(factor, pair["b"].dtype)}
+        for target, pair in adapter.items()
+    }
+
+
+def _check(config: ModelConfig, spec: LoraSpec) -> None:
+    if spec.rank < 1:
+        raise InvalidFieldError("lora.rank", f"must be at least 1, got {spec.rank}")
+    if not spec.target_modules:
+        raise InvalidFieldError("lora.target_modules", "must name at least one projection")
+    for target in spec.target_modules:
+        if target not in config.projection_shapes:
+            allowed = ", ".join(ADAPTER_TARGETS)
+            raise InvalidFieldError(
+                "lora.target_modules", f"must be among {allowed}, got {target!r}"
+            )
+    if len(set(spec.target_modules)) != len(spec.target_modules):
+        raise InvalidFieldError("lora.target_modules", "must not name a projection twice")

@@ -1,0 +1,164 @@
+"""The decoder that every family is: embedding, a stack of equal layers, a final norm.
+
+The layers' parameters are stacked on a leading axis and the stack runs as one `lax.scan`: one
+layer is compiled, whatever their number.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from distill.models.attention import Attention, cached_attention, causal_attention
+from distill.models.config import ModelConfig
+from distill.models.layers import Embedding, GatedMLP, LayerAdapter, RMSNorm
+from distill.models.rotary import rotary_angles
+
+StackedAdapter = Mapping[str, Mapping[str, jax.Array]]
+"""An adapter as runs hold it: {"q_proj": {"a": [L, in, r], "b": [L, r, out]}, ...}."""
+
+
+LayerState: TypeAlias = Any
+"""One layer's parameters, as the scan hands them out."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class KVCache:
+    """Keys and values of the tokens seen so far, and nothing else.
+
+    A key's slot is its position in its row. Where each row stands is the caller's knowledge.
+    """
+
+    keys: jax.Array
+    """[L, B, S, G, head_dim], rotary positions applied."""
+
+    values: jax.Array
+    """[L, B, S, G, head_dim]."""
+
+
+class DecoderLayer(nnx.Module):
+    """Attention and MLP, each after a norm and beside a residual."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: DTypeLike,
+        *,
+        query_key_norm: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.input_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.attention = Attention(config, dtype, query_key_norm=query_key_norm, rngs=rngs)
+        self.post_attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.mlp = GatedMLP(config, dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        hidden: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        adapter: LayerAdapter,
+    ) -> jax.Array:
+        """Map [B, T, D] to [B, T, D], whole sequences from position 0."""
+        query, key, value = self.attention.project(self.input_norm(hidden), angles, adapter)
+        mixed = causal_attention(query, key, value)
+        hidden = hidden + self.attention.output(mixed, adapter)
+        return hidden + self.mlp(self.post_attention_norm(hidden), adapter)
+
+    def with_cache(
+        self,
+        hidden: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        positions: jax.Array,
+        cache: KVCache,
+        layer: jax.Array,
+        adapter: LayerAdapter,
+    ) -> tuple[jax.Array, KVCache]:
+        """Map [B, T, D] at positions [B, T]; writes this layer's slots, then reads them all."""
+        query, key, value = self.attention.project(self.input_norm(hidden), angles, adapter)
+        rows = jnp.arange(hidden.shape[0])[:, None]
+        # Written in place inside the stacked cache: handing each layer's slice through the scan
+        # would copy the whole cache for every generated token.
+        cache = KVCache(
+            keys=cache.keys.at[layer, rows, positions].set(key.astype(cache.keys.dtype)),
+            values=cache.values.at[layer, rows, positions].set(value.astype(cache.values.dtype)),
+        )
+        mixed = cached_attention(
+            query,
+            cache.keys[layer].astype(query.dtype),
+            cache.values[layer].astype(query.dtype),
+            positions,
+        )
+        hidden = hidden + self.attention.output(mixed, adapter)
+        return hidden + self.mlp(self.post_attention_norm(hidden), adapter), cache
+
+
+class Decoder(nnx.Module):
+    """A whole model. Its state, split off, is the parameter tree; the rest is the graph."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: DTypeLike,
+        *,
+        query_key_norm: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, rngs=rngs)
+        self.layers = nnx.vmap(
+            lambda layer_rngs: DecoderLayer(
+                config, dtype, query_key_norm=query_key_norm, rngs=layer_rngs
+            ),
+            in_axes=0,
+            out_axes=0,
+        )(rngs.fork(split=config.layer_count))
+        self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+        if not config.tied_head:
+            self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype, rngs=rngs)
+
+    def __call__(
+        self, token_ids: jax.Array, adapter: StackedAdapter | None, *, remat: bool
+    ) -> jax.Array:
+        """Normed hidden states [B, T, D] of right-padded rows [B, T] at positions 0 to T-1."""
+        graph, layers = nnx.split(self.layers)
+        angles = rotary_angles(self.config, jnp.arange(token_ids.shape[1]))
+
+        def step(
+            hidden: jax.Array, scanned: tuple[LayerState, LayerAdapter]
+        ) -> tuple[jax.Array, None]:
+            parameters, layer_adapter = scanned
+            return nnx.merge(graph, parameters)(hidden, angles, layer_adapter), None
+
+        # A scan is its own barrier against merging the recomputation with the forward pass.
+        body = jax.checkpoint(step, prevent_cse=False) if remat else step
+        hidden, _ = jax.lax.scan(body, self.embed_tokens(token_ids), (layers, adapter or {}))
+        return self.norm(hidden)
+
+    def with_cache(
+        self,
+        token_ids: jax.Array,
+        positions: jax.Array,
+        cache: KVCache,
+        adapter: StackedAdapter | None,
+    ) -> tuple[jax.Array, KVCache]:
+        """Normed hidden states [B, T, D] of tokens at positions [B, T], and the grown cache."""
+        graph, layers = nnx.split(self.layers)
+        angles = rotary_angles(self.config, positions)
+
+        def step(
+            carry: tuple[jax.Array, KVCache],
+            scanned: tuple[LayerState, LayerAdapter, jax.Array],
+        ) -> tuple[tuple[jax.Array, KVCache], None]:
+            hidden, grown = carry
+            parameters, layer_adapter, layer = scanned
+            module = nnx.merge(graph, parameters)
+            return module.with_cache(hidden, angles, positions, grown, layer, layer_adapter), None
+
+        scanned = (layers, adapter or {}, jnp.arange(self.config.layer_count))
+        (hidden, cache), _ = jax.lax.scan(step, (self.embed_tokens(token_ids), cache), scanned)
+        return self.norm(hidden), cache
