@@ -1,0 +1,138 @@
+"""Safetensors of a Hugging Face directory into the parameter tree. Knows no JAX.
+
+One tensor at a time: the peak is the tree in the compute dtype and one tensor.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+from distill.errors import ModelError
+from distill.models.config import ModelConfig
+from distill.models.hf_families import model_weight_entries
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+FLOAT_TYPES: tuple[Any, ...] = (np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+def read_weights(
+    directory: Path, config: ModelConfig, tree: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Fill a parameter tree from the directory's safetensors, single or sharded.
+
+    Args:
+        directory: holds model.safetensors, or shards and their index.
+        config: of the same directory.
+        tree: the parameters' shapes and dtypes, nested as the parameters are.
+
+    Returns:
+        The tree with NumPy arrays, and a digest of the weights as stored: of names, types, shapes
+        and bytes, whatever files they are spread over.
+
+    Raises:
+        ModelError: a tensor is missing, unknown, of a wrong shape, or not of a float type.
+    """
+    parameters = _allocate(tree)
+    digest = hashlib.blake2b(digest_size=16)
+    with ExitStack() as stack:
+        files = _open_files(directory, stack)
+        entries = {entry.hf_name: entry for entry in model_weight_entries(config)}
+        _check_names(set(files), set(entries), tied_head=config.tied_head)
+        # Sorted: the digest must not depend on the layout of the files.
+        for name in sorted(entries):
+            entry = entries[name]
+            tensor = files[name].get_tensor(name)
+            if tensor.dtype not in FLOAT_TYPES:
+                raise ModelError(f"{name}: type {tensor.dtype} is not float32, float16 or bfloat16")
+            digest.update(f"{name}:{tensor.dtype}:{tensor.shape}:".encode())
+            digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
+            target = _leaf(parameters, entry.path)
+            if entry.layer is not None:
+                target = target[entry.layer]
+            oriented = tensor.T if entry.is_transposed else tensor
+            if oriented.shape != target.shape:
+                expected = target.shape[::-1] if entry.is_transposed else target.shape
+                raise ModelError(
+                    f"{name}: the configuration asks for shape {list(expected)}, "
+                    f"the file has {list(tensor.shape)}"
+                )
+            target[...] = oriented
+    return parameters, digest.hexdigest()
+
+
+def _open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
+    """Each tensor's name with the open file that holds it."""
+    if (directory / INDEX_FILE).is_file():
+        index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
+        file_names = sorted(set(index["weight_map"].values()))
+    elif (directory / SINGLE_FILE).is_file():
+        file_names = [SINGLE_FILE]
+    else:
+        raise ModelError(f"the model directory has neither {SINGLE_FILE} nor {INDEX_FILE}")
+    files: dict[str, Any] = {}
+    for file_name in file_names:
+        # An index comes with the weights: it must not point out of the directory.
+        if Path(file_name).name != file_name:
+            raise ModelError(f"{INDEX_FILE}: {file_name!r} is not a file name")
+        if not (directory / file_name).is_file():
+            raise ModelError(f"the model directory has no {file_name}, which its index names")
+        try:
+            opened = stack.enter_context(
+                safetensors.safe_open(directory / file_name, framework="numpy")
+            )
+        except safetensors.SafetensorError as error:
+            raise ModelError(f"{file_name} cannot be read: {error}") from error
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            files[name] = opened
+    return files
+
+
+def _check_names(present: set[str], wanted: set[str], *, tied_head: bool) -> None:
+    missing = sorted(wanted - present)
+    if missing:
+        raise ModelError(f"the weights lack {missing[0]} ({len(missing)} tensors in all)")
+    # Old files keep the rotary frequencies, which follow from the configuration; a tied model's
+    # lm_head is a copy of the embedding, which Transformers also ignores.
+    unknown = sorted(
+        name
+        for name in present - wanted
+        if not name.endswith(".rotary_emb.inv_freq")
+        and not (tied_head and name == "lm_head.weight")
+    )
+    if unknown:
+        raise ModelError(f"the weights have an unknown {unknown[0]} ({len(unknown)} in all)")
+
+
+def _allocate(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _allocate(value)
+        if isinstance(value, Mapping)
+        else np.empty(value.shape, dtype=value.dtype)
+        for key, value in tree.items()
+    }
+
+
+def _leaf(tree: Mapping[str, Any], path: tuple[str, ...]) -> NDArray[Any]:
+    node: Any = tree
+    for key in path:
+        node = node[key]
+    leaf: NDArray[Any] = node
+    return leaf
+
+
+def leaves(tree: Mapping[str, Any]) -> Iterator[Any]:
+    """The arrays of a parameter tree."""
+    for value in tree.values():
+        if isinstance(value, Mapping):
+            yield from leaves(value)
+        else:
+            yield value

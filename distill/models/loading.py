@@ -1,0 +1,96 @@
+"""From the name of a model to a model in memory."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from distill.errors import ModelError
+from distill.models.config import ModelConfig
+from distill.models.functional import Graph, Parameters, build_graph
+from distill.models.hf_families import parse_hf_config
+from distill.models.hf_weights import leaves, read_weights
+from distill.models.references import resolve_reference
+from distill.tokenizer import TextTokenizer
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to compute. Its parameters are read-only and shared by all that use it."""
+
+    name: str
+    """For people: the reference, or the last part of its path."""
+
+    config: ModelConfig
+    """What it is."""
+
+    graph: Graph
+    """Static part, for `distill.models.functional`."""
+
+    parameters: Parameters
+    """Weights: projections and embedding in the compute dtype, norms in float32."""
+
+    tokenizer: TextTokenizer
+    """Its tokenizer, chat template and end ids."""
+
+    weights_version: str
+    """Digest of the weights as stored."""
+
+    parameter_count: int
+    """Number of weights; a tied head counts once."""
+
+
+def load_model(
+    reference: str, *, compute_dtype: str = "float32", cache_dir: Path | None = None
+) -> LoadedModel:
+    """Load a model for computing.
+
+    Args:
+        reference: a Hugging Face model directory, a `.gguf` file, "smollm2-135m" (the embedded
+            default), or a hub id "organisation/name". GGUF is converted once into the cache.
+        compute_dtype: "float32" or "bfloat16".
+        cache_dir: where conversions are kept; None: $DISTILL_CACHE_DIR, or the user's cache.
+
+    Raises:
+        ModelError: the model cannot be found, is incomplete, or of a kind not supported.
+    """
+    if compute_dtype not in COMPUTE_DTYPES:
+        allowed = " or ".join(COMPUTE_DTYPES)
+        raise ModelError(f"compute_dtype: must be {allowed}, got {compute_dtype!r}")
+    resolved = resolve_reference(reference, cache_dir)
+    config = parse_hf_config(_read_config(resolved.directory))
+    tokenizer = TextTokenizer.from_directory(resolved.directory)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, "
+            f"more than the model's vocabulary of {config.vocab_size}"
+        )
+    graph, shapes = build_graph(config, jnp.dtype(compute_dtype))
+    weights, weights_version = read_weights(resolved.directory, config, shapes)
+    parameters = jax.tree.map(jnp.asarray, weights)
+    return LoadedModel(
+        name=resolved.name,
+        config=config,
+        graph=graph,
+        parameters=parameters,
+        tokenizer=tokenizer,
+        weights_version=weights_version,
+        parameter_count=sum(leaf.size for leaf in leaves(parameters)),
+    )
+
+
+def _read_config(directory: Path) -> dict[str, object]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelError("the model directory has no config.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"config.json cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError("config.json must hold a JSON object")
+    return content
