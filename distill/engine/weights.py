@@ -1,13 +1,8 @@
 """The weights a computation runs under."""
 
 from dataclasses import dataclass
-from typing import Any
 
-Parameters = dict[str, Any]
-"""Nested dict of arrays; those of the layers are stacked on a leading axis L."""
-
-Adapter = dict[str, dict[str, Any]]
-"""`{"q_proj": {"a": [L, in, r], "b": [L, r, out]}, …}`."""
+from distill.models.functional import Adapter, Parameters
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Checks that several requests share. A message names the field, what is allowed and what came.
+
+The value shown is the request's own number; token ids are never listed beyond the first bad one.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from distill.errors import InvalidFieldError, LimitExceededError
+from distill.limits import RequestLimits
+from distill.tensors import Int32Array, decode_int32
+from distill.v1 import tensor_pb2
+
+MIN_TEMPERATURE = 1e-6
+"""Below it, logits divided by the temperature leave the range of float32."""
+
+
+def check_range(field: str, value: int, low: int, high: int) -> None:
+    """Raise InvalidFieldError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise InvalidFieldError(field, f"must be in [{low}, {high}], got {value}")
+
+
+def check_limit(field: str, value: int, limit: int) -> None:
+    """Raise LimitExceededError unless value <= limit."""
+    if value > limit:
+        raise LimitExceededError(field, limit, value)
+
+
+def check_temperature(field: str, value: float) -> None:
+    """Raise InvalidFieldError unless the value can divide logits."""
+    if not math.isfinite(value) or value < MIN_TEMPERATURE:
+        raise InvalidFieldError(
+            field, f"must be finite and at least {MIN_TEMPERATURE}, got {value}"
+        )
+
+
+def parse_token_ids(
+    tensor: tensor_pb2.Int32Tensor, field: str, *, vocab_size: int, max_length: int
+) -> Int32Array:
+    """Decode a sequence of token ids [T] with 1 <= T <= max_length.
+
+    Raises:
+        InvalidFieldError: wrong shape, no token, or an id outside [0, vocab_size).
+        LimitExceededError: more than `max_length` tokens.
+    """
+    token_ids = decode_int32(tensor, field, (1,))
+    if not len(token_ids):
+        raise InvalidFieldError(field, "must have at least 1 token, got 0")
+    check_limit(field, len(token_ids), max_length)
+    # JAX would clamp an id outside of the range and compute something else without a word.
+    outside = np.flatnonzero((token_ids < 0) | (token_ids >= vocab_size))
+    if len(outside):
+        first = int(outside[0])
+        raise InvalidFieldError(
+            f"{field}.values[{first}]",
+            f"must be in [0, {vocab_size}), got {int(token_ids[first])}",
+        )
+    return token_ids
+
+
+def check_request_size(field: str, sequences: Sequence[object], limits: RequestLimits) -> None:
+    """Check the number of sequences before any of them is decoded.
+
+    Raises:
+        InvalidFieldError: none.
+        LimitExceededError: more than the service accepts.
+    """
+    if not sequences:
+        raise InvalidFieldError(field, "must not be empty")
+    check_limit(field, len(sequences), limits.max_sequences)
