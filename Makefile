@@ -1,0 +1,77 @@
+# Every target sets up what it needs, in .venv (and .venv-parity for the one suite that needs
+# PyTorch), and reuses it afterwards. `make` alone lists the targets.
+#   PYTHON=python3.12   the interpreter of a new environment        ARGS="..."   more arguments for the command
+
+PYTHON ?= python3
+export PYTHON
+ARGS ?=
+
+VENV := .venv
+VENV_PARITY := .venv-parity
+PYTEST := $(VENV)/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-parity test-docker lint format protos bench clean environment-demo environment-dev environment-parity
+MAKEFLAGS += --no-print-directory
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+environment-demo:
+	@scripts/environment.sh $(VENV) plot
+environment-dev:
+	@scripts/environment.sh $(VENV) dev,plot
+# Apart from .venv: `make test` thereby keeps proving that nothing but this suite needs PyTorch.
+environment-parity:
+	@scripts/environment.sh $(VENV_PARITY) dev,parity
+
+demo: environment-demo ## distil a small model into itself and print what it learned (ARGS="--steps 3 --out DIR")
+	@echo "==> distill demo $(ARGS)"
+	@$(VENV)/bin/distill demo $(ARGS)
+
+test: environment-dev ## the tests that every change must pass
+	@echo "==> pytest"
+	@$(PYTEST) $(ARGS)
+
+test-all: environment-dev environment-parity ## test, with the slow suites and the comparison with PyTorch
+	@echo "==> pytest --run-slow"
+	@$(PYTEST) --run-slow $(ARGS)
+	@$(MAKE) test-parity
+
+test-parity: environment-parity ## compare models, gradients and exports with Transformers on PyTorch
+	@echo "==> pytest --run-parity"
+	@$(VENV_PARITY)/bin/python -m pytest --run-parity -m parity $(ARGS)
+
+test-docker: environment-dev ## build the images and run the compose file on a container engine
+	@echo "==> pytest --run-docker"
+	@$(PYTEST) --run-docker -m docker tests/docker $(ARGS)
+
+lint: environment-dev ## style, types, contract
+	@echo "==> ruff check"
+	@$(VENV)/bin/ruff check --quiet .
+	@echo "==> ruff format --check"
+	@$(VENV)/bin/ruff format --quiet --check .
+	@echo "==> mypy --strict"
+	@$(VENV)/bin/mypy
+	@echo "==> buf lint"
+	@$(VENV)/bin/buf lint
+	@echo "==> buf breaking"
+	@scripts/check_breaking.sh $(VENV)/bin/buf
+	@echo "==> hadolint"
+	@$(VENV)/bin/hadolint docker/Dockerfile
+
+format: environment-dev ## rewrite the Python code in the project's style
+	@$(VENV)/bin/ruff check --quiet --fix .
+	@$(VENV)/bin/ruff format .
+
+protos: ## generate distill/v1 from protos/
+	@echo "==> protos/generate.sh"
+	@protos/generate.sh
+
+bench: environment-dev ## measure the machine's peak, scoring and training side by side
+	@echo "==> benchmarks"
+	@$(VENV)/bin/python -m benchmarks $(ARGS)
+
+clean: ## remove the environments, caches and outputs that the targets made
+	rm -rf .venv .venv-parity .venv-protos build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

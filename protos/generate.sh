@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ ! -x .venv-protos/bin/python ]; then
-  python3 -m venv .venv-protos
+  "${PYTHON:-python3}" -m venv .venv-protos
   .venv-protos/bin/pip install --quiet 'grpcio-tools==1.80.*' 'mypy-protobuf==3.7.*'
 fi
 PATH="$PWD/.venv-protos/bin:$PATH" .venv-protos/bin/python -m grpc_tools.protoc \
