@@ -62,7 +62,7 @@ def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapt
     return adapter
 
 
-def scale_adapter(adapter: Adapter, factor: float) -> Adapter:
+def scale_adapter(adapter: Adapter, factor: float | jax.Array) -> Adapter:
     """The adapter with `factor` (alpha / rank) folded into b, as the forward pass expects it."""
     return {
         target: {"a": pair["a"], "b": pair["b"] * jnp.asarray(factor, pair["b"].dtype)}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from distill.ops import head
 from distill.ops.head import selected_log_probs
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from distill.ops.head import selected_log_probs
 from distill.ops.objectives import OBJECTIVES, StudentRows, TargetRows
-
 from tests.distill.ops import reference
 
 GOLDEN_LOGITS = np.array([[0, 9, 8, 1, 0, 0], [8, 7, 0, 0, 9, 0], [9, 8, 7, 0, 0, 0]], np.float64)

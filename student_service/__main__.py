@@ -1,0 +1,137 @@
+"""The student service as a process: `distill-student`, `python -m student_service`."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from distill.engine.sampler import Sampler
+
+from distill.engine.compilation_cache import enable_compilation_cache
+from distill.engine.device_queue import DeviceQueue
+from distill.engine.scorer import Scorer
+from distill.models.loading import load_model
+from distill.rpc.model_info import request_limits
+from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
+from distill.rpc.server import Service, serve
+from distill.v1 import student_service_pb2, student_service_pb2_grpc
+from student_service.checkpoints import CheckpointStore
+from student_service.runs import RunRegistry
+from student_service.servicer import StudentServicer
+from student_service.teacher_pool import TeacherPool
+from student_service.trainer import Trainer
+
+PROGRAM = "distill-student"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments and serve until told to stop."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Train runs on one base model: gradients of distillation objectives, "
+        "optimizer steps, sampling, scoring, checkpoints and export over gRPC.",
+    )
+    add_server_arguments(parser, default_port=50052)
+    parser.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="NAME=HOST:PORT",
+        help="a teacher that this student may pull distributions from; repeat for more "
+        "(default: none)",
+    )
+    parser.add_argument(
+        "--runs-dir",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where checkpoints are saved (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--micro-batch-tokens",
+        type=int,
+        default=1024,
+        metavar="TOKENS",
+        help="most padded tokens of one compiled training call: bounds the memory of "
+        "activations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--remat",
+        action="store_true",
+        help="recompute activations in the backward pass: less memory, more time (default: keep)",
+    )
+    arguments = parser.parse_args(argv)
+    options = parse_server_options(parser, arguments)
+    try:
+        teachers = _parse_teachers(arguments.teacher)
+    except ValueError as error:
+        parser.error(f"argument --teacher: {error}")
+    if arguments.micro_batch_tokens < 1:
+        parser.error(
+            f"argument --micro-batch-tokens: must be at least 1, got {arguments.micro_batch_tokens}"
+        )
+    load = partial(
+        _load,
+        teachers=teachers,
+        runs_dir=arguments.runs_dir,
+        micro_batch_tokens=arguments.micro_batch_tokens,
+        remat=arguments.remat,
+    )
+    serve(options, program=PROGRAM, load=load)
+
+
+def _parse_teachers(values: Sequence[str]) -> dict[str, str]:
+    teachers: dict[str, str] = {}
+    for value in values:
+        name, separator, address = value.partition("=")
+        if not (name and separator and ":" in address):
+            raise ValueError(f"must be NAME=HOST:PORT, got {value!r}")
+        if name in teachers:
+            raise ValueError(f"the name {name!r} is given twice")
+        teachers[name] = address
+    return teachers
+
+
+def _load(
+    options: ServerOptions,
+    *,
+    teachers: dict[str, str],
+    runs_dir: Path,
+    micro_batch_tokens: int,
+    remat: bool,
+) -> Service:
+    enable_compilation_cache(options.cache_dir)
+    model = load_model(options.model, compute_dtype=options.dtype, cache_dir=options.cache_dir)
+    limits = request_limits(
+        model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
+    )
+    queue = DeviceQueue()
+    trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
+    pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)
+    runs = RunRegistry(model, trainer=trainer, queue=queue, store=CheckpointStore(runs_dir))
+    servicer = StudentServicer(
+        model=model,
+        limits=limits,
+        queue=queue,
+        scorer=Scorer(model, limits),
+        sampler=Sampler(model),
+        runs=runs,
+        teachers=pool,
+    )
+
+    def close() -> None:
+        queue.close()
+        pool.close()
+
+    return Service(
+        full_name=student_service_pb2.DESCRIPTOR.services_by_name["StudentService"].full_name,
+        description=f"{model.name} ({model.parameter_count:,} parameters, {options.dtype})",
+        register=lambda server: student_service_pb2_grpc.add_StudentServiceServicer_to_server(
+            servicer, server
+        ),
+        close=close,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Saved states of runs: safetensors beside a JSON manifest, whole or not at all.
+
+Layout: `<root>/<run>/checkpoints/<name>.json` names its state file and that file's digest. The
+manifest is renamed into place after its state file is on disk, so a checkpoint either is the old
+one or the new one, also when it is overwritten.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+
+FORMAT_VERSION = 1
+"""Raised when the files change in a way that older code would misread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """A checkpoint without its arrays."""
+
+    name: str
+    """Unique in the run."""
+
+    step: int
+    """Optimizer steps at that time."""
+
+    sequence_number: int
+    """Of the SaveCheckpoint that made it."""
+
+    created_unix_seconds: float
+    """When."""
+
+    weights_version: str
+    """Identifies the weights."""
+
+    size_bytes: int
+    """Of the state file."""
+
+
+class CheckpointStore:
+    """The checkpoints of all runs below one directory. Names are checked by the caller."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def save(
+        self,
+        run_id: str,
+        info: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        *,
+        overwrite: bool,
+    ) -> CheckpointInfo:
+        """Write a checkpoint.
+
+        Args:
+            run_id: the run.
+            info: JSON values, among them the fields of CheckpointInfo but size and time.
+            arrays: the state by name.
+            overwrite: replace a checkpoint of the same name.
+
+        Raises:
+            AlreadyExistsError: the name is taken and `overwrite` is false.
+        """
+        directory = self._directory(run_id)
+        directory.mkdir(parents=True, exist_ok=True)
+        manifest_path = directory / f"{info['name']}.json"
+        previous = json.loads(manifest_path.read_text()) if manifest_path.exists() else None
+        if previous is not None and not overwrite:
+            raise AlreadyExistsError(
+                f"name: the run has a checkpoint {info['name']!r} already; set overwrite to "
+                "replace it"
+            )
+        state_path = directory / f"{info['name']}-{uuid.uuid4().hex}.safetensors"
+        save_file(dict(arrays), state_path)
+        _sync(state_path)
+        manifest = {
+            **info,
+            "format_version": FORMAT_VERSION,
+            "created_unix_seconds": time.time(),
+            "size_bytes": state_path.stat().st_size,
+            "state_file": state_path.name,
+            "state_sha256": _digest(state_path),
+        }
+        aside = manifest_path.with_suffix(".json.tmp")
+        aside.write_text(json.dumps(manifest, indent=2))
+        _sync(aside)
+        aside.replace(manifest_path)
+        _sync(directory)
+        if previous is not None:
+            (directory / previous["state_file"]).unlink(missing_ok=True)
+        return _info(manifest)
+
+    def load(self, run_id: str, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
+        """The manifest and the arrays of a checkpoint.
+
+        Raises:
+            NotFoundError: the run has no such checkpoint.
+            CorruptDataError: its state file is missing or does not match its digest.
+        """
+        manifest = self.manifest(run_id, name)
+        state_path = self._directory(run_id) / Path(manifest["state_file"]).name
+        if not state_path.is_file() or _digest(state_path) != manifest["state_sha256"]:
+            raise CorruptDataError(f"the state of checkpoint {name!r} does not match its digest")
+        return manifest, load_file(state_path)
+
+    def manifest(self, run_id: str, name: str) -> Mapping[str, Any]:
+        """What a checkpoint says of itself; errors are those of `load`."""
+        path = self._directory(run_id) / f"{name}.json"
+        if not path.is_file() or path.is_symlink():
+            raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}")
+        try:
+            manifest: Mapping[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise CorruptDataError(f"the manifest of checkpoint {name!r} is no JSON") from error
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise CorruptDataError(
+                f"checkpoint {name!r} has format {manifest.get('format_version')}, "
+                f"this service reads {FORMAT_VERSION}"
+            )
+        return manifest
+
+    def list(self, run_id: str) -> list[CheckpointInfo]:
+        """The checkpoints of a run, oldest first."""
+        paths = self._directory(run_id).glob("*.json")
+        found = [_info(self.manifest(run_id, path.stem)) for path in paths]
+        return sorted(found, key=lambda info: info.created_unix_seconds)
+
+    def delete_all(self, run_id: str) -> None:
+        """Remove everything of a run."""
+        shutil.rmtree(self._root / run_id, ignore_errors=True)
+
+    def _directory(self, run_id: str) -> Path:
+        return self._root / run_id / "checkpoints"
+
+
+def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:
+    return CheckpointInfo(**{name: manifest[name] for name in CheckpointInfo.__dataclass_fields__})
+
+
+def info_fields(info: CheckpointInfo) -> dict[str, Any]:
+    """The fields of a checkpoint's description by name."""
+    return asdict(info)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

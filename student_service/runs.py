@@ -1,0 +1,398 @@
+"""Runs: who owns which training state, and how it changes.
+
+A state is replaced and never edited: an operation computes a new one from the old, and only when
+it has succeeded is it swapped in. The sequencer makes sure that one operation runs at a time.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import optax
+
+from distill.engine.device_queue import DeviceQueue
+from distill.engine.weights import ModelWeights
+from distill.errors import AlreadyExistsError, NotFoundError, WrongStateError
+from distill.models.adapters import LoraSpec
+from distill.models.loading import LoadedModel
+from student_service.batch import BatchOutcome, TrainingBatch
+from student_service.checkpoints import CheckpointInfo, CheckpointStore
+from student_service.sequencer import Sequencer, Ticket
+from student_service.trainer import AdamWSettings, Trainable, Trainer, parameter_count
+
+Answer = TypeVar("Answer")
+
+KEPT_CHECKPOINT_WEIGHTS = 2
+"""Checkpoints whose weights stay in memory for sampling and scoring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Everything that training changes. Immutable."""
+
+    trainable: Trainable
+    """Float32 parameters."""
+
+    optimizer_state: optax.OptState
+    """Float32 moments."""
+
+    gradient_sum: Trainable | None = None
+    """Sum since the last step; None when nothing has a weight yet."""
+
+    step: int = 0
+    """Optimizer steps."""
+
+    accumulated_batches: int = 0
+    """Batches in the gradient sum."""
+
+    accumulated_rows: int = 0
+    """Weighted target rows in it."""
+
+    accumulated_examples: int = 0
+    """Examples in it."""
+
+    weights_version: str
+    """Changes whenever `trainable` does."""
+
+
+COUNTERS = ("step", "accumulated_batches", "accumulated_rows", "accumulated_examples")
+"""The plain numbers of a RunState."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTiming:
+    """Where the time of a batch went, in seconds."""
+
+    queue_seconds: float
+    """Waiting for the device."""
+
+    compute_seconds: float
+    """From the first piece to the last, other streams' turns included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What an optimizer step did."""
+
+    step: int
+    """Steps so far."""
+
+    gradient_norm: float
+    """After normalisation, before clipping."""
+
+    update_norm: float
+    """Of the change of the parameters."""
+
+    normalizer: float
+    """What the gradient sum was divided by."""
+
+    weights_version: str
+    """Of the new weights."""
+
+
+class Run:
+    """One training state and the sequence of what changes it."""
+
+    def __init__(
+        self,
+        run_id: str,
+        lora: LoraSpec | None,
+        *,
+        trainer: Trainer,
+        queue: DeviceQueue,
+        store: CheckpointStore,
+        base_version: str,
+    ) -> None:
+        self.run_id = run_id
+        self.lora = lora
+        self.sequencer = Sequencer()
+        self._trainer = trainer
+        self._queue = queue
+        self._store = store
+        self._base_version = base_version
+        trainable = queue.run(lambda: trainer.initial_trainable(lora))
+        self.trainable_parameter_count = parameter_count(trainable)
+        self._state = RunState(
+            trainable=trainable,
+            optimizer_state=trainer.initial_optimizer_state(trainable),
+            weights_version=f"{run_id}:0",
+        )
+        self._saved_weights: OrderedDict[str, ModelWeights] = OrderedDict()
+        self._saved_weights_lock = threading.Lock()
+
+    @property
+    def state(self) -> RunState:
+        """The present state; it stays valid when the run goes on."""
+        return self._state
+
+    def apply(
+        self, ticket: Ticket, operation: Callable[[], Answer], timeout_seconds: float | None
+    ) -> tuple[Answer, bool]:
+        """Run a mutation in its turn; see Sequencer.execute."""
+        return self.sequencer.execute(ticket, operation, timeout_seconds=timeout_seconds)
+
+    def forward_backward(
+        self, batch: TrainingBatch, timeout_seconds: float | None
+    ) -> tuple[BatchOutcome, BatchTiming]:
+        """Add the gradient of a batch to the sum. Call through `apply`."""
+        state = self._state
+        outcome, timing = self._finish_stream(
+            lambda: self._trainer.forward_backward(state.trainable, self.lora, batch),
+            timeout_seconds,
+        )
+        self._state = replace(
+            state,
+            gradient_sum=self._queue.run(
+                lambda: self._trainer.accumulate(state.gradient_sum, outcome.gradients)
+            ),
+            accumulated_batches=state.accumulated_batches + 1,
+            accumulated_rows=state.accumulated_rows + outcome.batch.row_count,
+            accumulated_examples=state.accumulated_examples + len(batch.examples),
+        )
+        return outcome.batch, timing
+
+    def forward(
+        self, batch: TrainingBatch, checkpoint: str | None, base: bool, timeout: float | None
+    ) -> tuple[BatchOutcome, BatchTiming]:
+        """Evaluate a batch under the current, a saved, or the base weights; nothing changes."""
+        trainable = self._state.trainable
+        if base:
+            # A fresh adapter changes nothing, and fresh full weights are the base's.
+            trainable = self._queue.run(lambda: self._trainer.initial_trainable(self.lora))
+        elif checkpoint is not None:
+            trainable = self._restore(checkpoint)[0].trainable
+        return self._finish_stream(
+            lambda: self._trainer.forward(trainable, self.lora, batch), timeout
+        )
+
+    def optim_step(
+        self, settings: AdamWSettings, normalization: str, sequence_number: int
+    ) -> StepReport:
+        """Apply the gradient sum and clear it. Call through `apply`.
+
+        Args:
+            settings: of this step.
+            normalization: "none", "rows" or "examples".
+            sequence_number: of the mutation; names the new weights.
+
+        Raises:
+            WrongStateError: nothing was accumulated.
+            NonFiniteGradientError: the step would not be finite.
+        """
+        state = self._state
+        gradient_sum = state.gradient_sum
+        if gradient_sum is None:
+            raise WrongStateError(
+                "the run has no gradient: ForwardBackward with at least one weighted row must "
+                "come before OptimStep"
+            )
+        normalizer = {
+            "none": 1.0,
+            "rows": float(state.accumulated_rows),
+            "examples": float(state.accumulated_examples),
+        }[normalization]
+        outcome = self._queue.run(
+            lambda: self._trainer.optim_step(
+                state.trainable, state.optimizer_state, gradient_sum, normalizer, settings
+            )
+        )
+        self._state = RunState(
+            trainable=outcome.trainable,
+            optimizer_state=outcome.optimizer_state,
+            step=state.step + 1,
+            weights_version=f"{self.run_id}:{sequence_number}",
+        )
+        return StepReport(
+            step=self._state.step,
+            gradient_norm=float(outcome.gradient_norm),
+            update_norm=float(outcome.update_norm),
+            normalizer=normalizer,
+            weights_version=self._state.weights_version,
+        )
+
+    def save_checkpoint(self, name: str, overwrite: bool, sequence_number: int) -> CheckpointInfo:
+        """Save the whole state. Call through `apply`."""
+        state = self._state
+        info = {
+            "name": name,
+            "sequence_number": sequence_number,
+            "weights_version": state.weights_version,
+            "base_weights_version": self._base_version,
+            "lora": None if self.lora is None else asdict(self.lora),
+            **{counter: getattr(state, counter) for counter in COUNTERS},
+        }
+        arrays = self._queue.run(lambda: _named_arrays(_tree(state)))
+        return self._store.save(self.run_id, info, arrays, overwrite=overwrite)
+
+    def load_checkpoint(self, name: str) -> None:
+        """Replace the state by a saved one; the sequence goes on. Call through `apply`."""
+        self._state = self._restore(name)[0]
+
+    def list_checkpoints(self) -> list[CheckpointInfo]:
+        """Oldest first."""
+        return self._store.list(self.run_id)
+
+    def delete_checkpoints(self) -> None:
+        """Remove all of them from the disk."""
+        self._store.delete_all(self.run_id)
+
+    def current_weights(self) -> ModelWeights:
+        """What to score and sample under now."""
+        trainable = self._state.trainable
+        return self._queue.run(lambda: self._trainer.weights(trainable, self.lora))
+
+    def checkpoint_weights(self, name: str) -> ModelWeights:
+        """What to score and sample under for a checkpoint."""
+        # The file's name, for a checkpoint may be overwritten under its own.
+        key = self._store.manifest(self.run_id, name)["state_file"]
+        with self._saved_weights_lock:
+            if key in self._saved_weights:
+                self._saved_weights.move_to_end(key)
+                return self._saved_weights[key]
+        trainable = self._restore(name)[0].trainable
+        weights = self._queue.run(lambda: self._trainer.weights(trainable, self.lora))
+        with self._saved_weights_lock:
+            self._saved_weights[key] = weights
+            while len(self._saved_weights) > KEPT_CHECKPOINT_WEIGHTS:
+                self._saved_weights.popitem(last=False)
+        return weights
+
+    def checkpoint_trainable(self, name: str) -> Trainable:
+        """The trained parameters of a checkpoint."""
+        return self._restore(name)[0].trainable
+
+    def _restore(self, name: str) -> tuple[RunState, Mapping[str, Any]]:
+        manifest, arrays = self._store.load(self.run_id, name)
+        mine = None if self.lora is None else asdict(self.lora)
+        saved = manifest["lora"] and {
+            **manifest["lora"],
+            "target_modules": tuple(manifest["lora"]["target_modules"]),
+        }
+        if saved != mine:
+            raise WrongStateError(
+                f"checkpoint {name!r} was saved by a run of another configuration: {saved}, "
+                f"this run has {mine}"
+            )
+        if manifest["base_weights_version"] != self._base_version:
+            raise WrongStateError(
+                f"checkpoint {name!r} was trained on base weights "
+                f"{manifest['base_weights_version']}, this service has {self._base_version}"
+            )
+        tree = _tree(self._state)
+        has_gradient = any(key.startswith("gradient_sum") for key in arrays)
+        tree["gradient_sum"] = self._state.trainable if has_gradient else None
+        restored = self._queue.run(lambda: _from_named_arrays(tree, arrays))
+        state = RunState(
+            **restored,
+            **{counter: manifest[counter] for counter in COUNTERS},
+            weights_version=manifest["weights_version"],
+        )
+        return state, manifest
+
+    def _finish_stream(
+        self, make_pieces: Callable[[], Any], timeout_seconds: float | None
+    ) -> tuple[Any, BatchTiming]:
+        """Run a trainer's pieces on the device and return the last one's result."""
+        queued = time.monotonic()
+        started: list[float] = []
+
+        def pieces() -> Any:
+            started.append(time.monotonic())
+            yield from make_pieces()
+
+        with self._queue.stream(pieces(), timeout_seconds=timeout_seconds) as stream:
+            result = next(stream)
+        finished = time.monotonic()
+        return result, BatchTiming(
+            queue_seconds=started[0] - queued, compute_seconds=finished - started[0]
+        )
+
+
+def _tree(state: RunState) -> dict[str, Any]:
+    return {
+        "trainable": state.trainable,
+        "optimizer_state": state.optimizer_state,
+        "gradient_sum": state.gradient_sum,
+    }
+
+
+def _named_arrays(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in leaves
+    }
+
+
+def _from_named_arrays(like: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    restored: dict[str, Any] = jax.tree_util.tree_unflatten(
+        structure, [jax.numpy.asarray(arrays[name]) for name in names]
+    )
+    return restored
+
+
+class RunRegistry:
+    """All runs of the service."""
+
+    def __init__(
+        self, model: LoadedModel, *, trainer: Trainer, queue: DeviceQueue, store: CheckpointStore
+    ) -> None:
+        self._model = model
+        self._trainer = trainer
+        self._queue = queue
+        self._store = store
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+
+    def create(self, run_id: str, lora: LoraSpec | None, *, take_over: bool) -> Run:
+        """The run of that name, made if it does not exist.
+
+        Raises:
+            AlreadyExistsError: it exists with another configuration.
+        """
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                run = Run(
+                    run_id,
+                    lora,
+                    trainer=self._trainer,
+                    queue=self._queue,
+                    store=self._store,
+                    base_version=self._model.weights_version,
+                )
+                self._runs[run_id] = run
+                return run
+        if run.lora != lora:
+            raise AlreadyExistsError(
+                f"run_id: run {run_id!r} exists with another configuration: {run.lora or 'full'}, "
+                f"asked for {lora or 'full'}"
+            )
+        if take_over:
+            run.sequencer.take_over()
+        return run
+
+    def get(self, run_id: str, field: str = "run_id") -> Run:
+        """Raises NotFoundError when there is none of that name."""
+        with self._lock:
+            run = self._runs.get(run_id)
+        if run is None:
+            raise NotFoundError(f"{field}: there is no run {run_id!r}")
+        return run
+
+    def list(self) -> list[Run]:
+        """By name."""
+        with self._lock:
+            return [self._runs[name] for name in sorted(self._runs)]
+
+    def remove(self, run: Run) -> None:
+        """Forget a run. Later mutations of it are refused."""
+        with self._lock:
+            self._runs.pop(run.run_id, None)
+        run.sequencer.close()

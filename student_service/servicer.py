@@ -1,0 +1,345 @@
+"""The student's gRPC methods: decode, call, encode."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from distill.engine.sampler import Sampler
+from distill.rpc.sampling import encode_sample, parse_sampling
+from google.protobuf.message import Message
+
+from distill.engine.device_queue import DeviceQueue
+from distill.engine.scorer import Scorer
+from distill.engine.weights import ModelWeights
+from distill.errors import InvalidFieldError
+from distill.limits import RequestLimits
+from distill.models.loading import LoadedModel
+from distill.rpc.model_info import describe_model
+from distill.rpc.scoring import encode_chunk, parse_scoring
+from distill.rpc.streaming import stream_results
+from distill.v1 import student_service_pb2 as pb
+from distill.v1 import student_service_pb2_grpc, training_pb2
+from student_service.batch import TrainingBatch
+from student_service.batch_stream import BatchReader, ReceivedBatch
+from student_service.distributions import assemble_prompts, attach_targets
+from student_service.encoding import encode_batch_result, encode_checkpoint, encode_run
+from student_service.export import export_files
+from student_service.runs import Run, RunRegistry
+from student_service.sequencer import Ticket
+from student_service.teacher_pool import TeacherPool
+from student_service.validation import (
+    MutationHeader,
+    parse_adamw,
+    parse_mutation,
+    parse_name,
+    parse_normalization,
+    parse_run_config,
+)
+
+Answer = TypeVar("Answer", bound=Message)
+
+EXPORT_PIECE_BYTES = 1 << 20
+"""Size of a piece of an exported file."""
+
+
+class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
+    """Trains runs on one base model."""
+
+    def __init__(
+        self,
+        *,
+        model: LoadedModel,
+        limits: RequestLimits,
+        queue: DeviceQueue,
+        scorer: Scorer,
+        sampler: Sampler,
+        runs: RunRegistry,
+        teachers: TeacherPool,
+    ) -> None:
+        self._model = model
+        self._limits = limits
+        self._queue = queue
+        self._scorer = scorer
+        self._sampler = sampler
+        self._runs = runs
+        self._teachers = teachers
+        self._vocab_size = model.config.vocab_size
+
+    def GetModelInfo(
+        self, request: pb.StudentServiceGetModelInfoRequest, context: grpc.ServicerContext
+    ) -> pb.StudentServiceGetModelInfoResponse:
+        """See the proto."""
+        info = describe_model(
+            self._model, self._limits, include_tokenizer=request.include_tokenizer
+        )
+        return pb.StudentServiceGetModelInfoResponse(model=info, teachers=self._teachers.names)
+
+    def CreateRun(
+        self, request: pb.CreateRunRequest, context: grpc.ServicerContext
+    ) -> pb.CreateRunResponse:
+        """See the proto."""
+        run_id = parse_name(request.run_id, "run_id")
+        lora = parse_run_config(request.config)
+        run = self._runs.create(run_id, lora, take_over=request.take_over)
+        return pb.CreateRunResponse(run=encode_run(run))
+
+    def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
+        """See the proto."""
+        return pb.GetRunResponse(run=encode_run(self._runs.get(request.run_id)))
+
+    def ListRuns(
+        self, request: pb.ListRunsRequest, context: grpc.ServicerContext
+    ) -> pb.ListRunsResponse:
+        """See the proto."""
+        return pb.ListRunsResponse(runs=[encode_run(run) for run in self._runs.list()])
+
+    def DeleteRun(
+        self, request: pb.DeleteRunRequest, context: grpc.ServicerContext
+    ) -> pb.DeleteRunResponse:
+        """See the proto."""
+
+        def delete(run: Run, _: MutationHeader) -> pb.DeleteRunResponse:
+            if request.delete_checkpoints:
+                run.delete_checkpoints()
+            self._runs.remove(run)
+            return pb.DeleteRunResponse()
+
+        return self._mutate(request, context, delete)
+
+    def ForwardBackward(
+        self, request_iterator: Iterator[pb.ForwardBackwardRequest], context: grpc.ServicerContext
+    ) -> pb.ForwardBackwardResponse:
+        """See the proto."""
+        reader = BatchReader(request_iterator, self._limits, self._vocab_size)
+        header: pb.ForwardBackwardHeader = reader.header()
+        mutation = parse_mutation(header.mutation, "header.mutation")
+        run = self._runs.get(mutation.run_id, "header.mutation.run_id")
+        received = reader.batch(header.batch, self._teachers)
+        ticket = _ticket(mutation, "ForwardBackward", received.digest)
+        repeated = run.sequencer.repeated(ticket)
+        if isinstance(repeated, pb.ForwardBackwardResponse):
+            return _replayed(repeated)
+        # The targets come before the turn: pulling overlaps with the batch before.
+        batch, pulled_bytes, target_seconds = self._with_targets(received, context)
+
+        def apply() -> pb.ForwardBackwardResponse:
+            outcome, timing = run.forward_backward(batch, context.time_remaining())
+            result = encode_batch_result(
+                outcome,
+                timing,
+                header.batch,
+                pulled_bytes=pulled_bytes,
+                target_seconds=target_seconds,
+            )
+            return pb.ForwardBackwardResponse(result=result)
+
+        answer, replayed = run.apply(ticket, apply, context.time_remaining())
+        return _replayed(answer) if replayed else answer
+
+    def Forward(
+        self, request_iterator: Iterator[pb.ForwardRequest], context: grpc.ServicerContext
+    ) -> pb.ForwardResponse:
+        """See the proto."""
+        reader = BatchReader(request_iterator, self._limits, self._vocab_size)
+        header: pb.ForwardHeader = reader.header()
+        run = self._runs.get(parse_name(header.run_id, "header.run_id"), "header.run_id")
+        received = reader.batch(header.batch, self._teachers)
+        batch, pulled_bytes, target_seconds = self._with_targets(received, context)
+        outcome, timing = run.forward(
+            batch,
+            header.weights.checkpoint or None,
+            header.weights.HasField("base"),
+            context.time_remaining(),
+        )
+        result = encode_batch_result(
+            outcome, timing, header.batch, pulled_bytes=pulled_bytes, target_seconds=target_seconds
+        )
+        return pb.ForwardResponse(result=result)
+
+    def OptimStep(
+        self, request: pb.OptimStepRequest, context: grpc.ServicerContext
+    ) -> pb.OptimStepResponse:
+        """See the proto."""
+        settings = parse_adamw(request.adamw)
+        normalization = parse_normalization(request.normalization)
+
+        def step(run: Run, header: MutationHeader) -> pb.OptimStepResponse:
+            report = run.optim_step(settings, normalization, header.sequence_number)
+            return pb.OptimStepResponse(
+                step=report.step,
+                gradient_norm=report.gradient_norm,
+                update_norm=report.update_norm,
+                normalizer=report.normalizer,
+                weights_version=report.weights_version,
+            )
+
+        return self._mutate(request, context, step)
+
+    def Sample(
+        self, request: pb.StudentServiceSampleRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StudentServiceSampleResponse]:
+        """See the proto."""
+        job = parse_sampling(
+            request.sampling, field="sampling", limits=self._limits, vocab_size=self._vocab_size
+        )
+        weights = self._weights(request.run_id, request.weights)
+        for sample in stream_results(self._queue, self._sampler.sample(job, weights), context):
+            yield pb.StudentServiceSampleResponse(sequence=encode_sample(sample))
+
+    def StreamTopK(
+        self, request: pb.StudentServiceStreamTopKRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StudentServiceStreamTopKResponse]:
+        """See the proto."""
+        jobs = parse_scoring(
+            request.scoring, field="scoring", limits=self._limits, vocab_size=self._vocab_size
+        )
+        weights = self._weights(request.run_id, request.weights)
+        for chunk in stream_results(self._queue, self._scorer.score(jobs, weights), context):
+            yield pb.StudentServiceStreamTopKResponse(chunk=encode_chunk(chunk))
+
+    def SaveCheckpoint(
+        self, request: pb.SaveCheckpointRequest, context: grpc.ServicerContext
+    ) -> pb.SaveCheckpointResponse:
+        """See the proto."""
+        name = parse_name(request.name, "name")
+
+        def save(run: Run, header: MutationHeader) -> pb.SaveCheckpointResponse:
+            saved = run.save_checkpoint(name, request.overwrite, header.sequence_number)
+            return pb.SaveCheckpointResponse(checkpoint=encode_checkpoint(saved))
+
+        return self._mutate(request, context, save)
+
+    def LoadCheckpoint(
+        self, request: pb.LoadCheckpointRequest, context: grpc.ServicerContext
+    ) -> pb.LoadCheckpointResponse:
+        """See the proto."""
+        name = parse_name(request.name, "name")
+
+        def load(run: Run, header: MutationHeader) -> pb.LoadCheckpointResponse:
+            run.load_checkpoint(name)
+            described = encode_run(run)
+            # The number is consumed when this answer is given.
+            described.last_sequence_number = header.sequence_number
+            return pb.LoadCheckpointResponse(run=described)
+
+        return self._mutate(request, context, load)
+
+    def ListCheckpoints(
+        self, request: pb.ListCheckpointsRequest, context: grpc.ServicerContext
+    ) -> pb.ListCheckpointsResponse:
+        """See the proto."""
+        found = self._runs.get(request.run_id).list_checkpoints()
+        return pb.ListCheckpointsResponse(checkpoints=[encode_checkpoint(info) for info in found])
+
+    def ExportWeights(
+        self, request: pb.ExportWeightsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ExportWeightsResponse]:
+        """See the proto."""
+        run = self._runs.get(request.run_id)
+        _check_weights(request.weights)
+        if request.weights.HasField("base"):
+            raise InvalidFieldError("weights.base", "the base model is not a run's to export")
+        checkpoint = request.weights.checkpoint
+        trainable = run.checkpoint_trainable(checkpoint) if checkpoint else run.state.trainable
+        with tempfile.TemporaryDirectory(prefix="distill-export-") as directory:
+            export_files(self._model, run.lora, trainable, Path(directory), self._queue)
+            for path in sorted(Path(directory).iterdir()):
+                yield from _file_pieces(path)
+
+    def _weights(self, run_id: str, reference: training_pb2.WeightsRef) -> ModelWeights:
+        """What to score or sample under.
+
+        Raises:
+            InvalidFieldError: a run's weights are asked for without a run.
+            NotFoundError: no such run or checkpoint.
+        """
+        _check_weights(reference)
+        source = reference.WhichOneof("source")
+        if not run_id:
+            if source not in (None, "base"):
+                raise InvalidFieldError("run_id", f"must be given for {source} weights")
+            return ModelWeights(self._model.parameters, None)
+        run = self._runs.get(run_id)
+        if source == "base":
+            return ModelWeights(self._model.parameters, None)
+        if source == "checkpoint":
+            return run.checkpoint_weights(reference.checkpoint)
+        return run.current_weights()
+
+    def _with_targets(
+        self, received: ReceivedBatch, context: grpc.ServicerContext
+    ) -> tuple[TrainingBatch, int, float]:
+        """The batch with its distributions, the bytes pulled, and the seconds it took."""
+        started = time.monotonic()
+        chunks, pulled_bytes = list(received.chunks), 0
+        if received.batch.HasField("pull"):
+            pull = received.batch.pull
+            chunks = self._teachers.pull(pull.teacher, pull.scoring, context.time_remaining())
+            pulled_bytes = sum(chunk.ByteSize() for chunk in chunks)
+        prompts = assemble_prompts(chunks, self._limits, self._vocab_size)
+        batch = TrainingBatch(
+            loss=received.loss, examples=attach_targets(received.examples, prompts)
+        )
+        return batch, pulled_bytes, time.monotonic() - started
+
+    def _mutate(
+        self,
+        request: Message,
+        context: grpc.ServicerContext,
+        operation: Callable[[Run, MutationHeader], Answer],
+    ) -> Answer:
+        """Run a unary mutation exactly once."""
+        header = parse_mutation(request.mutation)  # type: ignore[attr-defined] # all have it
+        run = self._runs.get(header.run_id, "mutation.run_id")
+        payload = type(request)()
+        payload.CopyFrom(request)
+        payload.ClearField("mutation")
+        digest = hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
+        ticket = _ticket(header, type(request).__name__, digest)
+        answer, replayed = run.apply(
+            ticket, lambda: operation(run, header), context.time_remaining()
+        )
+        return _replayed(answer) if replayed else answer
+
+
+def _ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:
+    return Ticket(
+        writer_epoch=header.writer_epoch,
+        sequence_number=header.sequence_number,
+        digest=operation.encode() + digest,
+    )
+
+
+def _replayed(answer: Answer) -> Answer:
+    """A copy of a kept answer that says what it is."""
+    copy = type(answer)()
+    copy.CopyFrom(answer)
+    if "replayed" in copy.DESCRIPTOR.fields_by_name:
+        copy.replayed = True  # type: ignore[attr-defined] # just looked up
+    return copy
+
+
+def _check_weights(reference: training_pb2.WeightsRef) -> None:
+    if reference.HasField("checkpoint"):
+        parse_name(reference.checkpoint, "weights.checkpoint")
+
+
+def _file_pieces(path: Path) -> Iterator[pb.ExportWeightsResponse]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        offset = 0
+        while True:
+            piece = file.read(EXPORT_PIECE_BYTES)
+            # An empty file still has one piece: the client learns that it exists.
+            if not piece and offset:
+                return
+            yield pb.ExportWeightsResponse(
+                file_name=path.name, byte_offset=offset, data=piece, file_bytes=size
+            )
+            offset += len(piece)
+            if offset >= size:
+                return

@@ -1,0 +1,122 @@
+"""The teachers that the student pulls distributions from itself."""
+
+import threading
+from collections.abc import Mapping
+
+import grpc
+
+from distill.errors import (
+    DeadlineError,
+    DistillError,
+    InvalidFieldError,
+    LimitExceededError,
+    UnavailableError,
+    WrongStateError,
+)
+from distill.limits import MAX_MESSAGE_BYTES
+from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
+
+INFO_TIMEOUT_SECONDS = 10.0
+"""For asking a teacher what it serves."""
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A frozen teacher is seen within 15 s; the keepalive time-out alone takes a minute.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+)
+
+
+class TeacherPool:
+    """Connections to the teachers the service was started with, and to no others."""
+
+    def __init__(self, addresses: Mapping[str, str], *, tokenizer_fingerprint: str) -> None:
+        """Args:
+        addresses: host:port by name.
+        tokenizer_fingerprint: the student's; a teacher with another one is refused.
+        """
+        self._fingerprint = tokenizer_fingerprint
+        self._channels = {
+            name: grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+            for name, address in addresses.items()
+        }
+        self._checked: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the teachers, sorted."""
+        return sorted(self._channels)
+
+    def check_name(self, name: str, field: str) -> None:
+        """Raises InvalidFieldError for a teacher the service was not started with."""
+        if name not in self._channels:
+            known = ", ".join(self.names) or "none"
+            raise InvalidFieldError(field, f"must be one of: {known}; got {name!r}")
+
+    def pull(
+        self, name: str, scoring: scoring_pb2.Scoring, timeout_seconds: float | None
+    ) -> list[scoring_pb2.TopKChunk]:
+        """Every chunk of a scoring request.
+
+        Raises:
+            UnavailableError, DeadlineError: the teacher cannot answer (in time).
+            InvalidFieldError, LimitExceededError: the teacher refused the request.
+            WrongStateError: its vocabulary is not the student's.
+        """
+        stub = teacher_service_pb2_grpc.TeacherServiceStub(self._channels[name])
+        try:
+            self._check_pair(name, stub, timeout_seconds)
+            responses = stub.StreamTopK(
+                teacher_service_pb2.TeacherServiceStreamTopKRequest(scoring=scoring),
+                timeout=timeout_seconds,
+            )
+            return [response.chunk for response in responses]
+        except grpc.RpcError as error:
+            raise _as_distill_error(name, error) from error
+
+    def close(self) -> None:
+        """End all connections."""
+        for channel in self._channels.values():
+            channel.close()
+
+    def _check_pair(
+        self,
+        name: str,
+        stub: teacher_service_pb2_grpc.TeacherServiceStub,
+        timeout_seconds: float | None,
+    ) -> None:
+        with self._lock:
+            if name in self._checked:
+                return
+        timeout = INFO_TIMEOUT_SECONDS
+        if timeout_seconds is not None:
+            timeout = min(timeout, timeout_seconds)
+        request = teacher_service_pb2.TeacherServiceGetModelInfoRequest()
+        theirs = stub.GetModelInfo(request, timeout=timeout).model.tokenizer_fingerprint
+        if theirs != self._fingerprint:
+            raise WrongStateError(
+                f"teacher {name!r} has another vocabulary: its tokenizer fingerprint is {theirs}, "
+                f"the student's is {self._fingerprint}"
+            )
+        with self._lock:
+            self._checked.add(name)
+
+
+def _as_distill_error(name: str, error: grpc.RpcError) -> DistillError:
+    code, detail = error.code(), error.details()
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return InvalidFieldError("batch.pull.scoring", f"teacher {name!r} refused it: {detail}")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return _RefusedByTeacherError(f"teacher {name!r} refused the request: {detail}")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineError(f"teacher {name!r} did not finish before the deadline")
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return UnavailableError(f"teacher {name!r} is not reachable or draining")
+    return WrongStateError(f"teacher {name!r} failed with {code.name}: {detail}")
+
+
+class _RefusedByTeacherError(DistillError):
+    code = LimitExceededError.code
+    reason = LimitExceededError.reason

@@ -1,0 +1,152 @@
+"""Exactly once, in order, whatever order requests arrive in."""
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.errors import (
+    AlreadyAppliedError,
+    DeadlineError,
+    InvalidFieldError,
+    SequenceConflictError,
+    WrongStateError,
+)
+from student_service.sequencer import Sequencer, Ticket
+
+
+def ticket(number, content=None, epoch=1):
+    digest = (content or f"operation {number}").encode()
+    return Ticket(writer_epoch=epoch, sequence_number=number, digest=digest)
+
+
+def apply(sequencer, number, operation=lambda: "done", *, timeout=5.0, **identity):
+    return sequencer.execute(ticket(number, **identity), operation, timeout_seconds=timeout)
+
+
+def test_repetition_gets_the_first_answer_and_runs_nothing():
+    sequencer = Sequencer()
+    assert apply(sequencer, 1, lambda: "first") == ("first", False)
+    assert apply(sequencer, 1, lambda: "second") == ("first", True)
+    assert sequencer.last == 1
+
+
+def test_reused_number_with_other_content_is_refused():
+    sequencer = Sequencer()
+    apply(sequencer, 1)
+    with pytest.raises(SequenceConflictError, match="other content"):
+        apply(sequencer, 1, content="something else")
+
+
+def test_failed_operation_does_not_consume_its_number():
+    sequencer = Sequencer()
+
+    def fail():
+        raise InvalidFieldError("x", "bad")
+
+    with pytest.raises(InvalidFieldError):
+        apply(sequencer, 1, fail)
+    assert sequencer.last == 0
+    assert apply(sequencer, 1, lambda: "corrected", content="corrected") == ("corrected", False)
+
+
+def test_number_beyond_the_window_is_refused_and_names_the_last():
+    sequencer = Sequencer(window=4)
+    with pytest.raises(WrongStateError, match="at most 4 .the last applied is 0., got 5"):
+        apply(sequencer, 5)
+
+
+def test_answer_that_is_no_longer_kept_is_reported_as_applied():
+    sequencer = Sequencer(window=2)
+    for number in (1, 2, 3):
+        apply(sequencer, number)
+    with pytest.raises(AlreadyAppliedError, match="already applied"):
+        apply(sequencer, 1)
+    assert apply(sequencer, 2)[1]
+
+
+def test_missing_predecessor_ends_in_the_deadline_and_leaves_the_number_free():
+    sequencer = Sequencer()
+    with pytest.raises(DeadlineError, match="2 still waits for 1"):
+        apply(sequencer, 2, timeout=0.05)
+    apply(sequencer, 1)
+    assert apply(sequencer, 2) == ("done", False)
+
+
+def test_take_over_fences_the_writer_before():
+    sequencer = Sequencer()
+    apply(sequencer, 1)
+    assert sequencer.take_over() == 2
+    with pytest.raises(SequenceConflictError, match="current epoch is 2, got 1"):
+        apply(sequencer, 2)
+    assert apply(sequencer, 2, epoch=2) == ("done", False)
+
+
+def test_take_over_fences_a_request_that_already_waits():
+    sequencer = Sequencer()
+    errors = []
+
+    def wait_for_predecessor():
+        try:
+            apply(sequencer, 2)
+        except SequenceConflictError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait_for_predecessor)
+    thread.start()
+    sequencer.take_over()
+    thread.join(5)
+    assert len(errors) == 1
+
+
+def test_duplicate_in_flight_waits_for_the_one_answer():
+    sequencer = Sequencer()
+    started, release, runs, answers = threading.Event(), threading.Event(), [], []
+
+    def slow():
+        runs.append(1)
+        started.set()
+        release.wait(5)
+        return "answer"
+
+    threads = [
+        threading.Thread(target=lambda: answers.append(apply(sequencer, 1, slow))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    started.wait(5)
+    with pytest.raises(SequenceConflictError, match="in flight with other content"):
+        apply(sequencer, 1, content="something else")
+    release.set()
+    for thread in threads:
+        thread.join(5)
+    assert len(runs) == 1
+    assert sorted(answers) == [("answer", False), ("answer", True), ("answer", True)]
+
+
+def test_deleted_run_refuses_everything():
+    sequencer = Sequencer()
+    sequencer.close()
+    with pytest.raises(SequenceConflictError, match="deleted"):
+        apply(sequencer, 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.permutations([number for number in range(1, 9) for _ in range(2)]))
+def test_any_arrival_order_with_duplicates_applies_each_once_in_order(arrivals):
+    sequencer = Sequencer()
+    applied = []
+    threads = []
+    for number in arrivals:
+
+        def run(number=number):
+            apply(sequencer, number, lambda: applied.append(number) or number, timeout=20)
+
+        threads.append(threading.Thread(target=run))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert applied == list(range(1, 9))
+    assert sequencer.last == 8
