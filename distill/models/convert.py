@@ -1,0 +1,210 @@
+"""GGUF to a Hugging Face model directory, in float32. Knows no JAX.
+
+A conversion is written aside and renamed when it is whole, so that a killed one leaves nothing
+that could be taken for a model.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from distill.errors import AlreadyExistsError, ModelError
+from distill.models.config import ModelConfig
+from distill.models.gguf_config import ROPE_FACTORS, parse_gguf_config
+from distill.models.gguf_file import GgufFile
+from distill.models.gguf_tokenizer import rebuild_tokenizer, token_by_role
+from distill.models.hf_families import family_files, hf_config, model_weight_entries
+from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE
+from distill.models.references import EMBEDDED_NAME, embedded_gguf
+from distill.models.weight_map import WeightEntry
+
+CONVERSION_VERSION = 1
+"""Raised when a conversion comes out differently, so that older ones in caches are not used."""
+
+SHARD_BYTES = 2 << 30
+"""Most bytes of one safetensors file, and so about the memory that a conversion takes."""
+
+Progress = Callable[[str], None]
+
+
+def convert(source: str, destination: Path, progress: Progress | None = None) -> None:
+    """Convert a model into a directory that this project and Transformers load.
+
+    Args:
+        source: a `.gguf` file, or "smollm2-135m".
+        destination: the directory to make; its parent is made where needed.
+        progress: called with a line of text at each step.
+
+    Raises:
+        AlreadyExistsError: the destination exists and is not an empty directory.
+        ModelError: the source is no GGUF file, or of a kind not supported.
+    """
+    path = embedded_gguf() if source == EMBEDDED_NAME else Path(source).expanduser()
+    if path.suffix != ".gguf" or not path.is_file():
+        raise ModelError(f"{path.name!r} is not a .gguf file, nor {EMBEDDED_NAME!r}")
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
+        raise AlreadyExistsError(f"{destination.name!r} exists and is not an empty directory")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(destination.parent / f".{destination.name}.lock"):
+        _convert_aside(path, destination, progress or _ignore)
+
+
+def convert_once(source: Path, cache: Path, progress: Progress | None = None) -> Path:
+    """The conversion of a GGUF file in a cache, made now if it is not there.
+
+    The name of the directory holds a digest of the file: another file under the same name is
+    another model. Processes that ask at once wait for one of them.
+
+    Args:
+        source: the GGUF file.
+        cache: directory of conversions; made where needed.
+        progress: called with a line of text at each step.
+
+    Raises:
+        ModelError: the file is of a kind not supported.
+    """
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    target = cache / f"{source.stem}-{digest}-v{CONVERSION_VERSION}"
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{target.name}.lock"):
+        if not target.is_dir():
+            _convert_aside(source, target, progress or _ignore)
+    return target
+
+
+def _convert_aside(source: Path, target: Path, progress: Progress) -> None:
+    """Convert beside the target, then rename. The caller holds the target's lock."""
+    aside = target.parent / f".{target.name}.partial"
+    # Only a killed conversion leaves one: this process has the lock.
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        progress(f"reading {source.name}")
+        _write_directory(GgufFile(source), aside, progress)
+        _sync(aside)
+        # An empty directory in the target's place is replaced, any other stops the rename.
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    progress("done")
+
+
+def _write_directory(file: GgufFile, directory: Path, progress: Progress) -> None:
+    config = parse_gguf_config(file)
+    progress("rebuilding the tokenizer")
+    tokenizer = rebuild_tokenizer(file)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config(file, config))
+    token_ids = _token_ids(file)
+    _write_json(directory / "config.json", {**hf_config(config), "dtype": "float32", **token_ids})
+    _write_json(directory / "generation_config.json", token_ids)
+    _write_weights(file, config, directory, progress)
+
+
+def _tokenizer_config(file: GgufFile, config: ModelConfig) -> dict[str, Any]:
+    roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    tokens = {f"{name}_token": token_by_role(file, role) for name, role in roles.items()}
+    return {
+        # The generic class: it takes tokenizer.json as it is, where a family's own may add rules.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.max_position_count,
+        **{name: token for name, token in tokens.items() if token is not None},
+        "chat_template": file.metadata.get("tokenizer.chat_template", ""),
+    }
+
+
+def _token_ids(file: GgufFile) -> dict[str, Any]:
+    """bos_token_id, eos_token_id (all ids that end a turn or a text) and pad_token_id."""
+    metadata = file.metadata
+    ends = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot", "eom")]
+    token_ids = {
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": [token_id for token_id in dict.fromkeys(ends) if token_id is not None],
+        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
+    }
+    return {name: value for name, value in token_ids.items() if value not in (None, [])}
+
+
+def _write_weights(
+    file: GgufFile, config: ModelConfig, directory: Path, progress: Progress
+) -> None:
+    entries = model_weight_entries(config)
+    known = {entry.gguf_name for entry in entries} | {ROPE_FACTORS}
+    unknown = sorted(file.tensor_names - known)
+    if unknown:
+        raise ModelError(
+            f"the GGUF file has an unknown tensor {unknown[0]} ({len(unknown)} in all)"
+        )
+    shards = list(_shards(file, entries))
+    weight_map = {}
+    written_bytes = 0
+    for index, shard in enumerate(shards):
+        file_name = (
+            SINGLE_FILE
+            if len(shards) == 1
+            else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        )
+        progress(f"converting weights, file {index + 1} of {len(shards)}")
+        tensors = {entry.hf_name: _hf_tensor(file, config, entry) for entry in shard}
+        # Transformers reads only files that say which framework's layout they have.
+        save_file(tensors, directory / file_name, metadata={"format": "pt"})
+        written_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        weight_map.update(dict.fromkeys(tensors, file_name))
+    if len(shards) > 1:
+        index_content = {"metadata": {"total_size": written_bytes}, "weight_map": weight_map}
+        _write_json(directory / INDEX_FILE, index_content)
+
+
+def _shards(file: GgufFile, entries: tuple[WeightEntry, ...]) -> Iterator[list[WeightEntry]]:
+    shard: list[WeightEntry] = []
+    shard_bytes = 0
+    for entry in entries:
+        tensor_bytes = 4 * int(np.prod(file.shape(entry.gguf_name)))
+        if shard and shard_bytes + tensor_bytes > SHARD_BYTES:
+            yield shard
+            shard, shard_bytes = [], 0
+        shard.append(entry)
+        shard_bytes += tensor_bytes
+    yield shard
+
+
+def _hf_tensor(file: GgufFile, config: ModelConfig, entry: WeightEntry) -> NDArray[np.float32]:
+    tensor = file.tensor(entry.gguf_name)
+    gguf_part = entry.gguf_name.removesuffix(".weight").rpartition(".")[2]
+    if gguf_part not in family_files(config.family).weights.gguf_rotary_permuted:
+        return tensor
+    # In llama.cpp's order components i and i + 1 of a head turn together, in Transformers' i and
+    # i + head_dim / 2.
+    pairs = tensor.reshape(-1, config.head_dim // 2, 2, tensor.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(tensor.shape)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sync(directory: Path) -> None:
+    """Put the files on the disk, so that a power cut after the rename cannot empty them."""
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _ignore(_line: str) -> None:
+    pass

@@ -1,0 +1,96 @@
+"""`ModelConfig` from the metadata of a GGUF file. Knows no JAX."""
+
+import dataclasses
+
+import numpy as np
+
+from distill.errors import ModelError
+from distill.models.config import Llama3RopeScaling, ModelConfig
+from distill.models.frequencies import inverse_frequencies
+from distill.models.gguf_file import GgufFile
+from distill.models.hf_families import family_files
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""The tensor in which llama.cpp keeps Llama 3's scaling, as one divisor per frequency."""
+
+
+def parse_gguf_config(file: GgufFile) -> ModelConfig:
+    """Read the model's description; `architecture` is the name of the family.
+
+    Raises:
+        ModelError: what is missing or not supported, by name.
+    """
+    family_files(file.architecture)
+    _refuse_unsupported(file)
+    head_count = _one_for_all_layers(file, "attention.head_count")
+    hidden_size = int(file.require_hyperparameter("embedding_length"))
+    head_dim = int(file.hyperparameter("attention.key_length") or hidden_size // head_count)
+    for name in ("rope.dimension_count", "attention.value_length"):
+        width = file.hyperparameter(name)
+        if width is not None and width != head_dim:
+            raise ModelError(
+                f"GGUF {name} {width} is not supported; supported: the head size {head_dim}"
+            )
+    config = ModelConfig(
+        family=file.architecture,
+        # The metadata may lack the vocabulary size; the embedding cannot.
+        vocab_size=file.shape("token_embd.weight")[0],
+        hidden_size=hidden_size,
+        intermediate_size=_one_for_all_layers(file, "feed_forward_length"),
+        layer_count=int(file.require_hyperparameter("block_count")),
+        head_count=head_count,
+        key_value_head_count=_one_for_all_layers(file, "attention.head_count_kv"),
+        head_dim=head_dim,
+        norm_epsilon=_shortest(file.require_hyperparameter("attention.layer_norm_rms_epsilon")),
+        rope_theta=_shortest(file.hyperparameter("rope.freq_base") or 10000.0),
+        tied_head="output.weight" not in file.tensor_names,
+        max_position_count=int(file.require_hyperparameter("context_length")),
+    )
+    if ROPE_FACTORS not in file.tensor_names:
+        return config
+    return dataclasses.replace(config, rope_scaling=_recover_llama3_scaling(file, config))
+
+
+def _refuse_unsupported(file: GgufFile) -> None:
+    rope_type = file.hyperparameter("rope.scaling.type")
+    if rope_type not in (None, "none"):
+        raise ModelError(f"GGUF rope.scaling.type {rope_type!r} is not supported; supported: none")
+    for feature in ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale"):
+        value = file.hyperparameter(feature)
+        if value:
+            raise ModelError(f"GGUF {feature} {value!r} is not supported")
+    if file.hyperparameter("attention.causal") is False:
+        raise ModelError("GGUF attention.causal False is not supported; supported: True")
+
+
+def _one_for_all_layers(file: GgufFile, name: str) -> int:
+    """A count that GGUF allows to differ between layers."""
+    value = file.require_hyperparameter(name)
+    counts = set(value) if isinstance(value, list) else {value}
+    if len(counts) != 1:
+        raise ModelError(f"GGUF {name} differs between layers, which is not supported")
+    return int(counts.pop())
+
+
+def _shortest(value: float) -> float:
+    # GGUF holds float32: 9.999999747e-06 is what became of the 1e-05 in the model's own file.
+    return float(str(np.float32(value)))
+
+
+def _recover_llama3_scaling(file: GgufFile, config: ModelConfig) -> Llama3RopeScaling:
+    """The parameters behind the divisors, checked against them.
+
+    All of Llama 3.1 to 3.3 share three of the parameters; the factor is the largest divisor.
+    """
+    divisors = file.tensor(ROPE_FACTORS).ravel()
+    scaling = Llama3RopeScaling(
+        factor=float(divisors.max()),
+        low_frequency_factor=1.0,
+        high_frequency_factor=4.0,
+        original_position_count=8192,
+    )
+    scaled = inverse_frequencies(dataclasses.replace(config, rope_scaling=scaling))
+    expected = inverse_frequencies(config) / scaled
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
+        raise ModelError(f"GGUF {ROPE_FACTORS}: only the rope scaling of Llama 3 is supported")
+    return scaling
