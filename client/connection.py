@@ -1,0 +1,177 @@
+"""A channel to a service: its options, its deadlines and the one kind of retry."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client.errors import ServiceError, service_errors
+from distill.limits import MAX_MESSAGE_BYTES
+
+Answer = TypeVar("Answer")
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A frozen service is seen within 15 s; keepalive_timeout_ms alone takes 60 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Retries are ours, for gRPC's own would also cover statuses and sizes that must not be retried.
+    ("grpc.enable_retries", 0),
+    # Services are on this machine or a private network; a proxy for the web cannot reach them.
+    ("grpc.enable_http_proxy", 0),
+    # A service that is restarted is found again in a second, not in up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How UNAVAILABLE is retried. No other status is."""
+
+    attempts: int = 5
+    """Most attempts of one call, the first included."""
+
+    first_delay_seconds: float = 0.2
+    """Delay before the second attempt; it doubles with each further one."""
+
+    max_delay_seconds: float = 3.0
+    """Longest delay between two attempts."""
+
+
+DEFAULT_RETRY = RetryPolicy()
+
+
+class Deadline:
+    """A moment by which a call, with all its attempts, must have ended."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        if not timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds: must be greater than 0, got {timeout_seconds}")
+        self._end = time.monotonic() + timeout_seconds
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Seconds left, at least 0."""
+        return max(0.0, self._end - time.monotonic())
+
+
+class Connection:
+    """A channel with a default deadline. Calls may be made from many threads."""
+
+    def __init__(
+        self, address: str, *, timeout_seconds: float, retry: RetryPolicy = DEFAULT_RETRY
+    ) -> None:
+        """Open a channel; it connects on the first call.
+
+        Args:
+            address: HOST:PORT of the service.
+            timeout_seconds: deadline of a call that is not given one of its own.
+            retry: how UNAVAILABLE is retried.
+        """
+        self.address = address
+        self.timeout_seconds = timeout_seconds
+        self.channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._retry = retry
+
+    def close(self) -> None:
+        """Close the channel; calls in progress fail."""
+        self.channel.close()
+
+    def deadline(self, timeout_seconds: float | None) -> Deadline:
+        """The deadline of a call that starts now."""
+        return Deadline(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
+
+    def call(self, attempt: Callable[[float], Answer], deadline: Deadline) -> Answer:
+        """Run `attempt`, again while the service is UNAVAILABLE and time and attempts are left.
+
+        Args:
+            attempt: makes the call with the given timeout in seconds. It must be safe to repeat.
+            deadline: of all the attempts together.
+
+        Raises:
+            ServiceError: any other status, or the last UNAVAILABLE.
+        """
+        for delay_seconds in self._delays():
+            try:
+                with service_errors():
+                    return attempt(deadline.remaining_seconds)
+            except ServiceError as error:
+                if error.code != "UNAVAILABLE" or deadline.remaining_seconds <= delay_seconds:
+                    raise
+            time.sleep(delay_seconds)
+        with service_errors():
+            return attempt(deadline.remaining_seconds)
+
+    def stream(
+        self, open_stream: Callable[[float], Iterator[Answer]], deadline: Deadline
+    ) -> Iterator[Answer]:
+        """The messages of a server stream; a retry happens only before its first message.
+
+        Leaving the iteration early (or closing the generator) cancels the call on the service.
+        """
+
+        def start(timeout_seconds: float) -> tuple[Iterator[Answer], Answer | None]:
+            opened = open_stream(timeout_seconds)
+            return opened, next(opened, None)
+
+        messages, first = self.call(start, deadline)
+        try:
+            if first is not None:
+                yield first
+            while (message := _next_message(messages)) is not None:
+                yield message
+        finally:
+            messages.cancel()  # type: ignore[attr-defined]  # a grpc call, which is its own iterator
+
+    def _delays(self) -> Iterator[float]:
+        for index in range(self._retry.attempts - 1):
+            delay_seconds = self._retry.first_delay_seconds * 2**index
+            # Jitter, so that many clients of one restarted service do not return in step.
+            yield min(delay_seconds, self._retry.max_delay_seconds) * random.uniform(0.8, 1.2)
+
+
+def _next_message(messages: Iterator[Answer]) -> Answer | None:
+    # Not around the loop's `yield`: an error of the consumer is not the service's.
+    with service_errors():
+        return next(messages, None)
+
+
+def wait_until_serving(address: str, *, service: str, timeout_seconds: float) -> None:
+    """Wait until a service reports SERVING by grpc.health.v1.
+
+    Args:
+        address: HOST:PORT.
+        service: full name, for example "distill.v1.TeacherService".
+        timeout_seconds: how long to wait.
+
+    Raises:
+        ServiceError: it did not within that time; UNAVAILABLE, with the last problem.
+    """
+    deadline = Deadline(timeout_seconds)
+    request = health_pb2.HealthCheckRequest(service=service)
+    with grpc.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while True:
+            try:
+                with service_errors():
+                    answer = stub.Check(request, timeout=min(5.0, deadline.remaining_seconds))
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+                problem = "it answers, but not SERVING"
+            except ServiceError as error:
+                problem = str(error)
+            if deadline.remaining_seconds <= 0.5:
+                raise ServiceError(
+                    code="UNAVAILABLE",
+                    message=f"{service} at {address} did not become ready within "
+                    f"{timeout_seconds:g} s: {problem}",
+                )
+            time.sleep(0.5)

@@ -1,0 +1,117 @@
+"""What the clients raise: every failed call is a `ServiceError` that says which field was wrong.
+
+grpc.RpcError never leaves the client package.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+
+class ClientError(Exception):
+    """Base of everything that the client raises about a service or its answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldViolation:
+    """A field of a request that the service refused."""
+
+    field: str
+    """Path of the field, for example "scoring.top_k"."""
+
+    problem: str
+    """What is allowed and what the service got."""
+
+
+@dataclass(eq=False, kw_only=True)
+class ServiceError(ClientError):
+    """A service answered with a status other than OK, or could not be reached."""
+
+    code: str
+    """Name of the gRPC status code, for example "INVALID_ARGUMENT"."""
+
+    message: str
+    """The service's message."""
+
+    reason: str = ""
+    """Stable, machine-readable reason of the service (google.rpc.ErrorInfo); empty if unknown."""
+
+    violations: tuple[FieldViolation, ...] = ()
+    """The fields at fault (google.rpc.BadRequest)."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Further details, for example `field`, `limit` and `value` of an exceeded limit."""
+
+    @property
+    def field(self) -> str | None:
+        """Path of the first field at fault, or None where no field is."""
+        if self.violations:
+            return self.violations[0].field
+        return self.metadata.get("field")
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class UncertainMutationError(ClientError):
+    """An earlier call on a run ended without an answer, so it may or may not have been applied.
+
+    `StudentRun.resynchronize` asks the service and says which.
+    """
+
+
+class BrokenStreamError(ClientError):
+    """An answer breaks the contract: rows are missing, repeated or out of order."""
+
+
+class MismatchedPairError(ClientError):
+    """The teacher and the student do not share a vocabulary."""
+
+
+def decode_error(error: grpc.RpcError) -> ServiceError:
+    """The ServiceError of a failed call, with the details of its google.rpc.Status.
+
+    Details of kinds that this module does not know, or that do not parse, are skipped: the code and
+    the message are always there.
+    """
+    code = error.code().name
+    message = error.details() or "no message"
+    reason = ""
+    violations: list[FieldViolation] = []
+    metadata: dict[str, str] = {}
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, DecodeError):
+        status = None
+    for detail in status.details if status is not None else ():
+        error_info = error_details_pb2.ErrorInfo()
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Unpack(error_info):
+            reason = error_info.reason
+            metadata.update(error_info.metadata)
+        elif detail.Unpack(bad_request):
+            violations += [
+                FieldViolation(field=violation.field, problem=violation.description)
+                for violation in bad_request.field_violations
+            ]
+    return ServiceError(
+        code=code,
+        message=message,
+        reason=reason,
+        violations=tuple(violations),
+        metadata=metadata,
+    )
+
+
+@contextmanager
+def service_errors() -> Iterator[None]:
+    """Inside, a grpc.RpcError becomes a ServiceError."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise decode_error(error) from None

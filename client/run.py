@@ -1,0 +1,257 @@
+"""A run on a student service, as its one writer sees it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from client.connection import Connection
+from client.decoding import decode_batch_result, decode_checkpoint, decode_run, decode_step
+from client.encoding import (
+    NORMALIZATIONS,
+    encode_adamw,
+    encode_batch,
+    encode_example,
+    encode_weights,
+)
+from client.export import write_files
+from client.replay import Replay
+from client.results import BatchResult, CheckpointInfo, RunInfo, StepResult
+from client.sequence import MutationSequence
+from client.settings import (
+    AdamW,
+    BatchSettings,
+    Example,
+    Normalization,
+    PulledTargets,
+    Weights,
+    WeightsChoice,
+)
+from distill.v1 import scoring_pb2, student_service_pb2_grpc, training_pb2
+from distill.v1 import student_service_pb2 as messages
+
+Chunks = Iterable[scoring_pb2.TopKChunk]
+
+
+class StudentRun:
+    """A handle that owns the run's writer epoch and sequence numbers.
+
+    Safe to use from many threads: calls that change the run take turns. A refused call changes
+    nothing, and the next may follow. A call that ends without an answer (its deadline passed, the
+    service stayed away) may have been applied: the next one raises UncertainMutationError until
+    `resynchronize` has asked.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stub: student_service_pb2_grpc.StudentServiceStub,
+        created: RunInfo,
+    ) -> None:
+        self.run_id = created.run_id
+        self.created = created
+        self._connection = connection
+        self._stub = stub
+        self._sequence = MutationSequence(
+            run_id=created.run_id,
+            writer_epoch=created.writer_epoch,
+            last_sequence_number=created.last_sequence_number,
+        )
+
+    def state(self, *, timeout_seconds: float | None = None) -> RunInfo:
+        """Ask for the run's state."""
+        request = messages.GetRunRequest(run_id=self.run_id)
+        response = self._connection.call(
+            lambda timeout: self._stub.GetRun(request, timeout=timeout),
+            self._connection.deadline(timeout_seconds),
+        )
+        return decode_run(response.run)
+
+    def resynchronize(self) -> bool:
+        """After a call without an answer: True when it was applied, False when it was not."""
+        return self._sequence.resynchronize(lambda: self.state().last_sequence_number)
+
+    def forward_backward(
+        self,
+        examples: Sequence[Example],
+        settings: BatchSettings,
+        *,
+        pull: PulledTargets | None = None,
+        chunks: Chunks = (),
+        timeout_seconds: float | None = None,
+    ) -> BatchResult:
+        """Add the gradient of a batch to the run's gradient sum.
+
+        Args:
+            examples: the batch; all with token targets or all with distributions.
+            settings: what is minimised.
+            pull: the teacher that the student asks for the distributions.
+            chunks: the distributions as they come from a teacher, when they are not pulled.
+            timeout_seconds: deadline of the call.
+
+        Raises:
+            ServiceError: the service refused; nothing changed.
+            ValueError: an example that cannot be sent.
+        """
+        batch = encode_batch(settings, len(examples), pull)
+        encoded = [encode_example(example, index) for index, example in enumerate(examples)]
+        relayed = Replay(chunks)
+        deadline = self._connection.deadline(timeout_seconds)
+
+        def parts(header: training_pb2.Mutation) -> Iterator[messages.ForwardBackwardRequest]:
+            yield messages.ForwardBackwardRequest(
+                header=messages.ForwardBackwardHeader(mutation=header, batch=batch)
+            )
+            for example in encoded:
+                yield messages.ForwardBackwardRequest(example=example)
+            for chunk in relayed:
+                yield messages.ForwardBackwardRequest(chunk=chunk)
+
+        def mutate(header: training_pb2.Mutation) -> messages.ForwardBackwardResponse:
+            response: messages.ForwardBackwardResponse = self._connection.call(
+                lambda timeout: relayed.guard(
+                    lambda: self._stub.ForwardBackward(parts(header), timeout=timeout)
+                ),
+                deadline,
+            )
+            return response
+
+        response = self._sequence.apply("forward_backward", mutate)
+        return decode_batch_result(response.result, replayed=response.replayed)
+
+    def forward(
+        self,
+        examples: Sequence[Example],
+        settings: BatchSettings,
+        *,
+        pull: PulledTargets | None = None,
+        chunks: Chunks = (),
+        weights: WeightsChoice = Weights.CURRENT,
+        timeout_seconds: float | None = None,
+    ) -> BatchResult:
+        """Compute the loss and metrics of a batch; the run does not change.
+
+        Args are those of `forward_backward`, and `weights`: which weights of the run.
+        """
+        batch = encode_batch(settings, len(examples), pull)
+        encoded = [encode_example(example, index) for index, example in enumerate(examples)]
+        relayed = Replay(chunks)
+
+        def parts() -> Iterator[messages.ForwardRequest]:
+            header = messages.ForwardHeader(
+                run_id=self.run_id, batch=batch, weights=encode_weights(weights)
+            )
+            yield messages.ForwardRequest(header=header)
+            for example in encoded:
+                yield messages.ForwardRequest(example=example)
+            for chunk in relayed:
+                yield messages.ForwardRequest(chunk=chunk)
+
+        response = self._connection.call(
+            lambda timeout: relayed.guard(lambda: self._stub.Forward(parts(), timeout=timeout)),
+            self._connection.deadline(timeout_seconds),
+        )
+        return decode_batch_result(response.result, replayed=False)
+
+    def optim_step(
+        self,
+        adamw: AdamW,
+        *,
+        normalization: Normalization = Normalization.ROWS,
+        timeout_seconds: float | None = None,
+    ) -> StepResult:
+        """Apply the gradient sum with AdamW and clear it.
+
+        Args:
+            adamw: settings of this step.
+            normalization: what the gradient sum is divided by.
+            timeout_seconds: deadline of the call.
+        """
+        settings = encode_adamw(adamw)
+        deadline = self._connection.deadline(timeout_seconds)
+
+        def mutate(header: training_pb2.Mutation) -> messages.OptimStepResponse:
+            request = messages.OptimStepRequest(
+                mutation=header, adamw=settings, normalization=NORMALIZATIONS[normalization]
+            )
+            response: messages.OptimStepResponse = self._connection.call(
+                lambda timeout: self._stub.OptimStep(request, timeout=timeout), deadline
+            )
+            return response
+
+        return decode_step(self._sequence.apply("optim_step", mutate))
+
+    def save_checkpoint(
+        self, name: str, *, overwrite: bool = False, timeout_seconds: float | None = None
+    ) -> CheckpointInfo:
+        """Save the whole state of the run; it appears whole or not at all."""
+        deadline = self._connection.deadline(timeout_seconds)
+
+        def mutate(header: training_pb2.Mutation) -> messages.SaveCheckpointResponse:
+            request = messages.SaveCheckpointRequest(
+                mutation=header, name=name, overwrite=overwrite
+            )
+            response: messages.SaveCheckpointResponse = self._connection.call(
+                lambda timeout: self._stub.SaveCheckpoint(request, timeout=timeout), deadline
+            )
+            return response
+
+        return decode_checkpoint(self._sequence.apply("save_checkpoint", mutate).checkpoint)
+
+    def load_checkpoint(self, name: str, *, timeout_seconds: float | None = None) -> RunInfo:
+        """Replace the state of the run by a checkpoint's; the run's sequence goes on."""
+        deadline = self._connection.deadline(timeout_seconds)
+
+        def mutate(header: training_pb2.Mutation) -> messages.LoadCheckpointResponse:
+            request = messages.LoadCheckpointRequest(mutation=header, name=name)
+            response: messages.LoadCheckpointResponse = self._connection.call(
+                lambda timeout: self._stub.LoadCheckpoint(request, timeout=timeout), deadline
+            )
+            return response
+
+        return decode_run(self._sequence.apply("load_checkpoint", mutate).run)
+
+    def list_checkpoints(self, *, timeout_seconds: float | None = None) -> list[CheckpointInfo]:
+        """List the checkpoints of the run, oldest first."""
+        request = messages.ListCheckpointsRequest(run_id=self.run_id)
+        response = self._connection.call(
+            lambda timeout: self._stub.ListCheckpoints(request, timeout=timeout),
+            self._connection.deadline(timeout_seconds),
+        )
+        return [decode_checkpoint(checkpoint) for checkpoint in response.checkpoints]
+
+    def export_weights(
+        self,
+        directory: Path,
+        *,
+        weights: WeightsChoice = Weights.CURRENT,
+        timeout_seconds: float | None = None,
+    ) -> list[Path]:
+        """Write the weights as files: a PEFT adapter, or the whole model for a full run.
+
+        The directory appears whole or not at all; an existing one is replaced.
+
+        Returns:
+            The files.
+        """
+        request = messages.ExportWeightsRequest(run_id=self.run_id, weights=encode_weights(weights))
+        pieces = self._connection.stream(
+            lambda timeout: self._stub.ExportWeights(request, timeout=timeout),
+            self._connection.deadline(timeout_seconds),
+        )
+        return write_files(pieces, directory)
+
+    def delete(
+        self, *, delete_checkpoints: bool = False, timeout_seconds: float | None = None
+    ) -> None:
+        """Delete the run, and its checkpoints when asked; the handle is of no use afterwards."""
+        deadline = self._connection.deadline(timeout_seconds)
+
+        def mutate(header: training_pb2.Mutation) -> messages.DeleteRunResponse:
+            request = messages.DeleteRunRequest(
+                mutation=header, delete_checkpoints=delete_checkpoints
+            )
+            response: messages.DeleteRunResponse = self._connection.call(
+                lambda timeout: self._stub.DeleteRun(request, timeout=timeout), deadline
+            )
+            return response
+
+        self._sequence.apply("delete", mutate)

@@ -1,0 +1,90 @@
+"""The sequence numbers of one run's writer: hidden from the user of a run."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from client.errors import ServiceError, UncertainMutationError
+from distill.v1 import training_pb2
+
+Answer = TypeVar("Answer")
+
+# Raised by the service before anything changed; the number is free for the next mutation.
+# Everything else (the deadline passed, the connection broke) leaves it open.
+_REFUSALS = frozenset(
+    {
+        "INVALID_ARGUMENT",
+        "FAILED_PRECONDITION",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "RESOURCE_EXHAUSTED",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "UNIMPLEMENTED",
+        "DATA_LOSS",
+    }
+)
+
+
+class MutationSequence:
+    """Gives every mutation its number; one at a time, in the order of the calls.
+
+    A refused mutation leaves its number to the next one. After a mutation that ended without an
+    answer nobody here knows whether its number is used: then every further one is refused until
+    `resynchronize`.
+    """
+
+    def __init__(self, *, run_id: str, writer_epoch: int, last_sequence_number: int) -> None:
+        self._run_id = run_id
+        self._writer_epoch = writer_epoch
+        self._last = last_sequence_number
+        self._uncertain: str | None = None
+        self._lock = threading.Lock()
+
+    def apply(self, operation: str, mutate: Callable[[training_pb2.Mutation], Answer]) -> Answer:
+        """Run `mutate` with the next number.
+
+        Args:
+            operation: its name, for errors.
+            mutate: makes the call; may send it several times with the header it is given.
+
+        Raises:
+            UncertainMutationError: an earlier mutation ended without an answer.
+        """
+        with self._lock:
+            if self._uncertain is not None:
+                raise UncertainMutationError(
+                    f"{self._uncertain} ended without an answer and may have been applied; call "
+                    "resynchronize() to find out"
+                )
+            header = training_pb2.Mutation(
+                run_id=self._run_id,
+                writer_epoch=self._writer_epoch,
+                sequence_number=self._last + 1,
+            )
+            try:
+                answer = mutate(header)
+            except ServiceError as error:
+                if error.code not in _REFUSALS:
+                    self._uncertain = operation
+                raise
+            except KeyboardInterrupt:
+                self._uncertain = operation
+                raise
+            self._last += 1
+            return answer
+
+    def resynchronize(self, ask_last: Callable[[], int]) -> bool:
+        """Learn the last applied number; True when the uncertain mutation was applied.
+
+        Args:
+            ask_last: asks the service for the last applied sequence number.
+        """
+        with self._lock:
+            last = ask_last()
+            applied = last > self._last
+            self._last = last
+            self._uncertain = None
+            return applied
