@@ -1,0 +1,166 @@
+"""Dependencies point one way: client → distill, services → distill, and nothing sideways or up.
+
+Imports are read from the source, those inside functions included, and followed through the
+project's own modules; one subprocess per rule about JAX then shows the same at run time.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("distill", "teacher_service", "student_service", "client")
+COMPUTE = ("jax", "jaxlib", "flax", "optax")
+WIRE = ("grpc", "grpc_health", "grpc_status", "google", "distill.v1", "distill.rpc")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+HAND_WRITTEN = sorted(name for name in MODULES if not name.startswith("distill.v1"))
+
+
+def imported_names(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
+    """Every module that the source may import, with the names taken from it as candidates."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                ancestor = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*ancestor, base] if base else ancestor)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@cache
+def direct_imports(module: str) -> frozenset[str]:
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set(imported_names(tree, module, is_package=path.name == "__init__.py"))
+    # Importing a.b.c runs a and a.b as well.
+    parents = {
+        ".".join(name.split(".")[:depth])
+        for name in [*names, module]
+        for depth in range(1, name.count(".") + 1)
+    }
+    return frozenset((names | parents) - {module})
+
+
+@cache
+def reachable(module: str) -> dict[str, str]:
+    """Everything that importing `module` may import → the module of ours that does it."""
+    found: dict[str, str] = {}
+    waiting = [module]
+    visited = set()
+    while waiting:
+        importer = waiting.pop()
+        if importer in visited:
+            continue
+        visited.add(importer)
+        for name in direct_imports(importer):
+            found.setdefault(name, importer)
+            if name in MODULES:
+                waiting.append(name)
+    return found
+
+
+def violations(module: str, forbidden: tuple[str, ...]) -> list[str]:
+    return [
+        f"{importer} imports {name}"
+        for name, importer in reachable(module).items()
+        if is_within(name, forbidden)
+    ]
+
+
+def is_within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def in_package(*packages: str) -> list[str]:
+    return [name for name in HAND_WRITTEN if is_within(name, packages)]
+
+
+def test_every_package_is_looked_at() -> None:
+    for package in PACKAGES:
+        assert in_package(package), f"{package} has no modules: the rules below check nothing"
+
+
+def test_relative_and_nested_imports_are_seen() -> None:
+    source = "def f():\n    from ..rpc import server\n    import jax.numpy as jnp\n"
+    names = set(imported_names(ast.parse(source), "distill.engine.scorer", is_package=False))
+    assert {"distill.rpc", "distill.rpc.server", "jax.numpy"} <= names
+
+
+@pytest.mark.parametrize("module", in_package("distill"))
+def test_distill_imports_no_service_and_no_client(module: str) -> None:
+    assert violations(module, ("teacher_service", "student_service", "client")) == []
+
+
+@pytest.mark.parametrize("module", in_package("teacher_service"))
+def test_teacher_imports_neither_student_nor_client(module: str) -> None:
+    assert violations(module, ("student_service", "client")) == []
+
+
+@pytest.mark.parametrize("module", in_package("student_service"))
+def test_student_imports_neither_teacher_nor_client(module: str) -> None:
+    assert violations(module, ("teacher_service", "client")) == []
+
+
+@pytest.mark.parametrize("module", in_package("client"))
+def test_client_imports_no_service_and_no_compute(module: str) -> None:
+    assert violations(module, ("teacher_service", "student_service", *COMPUTE)) == []
+
+
+@pytest.mark.parametrize("module", in_package("distill.engine", "distill.ops", "distill.models"))
+def test_compute_imports_no_protobuf_and_no_grpc(module: str) -> None:
+    # Its own imports only: the array types of `distill.tensors` are shared with the wire.
+    assert [name for name in direct_imports(module) if is_within(name, WIRE)] == []
+
+
+@pytest.mark.parametrize("module", [name for name in HAND_WRITTEN if name.endswith(".servicer")])
+def test_servicer_has_no_array_maths_of_its_own(module: str) -> None:
+    forbidden = [name for name in direct_imports(module) if is_within(name, (*COMPUTE, "numpy"))]
+    assert forbidden == []
+
+
+def test_package_distill_imports_nothing() -> None:
+    tree = ast.parse(MODULES["distill"].read_text(encoding="utf-8"))
+    assert list(imported_names(tree, "distill", is_package=True)) == []
+
+
+def loaded_compute_modules(modules: list[str]) -> str:
+    """Top-level names of `COMPUTE` in `sys.modules` after importing `modules`, in a new process."""
+    script = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"print(*sorted(set({COMPUTE!r}) & set(sys.modules)))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+def test_importing_the_whole_client_loads_no_jax() -> None:
+    modules = [name for name in in_package("client") if not name.endswith("__main__")]
+    assert loaded_compute_modules(modules) == ""
+
+
+def test_a_loaded_jax_would_be_noticed() -> None:
+    assert "jax" in loaded_compute_modules(["distill.ops.head"]).split()
