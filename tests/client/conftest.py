@@ -1,0 +1,38 @@
+from collections.abc import Iterator
+
+import pytest
+
+from client.connection import RetryPolicy
+from client.student import StudentClient
+from client.teacher import TeacherClient
+from tests.client.fakes import FakeStudent, FakeTeacher, serving
+
+FAST_RETRY = RetryPolicy(attempts=3, first_delay_seconds=0.01)
+
+
+@pytest.fixture
+def fake_teacher() -> FakeTeacher:
+    return FakeTeacher()
+
+
+@pytest.fixture
+def teacher(fake_teacher: FakeTeacher) -> Iterator[TeacherClient]:
+    with (
+        serving(fake_teacher) as address,
+        TeacherClient(address, timeout_seconds=20, retry=FAST_RETRY) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def fake_student() -> FakeStudent:
+    return FakeStudent()
+
+
+@pytest.fixture
+def student(fake_student: FakeStudent) -> Iterator[StudentClient]:
+    with (
+        serving(fake_student) as address,
+        StudentClient(address, timeout_seconds=20, retry=FAST_RETRY) as client,
+    ):
+        yield client

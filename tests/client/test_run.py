@@ -1,0 +1,257 @@
+import threading
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from client.errors import BrokenStreamError, ServiceError, UncertainMutationError
+from client.run import StudentRun
+from client.settings import (
+    AdamW,
+    BatchSettings,
+    CheckpointWeights,
+    DistributionExample,
+    LoraSettings,
+    Objective,
+    PulledTargets,
+    SamplingSettings,
+    ScoredPrompt,
+    TokenExample,
+    Weights,
+)
+from client.student import StudentClient
+from client.teacher import TeacherClient
+from distill.errors import UnavailableError
+from distill.v1 import student_service_pb2, training_pb2
+from tests.client.fakes import FakeStudent
+
+TEACHER_PROMPT = [9, 8, 7, 6, 1, 2, 3]
+EXAMPLE = DistributionExample(
+    input_tokens=[6, 1, 2], target_offset=0, prompt_index=0, prompt_offset=4, row_count=3
+)
+STEP = AdamW(learning_rate=1e-3)
+
+
+@pytest.fixture
+def run(student: StudentClient) -> StudentRun:
+    return student.create_run("run", lora=LoraSettings(rank=4))
+
+
+def pull() -> PulledTargets:
+    prompt = ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)
+    return PulledTargets(teacher="main", prompts=[prompt], top_k=5)
+
+
+def test_numbers_count_from_one_over_all_mutations(run: StudentRun, student: StudentClient) -> None:
+    run.forward_backward([EXAMPLE], BatchSettings(), pull=pull())
+    assert run.optim_step(STEP).step == 1
+    run.save_checkpoint("first")
+    run.load_checkpoint("first")
+    assert student.get_run("run").last_sequence_number == 4
+
+
+def test_evaluation_consumes_no_number(run: StudentRun) -> None:
+    run.forward([EXAMPLE], BatchSettings(), pull=pull(), weights=Weights.BASE)
+    assert run.state().last_sequence_number == 0
+
+
+def test_inline_chunks_reach_the_student_unread(
+    run: StudentRun, teacher: TeacherClient, fake_student: FakeStudent
+) -> None:
+    prompts = [ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)]
+    sent = list(teacher.stream_top_k_messages(prompts, 5))
+    result = run.forward_backward(
+        [EXAMPLE], BatchSettings(), chunks=teacher.stream_top_k_messages(prompts, 5)
+    )
+    header, examples, chunks = fake_student.batches[0]
+    assert chunks == sent
+    assert not header.batch.HasField("pull")
+    assert examples[0].distribution_targets.prompt_offset == 4
+    assert result.row_count == 3
+    assert result.metrics.tail_bucket_kl == 3.0
+    assert result.metrics.top_k_overlap is None
+    assert result.examples[0].log_probs is None
+
+
+def test_a_lost_answer_is_asked_for_again_with_the_same_content(
+    run: StudentRun, teacher: TeacherClient, fake_student: FakeStudent
+) -> None:
+    fake_student.lose_answers = 1
+    prompts = [ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)]
+    result = run.forward_backward(
+        [EXAMPLE], BatchSettings(), chunks=teacher.stream_top_k_messages(prompts, 5)
+    )
+    assert result.replayed
+    assert fake_student.calls == ["ForwardBackward"] * 2
+    assert fake_student.last == 1
+    fake_student.lose_answers = 1
+    assert run.optim_step(STEP).replayed
+    assert fake_student.step == 1
+
+
+def test_a_refused_mutation_leaves_its_number_to_the_next(
+    run: StudentRun, fake_student: FakeStudent
+) -> None:
+    fake_student.refuse_next = True
+    with pytest.raises(ServiceError, match="FAILED_PRECONDITION"):
+        run.optim_step(STEP)
+    assert run.optim_step(STEP).step == 1
+    assert fake_student.last == 1
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_mutation_without_an_answer_is_settled_by_asking(
+    run: StudentRun, fake_student: FakeStudent, applied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if applied:
+        monkeypatch.setattr(fake_student, "_apply", _lose_every_answer(fake_student))
+    else:
+        monkeypatch.setattr(fake_student, "_apply", _always_unavailable)
+    with pytest.raises(ServiceError, match="UNAVAILABLE"):
+        run.optim_step(STEP)
+    monkeypatch.undo()
+    with pytest.raises(UncertainMutationError, match="optim_step"):
+        run.optim_step(STEP)
+    assert run.resynchronize() is applied
+    assert run.optim_step(STEP).step == (2 if applied else 1)
+
+
+def _always_unavailable(*_: object) -> None:
+    raise UnavailableError("away")
+
+
+def _lose_every_answer(fake: FakeStudent):
+    genuine = fake._apply
+
+    def apply(*args):
+        genuine(*args)
+        _always_unavailable()
+
+    return apply
+
+
+def test_threads_take_turns(run: StudentRun, fake_student: FakeStudent) -> None:
+    threads = [threading.Thread(target=run.optim_step, args=(STEP,)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fake_student.last == fake_student.step == 12
+
+
+def test_an_earlier_writer_is_fenced(student: StudentClient, run: StudentRun) -> None:
+    successor = student.create_run("run", lora=LoraSettings(rank=4), take_over=True)
+    with pytest.raises(ServiceError, match="ABORTED"):
+        run.optim_step(STEP)
+    assert successor.optim_step(STEP).step == 1
+
+
+def test_an_error_of_the_chunks_is_raised_as_it_is(
+    run: StudentRun, fake_student: FakeStudent
+) -> None:
+    def broken():
+        raise BrokenStreamError("the teacher went away")
+        yield
+
+    with pytest.raises(BrokenStreamError, match="the teacher went away"):
+        run.forward_backward([EXAMPLE], BatchSettings(), chunks=broken())
+    assert fake_student.last == 0
+    assert run.optim_step(STEP).step == 1
+
+
+def test_token_targets_and_settings_arrive(run: StudentRun, fake_student: FakeStudent) -> None:
+    example = TokenExample(
+        input_tokens=[1, 2, 3],
+        target_offset=1,
+        token_ids=np.array([[4, 5], [6, 7]]),
+        weights=np.array([[0.5, -1.0], [0.0, 2.0]]),
+    )
+    settings = BatchSettings(
+        objective=Objective.CROSS_ENTROPY, temperature=0.5, return_log_probs=True
+    )
+    run.forward([example], settings, weights=CheckpointWeights(name="c"))
+    header, (sent,), _ = fake_student.batches[0]
+    assert header.weights.checkpoint == "c"
+    assert header.batch.objective == training_pb2.OBJECTIVE_CROSS_ENTROPY
+    assert header.batch.temperature == 0.5
+    assert header.batch.return_log_probs
+    assert not header.batch.return_row_losses
+    assert list(sent.token_targets.token_ids.shape) == [2, 2]
+    assert list(sent.token_targets.weights.values) == [0.5, -1.0, 0.0, 2.0]
+
+
+def test_absent_settings_stay_absent(student: StudentClient, fake_student: FakeStudent) -> None:
+    student.create_run("run", lora=LoraSettings(rank=4))
+    assert fake_student.config is not None
+    assert not fake_student.config.lora.HasField("alpha")
+    student.create_run("run", lora=None)
+    assert fake_student.config.WhichOneof("trainable") == "full"
+
+
+def piece(name: str, offset: int, data: bytes, size: int) -> object:
+    return student_service_pb2.ExportWeightsResponse(
+        file_name=name, byte_offset=offset, data=data, file_bytes=size
+    )
+
+
+def test_export_replaces_the_directory_whole(
+    run: StudentRun, fake_student: FakeStudent, tmp_path: Path
+) -> None:
+    target = tmp_path / "deep" / "adapter"
+    target.mkdir(parents=True)
+    (target / "stale.bin").write_bytes(b"old")
+    fake_student.export_pieces = [
+        piece("a.bin", 0, b"abc", 5),
+        piece("empty.json", 0, b"", 0),
+        piece("a.bin", 3, b"de", 5),
+    ]
+    files = run.export_weights(target)
+    assert [file.name for file in files] == ["a.bin", "empty.json"]
+    assert (target / "a.bin").read_bytes() == b"abcde"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [piece("a.bin", 0, b"abc", 5)],
+        [piece("a.bin", 0, b"abc", 5), piece("a.bin", 4, b"e", 5)],
+        [piece("../evil", 0, b"x", 1)],
+        [piece("/etc/evil", 0, b"x", 1)],
+        [piece("..", 0, b"x", 1)],
+        [],
+    ],
+    ids=["short", "gap", "parent", "absolute", "dots", "none"],
+)
+def test_a_broken_export_leaves_nothing(
+    run: StudentRun, fake_student: FakeStudent, tmp_path: Path, pieces: list
+) -> None:
+    fake_student.export_pieces = pieces
+    with pytest.raises(BrokenStreamError):
+        run.export_weights(tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_listing_scoring_and_sampling(student: StudentClient, run: StudentRun) -> None:
+    assert [one.run_id for one in student.list_runs()] == ["run"]
+    assert [one.name for one in run.list_checkpoints()] == ["first"]
+    assert student.model_info().teachers == ("main",)
+    (completion,) = student.sample([[1, 2]], SamplingSettings(max_tokens=4), run_id="run")
+    assert completion.text.startswith("Paris")
+    chunks = list(student.stream_top_k([[1, 2, 3]], 4, run_id="run"))
+    assert sum(len(chunk.token_ids) for chunk in chunks) == 2
+
+
+def test_delete_ends_the_run(run: StudentRun, fake_student: FakeStudent) -> None:
+    run.delete(delete_checkpoints=True)
+    assert fake_student.deleted
+
+
+def test_no_grpc_error_escapes(student: StudentClient, fake_student: FakeStudent) -> None:
+    fake_student.error = RuntimeError("secret text")
+    with pytest.raises(ServiceError) as caught:
+        student.get_run("run")
+    assert not isinstance(caught.value, grpc.RpcError)
+    assert caught.value.code == "INTERNAL"
+    assert "secret" not in str(caught.value)
