@@ -1,0 +1,73 @@
+"""The teacher's RPCs: decode, call, encode."""
+
+from collections.abc import Iterator
+
+import grpc
+
+from distill.engine.device_queue import DeviceQueue
+from distill.engine.sampler import Sampler
+from distill.engine.scorer import Scorer
+from distill.engine.weights import ModelWeights
+from distill.limits import RequestLimits
+from distill.models.loading import LoadedModel
+from distill.rpc.model_info import describe_model
+from distill.rpc.sampling import encode_sample, parse_sampling
+from distill.rpc.scoring import encode_chunk, parse_scoring
+from distill.rpc.streaming import stream_results
+from distill.v1 import teacher_service_pb2 as pb
+from distill.v1 import teacher_service_pb2_grpc
+
+
+class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
+    """Scores and samples under the fixed weights of one model."""
+
+    def __init__(self, model: LoadedModel, limits: RequestLimits, queue: DeviceQueue) -> None:
+        self._model = model
+        self._limits = limits
+        self._queue = queue
+        self._weights = ModelWeights(model.parameters, adapter=None)
+        self.scorer = Scorer(model, limits)
+        self.sampler = Sampler(model)
+
+    def GetModelInfo(
+        self,
+        request: pb.TeacherServiceGetModelInfoRequest,
+        context: grpc.ServicerContext,
+    ) -> pb.TeacherServiceGetModelInfoResponse:
+        """Describe the model and the limits."""
+        description = describe_model(
+            self._model, self._limits, include_tokenizer=request.include_tokenizer
+        )
+        return pb.TeacherServiceGetModelInfoResponse(model=description)
+
+    def StreamTopK(
+        self,
+        request: pb.TeacherServiceStreamTopKRequest,
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.TeacherServiceStreamTopKResponse]:
+        """Stream the distributions of the requested rows."""
+        jobs = parse_scoring(
+            request.scoring,
+            field="scoring",
+            limits=self._limits,
+            vocab_size=self._model.config.vocab_size,
+        )
+        chunks = self.scorer.score(jobs, self._weights)
+        for chunk in stream_results(self._queue, chunks, context):
+            yield pb.TeacherServiceStreamTopKResponse(chunk=encode_chunk(chunk))
+
+    def Sample(
+        self,
+        request: pb.TeacherServiceSampleRequest,
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.TeacherServiceSampleResponse]:
+        """Stream samples as they finish."""
+        job = parse_sampling(
+            request.sampling,
+            field="sampling",
+            limits=self._limits,
+            vocab_size=self._model.config.vocab_size,
+        )
+        pieces = self.sampler.sample(job, self._weights)
+        for sample in stream_results(self._queue, pieces, context):
+            yield pb.TeacherServiceSampleResponse(sequence=encode_sample(sample))
