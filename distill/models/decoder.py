@@ -116,7 +116,7 @@ class Decoder(nnx.Module):
             ),
             in_axes=0,
             out_axes=0,
-        )(rngs.fork(split=config.layer_count))
+        )(rngs.split(config.layer_count))
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         if not config.tied_head:
             self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype, rngs=rngs)
