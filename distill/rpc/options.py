@@ -146,6 +146,9 @@ def parse_server_options(
         level=arguments.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    if arguments.log_level != "debug":
+        # JAX reports at info level which kinds of device it did not find.
+        logging.getLogger("jax").setLevel(logging.WARNING)
     return ServerOptions(
         model=arguments.model,
         host=host,

@@ -86,11 +86,12 @@ class RunningServer:
             options=_CHANNEL_OPTIONS,
             interceptors=[ErrorInterceptor(max_concurrent_requests)],
         )
+        # gRPC would not say why a bind fails, and would write lines of its own.
+        _check_can_bind(host, port)
         try:
             bound_port = self._server.add_insecure_port(_join_address(host, port))
         except RuntimeError:
-            # gRPC does not say why.
-            raise StartError(_bind_problem(host, port)) from None
+            raise StartError(f"cannot listen on {_join_address(host, port)}") from None
         self.address = _join_address(host, bound_port)
         self._health = health.HealthServicer()
         self._service: Service | None = None
@@ -205,17 +206,18 @@ def _join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _bind_problem(host: str, port: int) -> str:
-    """Why an address cannot be bound, in one line."""
+def _check_can_bind(host: str, port: int) -> None:
+    """Raise StartError, with the reason in one line, where an address cannot be bound."""
     address = _join_address(host, port)
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
             0
         ]
         with socket.socket(family, kind, protocol) as probe:
+            # As gRPC does: connections of an earlier process that linger do not block the port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return f"cannot listen on {address}: the port is in use"
-        return f"cannot listen on {address}: {error.strerror or error}"
-    return f"cannot listen on {address}"
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "the port is in use" if in_use else error.strerror or str(error)
+        raise StartError(f"cannot listen on {address}: {reason}") from None
