@@ -1,0 +1,264 @@
+"""Bad requests are refused before any compute, with the field, the limit and the value."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.errors import DistillError, InvalidFieldError, LimitExceededError
+from distill.limits import RequestLimits
+from distill.tensors import encode_floats, encode_int32
+from distill.v1 import tensor_pb2, training_pb2
+from student_service.batch import LossSettings
+from student_service.validation import (
+    ExampleParser,
+    parse_adamw,
+    parse_loss,
+    parse_mutation,
+    parse_name,
+    parse_normalization,
+    parse_run_config,
+)
+
+VOCAB = 100
+LIMITS = RequestLimits(
+    max_sequence_tokens=16, max_top_k=8, max_sequences=3, max_request_tokens=40
+)
+CROSS_ENTROPY = LossSettings(objective="cross_entropy")
+TAIL_BUCKET = LossSettings(objective="tail_bucket")
+
+
+def token_example(shape=(4,), *, length=6, weights=None, token_ids=None, offset=0):
+    ids = np.ones(shape, np.int32) if token_ids is None else np.asarray(token_ids)
+    return training_pb2.Example(
+        input_tokens=encode_int32(np.arange(length)),
+        target_offset=offset,
+        token_targets=training_pb2.TokenTargets(
+            token_ids=encode_int32(ids),
+            weights=None if weights is None else encode_floats(np.asarray(weights, np.float32)),
+        ),
+    )
+
+
+def distribution_example(*, length=6, offset=1, row_weights=None, **rows):
+    rows = {"prompt_index": 0, "prompt_offset": 3, "row_count": 4} | rows
+    return training_pb2.Example(
+        input_tokens=encode_int32(np.arange(length)),
+        target_offset=offset,
+        distribution_targets=training_pb2.DistributionTargets(**rows),
+        row_weights=None if row_weights is None else encode_floats(np.asarray(row_weights)),
+    )
+
+
+def parse_all(examples, loss=CROSS_ENTROPY):
+    parser = ExampleParser(loss, LIMITS, VOCAB)
+    return [parser.parse(example, index) for index, example in enumerate(examples)]
+
+
+@pytest.mark.parametrize("first", [(4,), (4, 1)])
+def test_mixed_ranks_in_a_batch_are_refused_in_either_order(first):
+    second = (4, 1) if first == (4,) else (4,)
+    with pytest.raises(InvalidFieldError, match=r"examples\[1\].*as in the examples before it"):
+        parse_all([token_example(first), token_example(second)])
+
+
+def test_different_support_sizes_in_a_batch_are_refused():
+    with pytest.raises(InvalidFieldError, match=r"examples\[1\].*K must be 3 .* got 2"):
+        parse_all([token_example((4, 3)), token_example((4, 2))])
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (token_example(weights=np.ones((4, 1))), r"weights.shape: must be that of the token ids"),
+        (token_example(weights=np.ones(3)), r"weights.shape: must be that of the token ids \[4\]"),
+        (token_example(weights=[1, np.nan, 1, 1]), r"weights: must be finite, got nan"),
+        (token_example(weights=[1, np.inf, 1, 1]), r"weights: must be finite, got inf"),
+        (token_example(token_ids=[1, 2, 3, 100]), r"token_ids: must be in \[0, 100\), got 100"),
+        (token_example(token_ids=[1, 2, -3, 1]), r"token_ids: must be in \[0, 100\), got -3"),
+        (token_example((0,)), r"token_ids: must not be empty"),
+        (token_example((4, 0)), r"token_ids: must not be empty"),
+        (token_example((4, 9)), r"K must be in \[1, 8\], got 9"),
+        (token_example((2, 2, 1)), r"must have 1 or 2 dimensions, got 3"),
+        (token_example(length=0), r"input_tokens: must not be empty"),
+        (token_example(length=3), r"target_offset.*at most -1 for 3 input tokens"),
+        (token_example(offset=3), r"target_offset.*at most 2 for 6 input tokens, got 3"),
+        (token_example(offset=-1), r"target_offset: must be at least 0"),
+        (distribution_example(), r"must be token_targets for the objective cross_entropy"),
+        (training_pb2.Example(input_tokens=encode_int32(np.arange(3))), r"got None"),
+    ],
+)
+def test_bad_examples_of_named_tokens_are_refused(example, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        parse_all([example])
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (token_example(), r"must be distribution_targets for the objective tail_bucket"),
+        (distribution_example(row_count=0), r"row_count: must be at least 1, got 0"),
+        (distribution_example(row_count=2**31 - 1), r"row_count: must be at most the 6 input"),
+        (distribution_example(prompt_offset=0), r"prompt_offset: must be at least 1, got 0"),
+        (distribution_example(prompt_index=-1), r"prompt_index: must be at least 0, got -1"),
+        (distribution_example(row_weights=[1.0]), r"row_weights.shape: must be \[4\]"),
+        (distribution_example(row_weights=[1, 1, np.nan, 1.0]), r"row_weights: must be finite"),
+        (distribution_example(offset=3), r"target_offset"),
+    ],
+)
+def test_bad_examples_of_distributions_are_refused(example, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        parse_all([example], TAIL_BUCKET)
+
+
+@pytest.mark.parametrize("shape", [[-1], [-2, -2], [2, 3], [1 << 62, 1 << 62], [4, -1]])
+def test_shapes_that_do_not_match_the_values_are_refused(shape):
+    example = token_example()
+    example.token_targets.token_ids.CopyFrom(
+        tensor_pb2.Int32Tensor(shape=shape, values=[1, 1, 1, 1])
+    )
+    with pytest.raises(InvalidFieldError, match=r"token_ids.shape"):
+        parse_all([example])
+
+
+def test_limits_name_themselves_and_the_value():
+    with pytest.raises(LimitExceededError, match="must be at most 16, got 17"):
+        parse_all([token_example(length=17)])
+    with pytest.raises(LimitExceededError, match="must be at most 40, got 48"):
+        parse_all([token_example(length=16)] * 3)
+    with pytest.raises(LimitExceededError, match="example_count: must be at most 3, got 4"):
+        parse_loss(training_pb2.Batch(objective=1, example_count=4), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("batch", "field"),
+    [
+        ({"objective": 0}, "objective"),
+        ({"objective": 77}, "objective"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"reduction": 9}, "reduction"),
+        ({"example_count": 0}, "example_count"),
+        ({"example_count": -1}, "example_count"),
+    ],
+)
+def test_bad_batch_headers_are_refused(batch, field):
+    with pytest.raises(InvalidFieldError, match=f"batch.{field}"):
+        parse_loss(training_pb2.Batch(**({"objective": 1, "example_count": 1} | batch)), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("beta1", 1.0),
+        ("beta2", -0.1),
+        ("epsilon", 0.0),
+        ("weight_decay", float("inf")),
+        ("max_gradient_norm", 0.0),
+    ],
+)
+def test_bad_optimizer_settings_are_refused(name, value):
+    with pytest.raises(InvalidFieldError, match=f"adamw.{name}"):
+        parse_adamw(training_pb2.AdamW(**{name: value}))
+
+
+def test_absent_optimizer_settings_take_their_documented_defaults():
+    settings = parse_adamw(training_pb2.AdamW(learning_rate=0.5))
+    assert (settings.beta1, settings.beta2, settings.epsilon) == (0.9, 0.95, 1e-8)
+    assert (settings.weight_decay, settings.max_gradient_norm) == (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (training_pb2.RunConfig(), "trainable"),
+        (training_pb2.RunConfig(lora=training_pb2.LoraConfig(rank=0)), "rank"),
+        (training_pb2.RunConfig(lora=training_pb2.LoraConfig(rank=2000)), "rank"),
+        (training_pb2.RunConfig(lora=training_pb2.LoraConfig(rank=1, alpha=0.0)), "alpha"),
+        (
+            training_pb2.RunConfig(lora=training_pb2.LoraConfig(rank=1, target_modules=["head"])),
+            "target_modules",
+        ),
+    ],
+)
+def test_bad_run_configurations_are_refused(config, field):
+    with pytest.raises(InvalidFieldError, match=f"config.*{field}"):
+        parse_run_config(config)
+
+
+def test_order_of_target_modules_does_not_make_another_configuration():
+    def spec(*names):
+        lora = training_pb2.LoraConfig(rank=2, target_modules=names)
+        return parse_run_config(training_pb2.RunConfig(lora=lora))
+
+    assert spec("v_proj", "q_proj") == spec("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".hidden", "..", "a/b", "../a", "/abs", "a\0b", "a b", "x" * 65, "a\n", "ä"]
+)
+def test_names_that_could_leave_their_directory_are_refused(name):
+    with pytest.raises(InvalidFieldError, match="run_id"):
+        parse_name(name, "run_id")
+
+
+@pytest.mark.parametrize("mutation", [(0, 1), (1, 0), (-1, 1), (1, -5)])
+def test_epochs_and_numbers_start_at_one(mutation):
+    epoch, number = mutation
+    with pytest.raises(InvalidFieldError, match="must be at least 1"):
+        parse_mutation(
+            training_pb2.Mutation(run_id="run", writer_epoch=epoch, sequence_number=number)
+        )
+
+
+def test_unknown_normalization_is_refused():
+    with pytest.raises(InvalidFieldError, match="normalization"):
+        parse_normalization(17)
+    assert parse_normalization(0) == "none"
+
+
+tensors = st.builds(
+    tensor_pb2.Int32Tensor,
+    shape=st.lists(st.integers(-3, 5), max_size=3),
+    values=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=8),
+)
+floats = st.builds(
+    tensor_pb2.FloatTensor,
+    shape=st.lists(st.integers(-3, 5), max_size=3),
+    values=st.lists(st.floats(width=32), max_size=8),
+)
+int32s = st.integers(-(2**31), 2**31 - 1)
+examples = st.builds(
+    training_pb2.Example,
+    input_tokens=tensors,
+    target_offset=int32s,
+    token_targets=st.none() | st.builds(training_pb2.TokenTargets, token_ids=tensors, weights=floats),
+    row_weights=st.none() | floats,
+) | st.builds(
+    training_pb2.Example,
+    input_tokens=tensors,
+    target_offset=int32s,
+    distribution_targets=st.builds(
+        training_pb2.DistributionTargets,
+        prompt_index=int32s,
+        prompt_offset=int32s,
+        row_count=int32s,
+    ),
+    row_weights=st.none() | floats,
+)
+
+
+@given(st.lists(examples, max_size=3), st.sampled_from([CROSS_ENTROPY, TAIL_BUCKET]))
+def test_any_example_is_either_refused_by_name_or_safe_to_compute(batch, loss):
+    try:
+        parsed = parse_all(batch, loss)
+    except DistillError as error:
+        assert error.code in {"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
+        return
+    for example in parsed:
+        assert ((example.input_tokens >= 0) & (example.input_tokens < VOCAB)).all()
+        rows = len(getattr(example.targets, "token_ids", range(0))) or example.targets.row_count
+        assert 0 <= example.target_offset <= len(example.input_tokens) - rows
