@@ -1,0 +1,114 @@
+"""Off-policy distillation: the student learns the teacher's distributions on a given corpus."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from client.recipes.batches import AlignedSequence, TeacherLink, align, run_batch, shuffled_batches
+from client.recipes.metrics import StepMetrics, step_metrics
+from client.run import StudentRun
+from client.settings import AdamW, BatchSettings, Normalization, Objective, Tokens
+from distill.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicySettings:
+    """How to train."""
+
+    step_count: int = 100
+    """Optimizer steps."""
+
+    sequences_per_step: int = 8
+    """Sequences in a step."""
+
+    top_k: int = 20
+    """K, the support size."""
+
+    objective: Objective = Objective.TAIL_BUCKET
+    """What is minimised; any of the distribution objectives."""
+
+    temperature: float | None = None
+    """Divides the logits of both sides. None: 1."""
+
+    adamw: AdamW = field(default_factory=lambda: AdamW(learning_rate=1e-4, max_gradient_norm=1.0))
+    """Optimizer settings of every step."""
+
+    seed: int = 0
+    """Of the order of the sequences."""
+
+
+def train_off_policy(
+    *,
+    run: StudentRun,
+    teacher: TeacherLink,
+    corpus: Sequence[Tokens],
+    settings: OffPolicySettings,
+    on_step: Callable[[StepMetrics], None] = lambda _: None,
+) -> list[StepMetrics]:
+    """Train a run on the teacher's distributions over every token of the corpus but the first.
+
+    Args:
+        run: what is trained.
+        teacher: which teacher, and how its distributions travel.
+        corpus: token ids of each sequence, two or more; `tokenize_corpus` makes them from texts.
+        settings: how to train.
+        on_step: called after each step.
+
+    Returns:
+        The metrics of all steps.
+
+    Raises:
+        ValueError: an empty corpus, or a sequence without a token to predict.
+    """
+    sequences = list(_sequences(corpus))
+    batches = shuffled_batches(len(sequences), settings.sequences_per_step, settings.seed)
+    batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
+    history = []
+    for _, chosen in zip(range(settings.step_count), batches, strict=False):
+        started = time.monotonic()
+        batch = align([sequences[position] for position in chosen])
+        transfer = run_batch(
+            teacher,
+            batch,
+            top_k=settings.top_k,
+            temperature=settings.temperature,
+            submit=partial(run.forward_backward, batch.examples, batch_settings),
+        )
+        step = run.optim_step(settings.adamw, normalization=Normalization.ROWS)
+        metrics = step_metrics(
+            transfer,
+            step,
+            teacher_token_count=batch.teacher_token_count,
+            sampled_token_count=0,
+            sampling_seconds=0.0,
+            step_seconds=time.monotonic() - started,
+        )
+        history.append(metrics)
+        on_step(metrics)
+    return history
+
+
+def tokenize_corpus(
+    tokenizer: TextTokenizer, texts: Sequence[str], *, max_tokens: int
+) -> list[list[int]]:
+    """Token ids of texts, longer ones cut into sequences; a piece of a single token is dropped."""
+    pieces = []
+    for text in texts:
+        token_ids = tokenizer.encode(text, add_special_tokens=True)
+        pieces += [
+            token_ids[start : start + max_tokens] for start in range(0, len(token_ids), max_tokens)
+        ]
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+def _sequences(corpus: Sequence[Tokens]) -> Iterator[AlignedSequence]:
+    if not corpus:
+        raise ValueError("corpus: must not be empty")
+    for index, tokens in enumerate(corpus):
+        if len(tokens) < 2:
+            raise ValueError(f"corpus[{index}]: must have 2 or more tokens, got {len(tokens)}")
+        # Both sides read the same text, so that all it says is predicted from the same prefix.
+        yield AlignedSequence(
+            student_prompt=tokens[:1], teacher_prompt=tokens[:1], completion=tokens[1:]
+        )

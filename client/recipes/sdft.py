@@ -1,0 +1,191 @@
+"""Self-distillation with a privileged context (SDFT, https://arxiv.org/abs/2601.19897).
+
+In each step the student samples completions of its own prompts, the teacher scores them under a
+prompt that shows it more, and the student trains on the teacher's distributions. The paper
+minimises the reverse KL; here the teacher is the first argument, as in all our objectives.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from client.recipes.batches import (
+    AlignedSequence,
+    TeacherLink,
+    Transfer,
+    align,
+    run_batch,
+    shuffled_batches,
+)
+from client.recipes.metrics import StepMetrics, step_metrics
+from client.results import Completion
+from client.run import StudentRun
+from client.settings import (
+    AdamW,
+    BatchSettings,
+    Normalization,
+    Objective,
+    SamplingSettings,
+    Tokens,
+)
+from client.student import StudentClient
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivilegedPrompt:
+    """One task as both sides see it."""
+
+    student_prompt: Tokens
+    """Without the privileged context."""
+
+    teacher_prompt: Tokens
+    """With it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdftSettings:
+    """How to train."""
+
+    step_count: int = 24
+    """Optimizer steps."""
+
+    prompts_per_step: int = 8
+    """Prompts in a step; each is sampled once."""
+
+    max_completion_tokens: int = 24
+    """Longest completion."""
+
+    sampling_temperature: float = 1.0
+    """Temperature of the student's samples."""
+
+    top_k: int = 20
+    """K, the support size."""
+
+    objective: Objective = Objective.TAIL_BUCKET
+    """Its fixed point is the teacher's distribution on the support, and no mass beside it."""
+
+    temperature: float | None = None
+    """Divides the logits of both sides in the objective. None: 1."""
+
+    adamw: AdamW = field(default_factory=lambda: AdamW(learning_rate=1e-3, max_gradient_norm=1.0))
+    """Optimizer settings of every step."""
+
+    seed: int = 0
+    """Of the order of the prompts and of the samples."""
+
+
+def train_sdft(
+    *,
+    student: StudentClient,
+    run: StudentRun,
+    teacher: TeacherLink,
+    prompts: Sequence[PrivilegedPrompt],
+    settings: SdftSettings,
+    on_step: Callable[[StepMetrics], None] = lambda _: None,
+) -> list[StepMetrics]:
+    """Train a run on a teacher that sees more.
+
+    Args:
+        student: the service of the run.
+        run: what is trained.
+        teacher: which teacher, and how its distributions travel.
+        prompts: the tasks.
+        settings: how to train.
+        on_step: called after each step.
+
+    Returns:
+        The metrics of all steps.
+    """
+    if not prompts:
+        raise ValueError("prompts: must not be empty")
+    batches = shuffled_batches(len(prompts), settings.prompts_per_step, settings.seed)
+    batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
+    history = []
+    for index, chosen in zip(range(settings.step_count), batches, strict=False):
+        started = time.monotonic()
+        batch_prompts = [prompts[position] for position in chosen]
+        completions = sample_completions(
+            student, run, batch_prompts, settings, seed=settings.seed + 1 + index
+        )
+        sampling_seconds = time.monotonic() - started
+        batch = align(pair_completions(batch_prompts, completions))
+        transfer = run_batch(
+            teacher,
+            batch,
+            top_k=settings.top_k,
+            temperature=settings.temperature,
+            submit=partial(run.forward_backward, batch.examples, batch_settings),
+        )
+        step = run.optim_step(settings.adamw, normalization=Normalization.ROWS)
+        metrics = step_metrics(
+            transfer,
+            step,
+            teacher_token_count=batch.teacher_token_count,
+            sampled_token_count=sum(len(one.token_ids) for one in completions),
+            sampling_seconds=sampling_seconds,
+            step_seconds=time.monotonic() - started,
+        )
+        history.append(metrics)
+        on_step(metrics)
+    return history
+
+
+def evaluate_sdft(
+    *,
+    student: StudentClient,
+    run: StudentRun,
+    teacher: TeacherLink,
+    prompts: Sequence[PrivilegedPrompt],
+    settings: SdftSettings,
+    seed: int,
+) -> Transfer:
+    """Compare the student with the teacher on the student's own samples; nothing is trained.
+
+    The completions are sampled from the run's present weights as in training, with the given seed:
+    `result.metrics.tail_bucket_kl` is the on-policy KL that training reduces, as a mean over all
+    completion rows of all the prompts.
+    """
+    completions = sample_completions(student, run, prompts, settings, seed=seed)
+    batch = align(pair_completions(prompts, completions))
+    batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
+    return run_batch(
+        teacher,
+        batch,
+        top_k=settings.top_k,
+        temperature=settings.temperature,
+        submit=partial(run.forward, batch.examples, batch_settings),
+    )
+
+
+def sample_completions(
+    student: StudentClient,
+    run: StudentRun,
+    prompts: Sequence[PrivilegedPrompt],
+    settings: SdftSettings,
+    *,
+    seed: int,
+) -> list[Completion]:
+    """Sample one completion of each student prompt from the run's present weights."""
+    sampling = SamplingSettings(
+        max_tokens=settings.max_completion_tokens,
+        temperature=settings.sampling_temperature,
+        seed=seed,
+    )
+    return student.sample(
+        [prompt.student_prompt for prompt in prompts], sampling, run_id=run.run_id
+    )
+
+
+def pair_completions(
+    prompts: Sequence[PrivilegedPrompt], completions: Sequence[Completion]
+) -> list[AlignedSequence]:
+    """Put each completion behind both of its prompts."""
+    return [
+        AlignedSequence(
+            student_prompt=prompts[completion.prompt_index].student_prompt,
+            teacher_prompt=prompts[completion.prompt_index].teacher_prompt,
+            completion=completion.token_ids,
+        )
+        for completion in completions
+    ]
