@@ -275,8 +275,8 @@ class Run:
         }
         if saved != mine:
             raise WrongStateError(
-                f"checkpoint {name!r} was saved by a run of another configuration: {saved}, "
-                f"this run has {mine}"
+                f"checkpoint {name!r} was saved by a run of another configuration: "
+                f"{saved or 'all weights'}, this run has {mine or 'all weights'}"
             )
         if manifest["base_weights_version"] != self._base_version:
             raise WrongStateError(
@@ -337,6 +337,15 @@ def _from_named_arrays(like: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
     return restored
 
 
+def _described(lora: LoraSpec | None) -> str:
+    if lora is None:
+        return "all weights"
+    return (
+        f"a LoRA of rank {lora.rank}, alpha {lora.alpha:g}, seed {lora.seed} on "
+        f"{', '.join(lora.target_modules)}"
+    )
+
+
 class RunRegistry:
     """All runs of the service."""
 
@@ -371,8 +380,8 @@ class RunRegistry:
                 return run
         if run.lora != lora:
             raise AlreadyExistsError(
-                f"run_id: run {run_id!r} exists with another configuration: {run.lora or 'full'}, "
-                f"asked for {lora or 'full'}"
+                f"run_id: run {run_id!r} exists with another configuration: it trains "
+                f"{_described(run.lora)}, asked for {_described(lora)}"
             )
         if take_over:
             run.sequencer.take_over()
