@@ -1,0 +1,12 @@
+"""The commands of `distill`, one module each."""
+
+from client.commands.command import Command
+from client.commands.convert import CONVERT
+from client.commands.demo import DEMO
+from client.commands.info import INFO
+from client.commands.runs import CHECKPOINTS, RUNS
+from client.commands.sample import SAMPLE
+from client.commands.score import SCORE
+
+COMMANDS: tuple[Command, ...] = (DEMO, SCORE, SAMPLE, INFO, RUNS, CHECKPOINTS, CONVERT)
+"""In the order of `distill --help`."""

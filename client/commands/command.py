@@ -1,0 +1,118 @@
+"""What a command is, and the arguments that several share."""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.services import TEACHER_MODULE, LocalService
+from client.student import StudentClient
+from client.teacher import TeacherClient
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_STUDENT = "127.0.0.1:50052"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command."""
+
+    name: str
+    """As it is typed."""
+
+    summary: str
+    """A line in the list of commands."""
+
+    description: str
+    """What it does, in its own help."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    """Adds its arguments."""
+
+    execute: Callable[[argparse.Namespace], None]
+    """Does it."""
+
+
+def add_teacher_source(parser: argparse.ArgumentParser) -> None:
+    """Which teacher to ask: a running one, or one that is started for the call."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--teacher-address",
+        metavar="HOST:PORT",
+        help="a running teacher (default: start one for this call)",
+    )
+    source.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="REF",
+        help="model of the teacher that is started: a directory, a .gguf file, the name "
+        "smollm2-135m, or a hub id (default: %(default)s)",
+    )
+
+
+def add_student_address(parser: argparse.ArgumentParser) -> None:
+    """Which student to ask."""
+    parser.add_argument(
+        "--student-address",
+        default=DEFAULT_STUDENT,
+        metavar="HOST:PORT",
+        help="a running student (default: %(default)s)",
+    )
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """The deadline of the command's calls."""
+    parser.add_argument(
+        "--timeout-seconds",
+        type=positive_float,
+        default=300.0,
+        metavar="SECONDS",
+        help="deadline of each call (default: %(default)s)",
+    )
+
+
+@contextmanager
+def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
+    """The teacher that `add_teacher_source` was told; a private one ends with the block."""
+    with ExitStack() as stack:
+        address = arguments.teacher_address
+        if address is None:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="distill-"))
+            service = LocalService(
+                TEACHER_MODULE,
+                ["--model", arguments.model],
+                log_path=Path(directory) / "teacher.log",
+            )
+            address = stack.enter_context(service).address
+        yield stack.enter_context(TeacherClient(address, timeout_seconds=arguments.timeout_seconds))
+
+
+def open_student(arguments: argparse.Namespace) -> StudentClient:
+    """The student that `add_student_address` was told."""
+    return StudentClient(arguments.student_address, timeout_seconds=arguments.timeout_seconds)
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A number greater than 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A number of at least 0."""
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return value

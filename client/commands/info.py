@@ -1,0 +1,53 @@
+"""`distill info`: what services serve and accept."""
+
+import argparse
+from dataclasses import fields
+
+from rich.console import Console
+from rich.table import Table
+
+from client.commands.command import Command, add_timeout
+from client.results import ModelInfo, ServiceLimits
+from client.student import StudentClient
+from client.teacher import TeacherClient
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--teacher-address", metavar="HOST:PORT", help="describe this teacher")
+    parser.add_argument("--student-address", metavar="HOST:PORT", help="describe this student")
+    add_timeout(parser)
+
+
+def _execute(arguments: argparse.Namespace) -> None:
+    if arguments.teacher_address is None and arguments.student_address is None:
+        arguments.fail("give --teacher-address, --student-address, or both")
+    described: dict[str, ModelInfo] = {}
+    if arguments.teacher_address is not None:
+        with TeacherClient(
+            arguments.teacher_address, timeout_seconds=arguments.timeout_seconds
+        ) as teacher:
+            described["teacher"] = teacher.model_info()
+    if arguments.student_address is not None:
+        with StudentClient(
+            arguments.student_address, timeout_seconds=arguments.timeout_seconds
+        ) as student:
+            described["student"] = student.model_info()
+    table = Table("", *described)
+    for field in fields(ModelInfo):
+        if field.name in ("limits", "teachers"):
+            continue
+        table.add_row(field.name, *(str(getattr(one, field.name)) for one in described.values()))
+    for field in fields(ServiceLimits):
+        values = (str(getattr(one.limits, field.name)) for one in described.values())
+        table.add_row(field.name, *values)
+    table.add_row("teachers", *(", ".join(one.teachers) for one in described.values()))
+    Console().print(table)
+
+
+INFO = Command(
+    name="info",
+    summary="what services serve and accept",
+    description="Describes the model and the limits of running services, side by side.",
+    add_arguments=_add_arguments,
+    execute=_execute,
+)

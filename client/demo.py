@@ -1,0 +1,295 @@
+"""The whole system on a real model: a student learns a format that only its teacher is shown.
+
+Teacher and student are the same language model. The teacher's prompt holds two other questions
+with their demonstrated answers and the question with its own, as earlier turns of the chat; the
+student's prompt is the question alone. The student samples answers, the teacher scores them under
+its longer prompt, and the student trains on the teacher's distributions (client/recipes/sdft.py).
+
+Reported for held-out questions, before and after training, by the same definitions:
+
+- held-out KL: the student samples one answer to every held-out question at the training's sampling
+  temperature with a fixed seed, from its weights at that time; the KL with the tail (over the top K
+  and one bucket for all other tokens) from the teacher to the student, as a mean over all tokens of
+  these answers.
+- success: the share of held-out questions whose most probable (greedy) answer has the demonstrated
+  format; for the teacher under its own prompt, and for the student under the question alone.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client.datasets import (
+    Question,
+    check_disjoint,
+    load_questions,
+    student_messages,
+    teacher_messages,
+)
+from client.evaluation import AnswerScores, score_answers
+from client.pair import LocalPair, Pair, RunningPair, open_pair
+from client.recipes.batches import Targets
+from client.recipes.metrics import StepMetrics
+from client.recipes.sdft import PrivilegedPrompt, SdftSettings, evaluate_sdft, train_sdft
+from client.report import (
+    Reporter,
+    append_json_line,
+    draw_curves,
+    open_reporter,
+    tokens_per_second,
+    write_json,
+)
+from client.run import StudentRun
+from client.settings import LoraSettings, SamplingSettings
+from distill.tokenizer import TextTokenizer
+
+SHOWN_QUESTIONS = 2
+"""Other questions whose demonstrations the teacher sees."""
+
+EVALUATION_SEED = 1_000_003
+"""Seed of the samples behind the held-out KL; training's seeds are small numbers."""
+
+
+class DemoError(Exception):
+    """The demo cannot run; the message is for the person who started it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """What to run and where the results go."""
+
+    out: Path
+    """Directory of the results; what an earlier demo left there is replaced."""
+
+    training_file: Path
+    """Questions to train on."""
+
+    heldout_file: Path
+    """Questions to measure on."""
+
+    services: LocalPair | RunningPair
+    """The two services."""
+
+    targets: Targets
+    """How the distributions travel."""
+
+    teacher_name: str
+    """The student's name for the teacher."""
+
+    lora: LoraSettings
+    """What is trained."""
+
+    training: SdftSettings = field(default_factory=SdftSettings)
+    """How it is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How the student does on held-out questions."""
+
+    kl: float
+    """The held-out KL, in nats."""
+
+    scores: AnswerScores
+    """Format and answers."""
+
+
+def run_demo(settings: DemoSettings) -> dict[str, Any]:
+    """Run the demo; returns what it wrote to summary.json.
+
+    Raises:
+        DemoError, DatasetError, ServiceStartError, ClientError: the message is for a person.
+    """
+    started = time.monotonic()
+    training = load_questions(settings.training_file)
+    heldout = load_questions(settings.heldout_file)
+    check_disjoint(training, heldout)
+    if len(training) <= SHOWN_QUESTIONS:
+        raise DemoError(f"{settings.training_file}: must have over {SHOWN_QUESTIONS} questions")
+    _clear(settings.out)
+    with (
+        open_reporter(settings.training.step_count) as reporter,
+        open_pair(
+            settings.services,
+            teacher_name=settings.teacher_name,
+            targets=settings.targets,
+            say=reporter.line,
+        ) as pair,
+    ):
+        summary = _run_recipe(settings, pair, training, heldout, reporter, started)
+    write_json(settings.out / "summary.json", summary)
+    return summary
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier demo's results, so that none of them can be taken for this one's."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("summary.json", "metrics.jsonl", "curves.png"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _run_recipe(
+    settings: DemoSettings,
+    pair: Pair,
+    training: Sequence[Question],
+    heldout: Sequence[Question],
+    reporter: Reporter,
+    started: float,
+) -> dict[str, Any]:
+    shown = random.Random(settings.training.seed)
+    training_prompts = _prompts(pair.tokenizer, training, training, shown)
+    heldout_prompts = _prompts(pair.tokenizer, heldout, training, shown)
+    ready_seconds = time.monotonic() - started
+
+    teacher_scores = _greedy_scores(settings, pair, None, heldout, heldout_prompts)
+    reporter.line(
+        f"the teacher under its privileged prompt: {_share(teacher_scores.success, heldout)} "
+        f"held-out answers in the format, {_share(teacher_scores.exact, heldout)} as demonstrated"
+    )
+    run = pair.student.create_run(time.strftime("sdft-%Y%m%d-%H%M%S"), lora=settings.lora)
+    before = _evaluate(settings, pair, run, heldout, heldout_prompts)
+    reporter.line(_describe("before training", before, heldout))
+
+    def on_step(metrics: StepMetrics) -> None:
+        append_json_line(settings.out / "metrics.jsonl", metrics.flat())
+        reporter.step(metrics)
+
+    training_started = time.monotonic()
+    history = train_sdft(
+        student=pair.student,
+        run=run,
+        teacher=pair.link,
+        prompts=training_prompts,
+        settings=settings.training,
+        on_step=on_step,
+    )
+    training_seconds = time.monotonic() - training_started
+    after = _evaluate(settings, pair, run, heldout, heldout_prompts)
+    reporter.line(_describe("after training", after, heldout))
+    if isinstance(settings.services, RunningPair):
+        run.save_checkpoint("final")  # the run outlives the demo, so its state can go on
+    run.export_weights(settings.out / "adapter")
+    curves_drawn = draw_curves(history, settings.out / "curves.png")
+    return {
+        "objective_first": history[0].objective,
+        "objective_last": history[-1].objective,
+        "heldout_kl_before": before.kl,
+        "heldout_kl_after": after.kl,
+        "success_before": before.scores.success,
+        "success_after": after.scores.success,
+        "success_teacher": teacher_scores.success,
+        "exact_before": before.scores.exact,
+        "exact_after": after.scores.exact,
+        "exact_teacher": teacher_scores.exact,
+        "tokens_per_second_teacher": tokens_per_second(
+            history, count="teacher_token_count", seconds="scoring_seconds"
+        ),
+        "tokens_per_second_student": tokens_per_second(
+            history, count="student_token_count", seconds="training_seconds"
+        ),
+        "tokens_per_second_sampling": tokens_per_second(
+            history, count="sampled_token_count", seconds="sampling_seconds"
+        ),
+        "wall_seconds": time.monotonic() - started,
+        "ready_seconds": ready_seconds,
+        "training_seconds": training_seconds,
+        "sampling_seconds": sum(one.sampling_seconds for one in history),
+        "scoring_seconds": sum(one.scoring_seconds for one in history),
+        "forward_backward_seconds": sum(one.training_seconds for one in history),
+        "step_count": len(history),
+        "training_questions": len(training),
+        "heldout_questions": len(heldout),
+        "run_id": run.run_id,
+        "curves": curves_drawn,
+        "settings": {
+            **asdict(settings.training),
+            "lora": asdict(settings.lora),
+            "targets": settings.targets,
+        },
+        "examples": [
+            {
+                "question": question.question,
+                "before": first,
+                "after": last,
+                "demonstration": question.demonstration,
+            }
+            for question, first, last in zip(
+                heldout, before.scores.answers, after.scores.answers, strict=True
+            )
+        ],
+    }
+
+
+def _prompts(
+    tokenizer: TextTokenizer,
+    questions: Sequence[Question],
+    training: Sequence[Question],
+    shown: random.Random,
+) -> list[PrivilegedPrompt]:
+    """Both sides' prompts of each question; the shown questions are other training questions."""
+    prompts = []
+    for question in questions:
+        others = [other for other in training if other is not question]
+        context = teacher_messages(question, shown.sample(others, SHOWN_QUESTIONS))
+        prompts.append(
+            PrivilegedPrompt(
+                student_prompt=tokenizer.encode_chat(student_messages(question)),
+                teacher_prompt=tokenizer.encode_chat(context),
+            )
+        )
+    return prompts
+
+
+def _evaluate(
+    settings: DemoSettings,
+    pair: Pair,
+    run: StudentRun,
+    questions: Sequence[Question],
+    prompts: Sequence[PrivilegedPrompt],
+) -> Evaluation:
+    scores = _greedy_scores(settings, pair, run, questions, prompts)
+    transfer = evaluate_sdft(
+        student=pair.student,
+        run=run,
+        teacher=pair.link,
+        prompts=prompts,
+        settings=settings.training,
+        seed=EVALUATION_SEED,
+    )
+    kl = transfer.result.metrics.tail_bucket_kl
+    if kl is None:
+        raise DemoError("the student reports no KL")
+    return Evaluation(kl=kl, scores=scores)
+
+
+def _greedy_scores(
+    settings: DemoSettings,
+    pair: Pair,
+    run: StudentRun | None,
+    questions: Sequence[Question],
+    prompts: Sequence[PrivilegedPrompt],
+) -> AnswerScores:
+    """The most probable answers of the student, or without a run those of the teacher."""
+    greedy = SamplingSettings(max_tokens=settings.training.max_completion_tokens, temperature=0)
+    if run is None:
+        completions = pair.teacher.sample([one.teacher_prompt for one in prompts], greedy)
+    else:
+        completions = pair.student.sample(
+            [one.student_prompt for one in prompts], greedy, run_id=run.run_id
+        )
+    return score_answers(questions, completions)
+
+
+def _share(share: float, questions: Sequence[Question]) -> str:
+    return f"{round(share * len(questions))}/{len(questions)}"
+
+
+def _describe(moment: str, evaluation: Evaluation, questions: Sequence[Question]) -> str:
+    scores = evaluation.scores
+    return (
+        f"the student {moment}: {_share(scores.success, questions)} held-out answers in the "
+        f"format, {_share(scores.exact, questions)} as demonstrated, KL {evaluation.kl:.3f}"
+    )
