@@ -44,7 +44,7 @@ test-parity: environment-parity ## compare models, gradients and exports with Tr
 
 test-docker: environment-dev ## build the images and run the compose file on a container engine
 	@echo "==> pytest --run-docker"
-	@$(PYTEST) --run-docker -m docker tests/docker $(ARGS)
+	@$(PYTEST) --run-docker -m docker -sv tests/docker $(ARGS)
 
 lint: environment-dev ## style, types, contract
 	@echo "==> ruff check"

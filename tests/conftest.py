@@ -17,6 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("suites")
     for suite, reason in CHOSEN_SUITES.items():
         group.addoption(f"--run-{suite}", action="store_true", help=f"run the suite that {reason}")
+    group.addoption(
+        "--allow-no-engine",
+        action="store_true",
+        help="skip the docker suite where no container engine can be used, instead of failing",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
