@@ -1,0 +1,1 @@
+"""Measurements of the compute, beside what the machine can do: `make bench`."""
