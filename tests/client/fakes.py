@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from distill.errors import SequenceConflictError, UnavailableError, WrongStateError
 from distill.rpc.status import ErrorInterceptor
@@ -20,6 +21,7 @@ from distill.v1 import (
     student_service_pb2_grpc,
     teacher_service_pb2,
     teacher_service_pb2_grpc,
+    training_pb2,
 )
 from tests.support.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -222,7 +224,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         return answer
 
     def _run(self):
-        return student_service_pb2.CreateRunResponse().run.__class__(
+        return training_pb2.Run(
             run_id="run",
             config=self.config,
             writer_epoch=self.epoch,
@@ -266,7 +268,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         self.batches.append((header, examples, chunks))
         content = b"".join(part.SerializeToString(deterministic=True) for part in parts)
         row_count = sum(example.distribution_targets.row_count for example in examples)
-        result = student_service_pb2.ForwardResponse().result
+        result = training_pb2.BatchResult()
         result.loss = row_count / (1 + self.step)
         result.row_count = row_count
         result.token_count = sum(len(example.input_tokens.values) for example in examples)
@@ -346,6 +348,10 @@ def serving(servicer: FakeTeacher | FakeStudent) -> Iterator[str]:
         teacher_service_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, server)
     else:
         student_service_pb2_grpc.add_StudentServiceServicer_to_server(servicer, server)
+    checks = health.HealthServicer()
+    kind = "Teacher" if isinstance(servicer, FakeTeacher) else "Student"
+    checks.set(f"distill.v1.{kind}Service", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -1,0 +1,124 @@
+import math
+
+import pytest
+
+from client.recipes.batches import Targets, TeacherLink
+from client.recipes.metrics import StepMetrics
+from client.recipes.off_policy import OffPolicySettings, tokenize_corpus, train_off_policy
+from client.recipes.sdft import PrivilegedPrompt, SdftSettings, evaluate_sdft, train_sdft
+from client.settings import LoraSettings, Objective
+from client.student import StudentClient
+from client.teacher import TeacherClient
+from tests.client.fakes import FakeStudent, fake_tokenizer
+
+PROMPTS = [
+    PrivilegedPrompt(student_prompt=[7, index], teacher_prompt=[9, 9, 9, 7, index])
+    for index in range(10, 15)
+]
+
+
+def link(teacher: TeacherClient, targets: Targets) -> TeacherLink:
+    return TeacherLink(client=teacher, name="main", targets=targets)
+
+
+@pytest.mark.parametrize("targets", list(Targets))
+def test_sdft_trains_on_the_students_own_samples(
+    student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient, targets: Targets
+) -> None:
+    run = student.create_run("run", lora=LoraSettings())
+    seen: list[StepMetrics] = []
+    history = train_sdft(
+        student=student,
+        run=run,
+        teacher=link(teacher, targets),
+        prompts=PROMPTS,
+        settings=SdftSettings(step_count=3, prompts_per_step=2, top_k=4),
+        on_step=seen.append,
+    )
+    assert seen == history
+    assert [one.step for one in history] == [1, 2, 3]
+    assert fake_student.calls == ["Sample", "ForwardBackward", "OptimStep"] * 3
+    assert history[0].objective == 1.0  # the fake's loss is one per row before the first step
+    assert all(one.target_bytes > 0 for one in history)
+    assert all(math.isfinite(value) for one in history for value in _numbers(one))
+    for header, examples, chunks in fake_student.batches:
+        assert header.batch.HasField("pull") == (targets is Targets.PULL)
+        assert bool(chunks) == (targets is Targets.INLINE)
+        for example in examples:
+            assert example.target_offset == 1
+            assert example.distribution_targets.prompt_offset == 5
+    relayed_rows = {
+        (chunk.row, chunk.position_offset + row)
+        for chunk in fake_student.batches[0][2]
+        for row in range(len(chunk.entropies.values))
+    }
+    if targets is Targets.INLINE:
+        wanted = {
+            (target.prompt_index, target.prompt_offset + row)
+            for target in (one.distribution_targets for one in fake_student.batches[0][1])
+            for row in range(target.row_count)
+        }
+        assert relayed_rows == wanted
+
+
+def _numbers(metrics: StepMetrics) -> list[float]:
+    return [value for value in metrics.flat().values() if value is not None]
+
+
+def test_evaluation_changes_nothing(
+    student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient
+) -> None:
+    run = student.create_run("run", lora=LoraSettings())
+    transfer = evaluate_sdft(
+        student=student,
+        run=run,
+        teacher=link(teacher, Targets.PULL),
+        prompts=PROMPTS,
+        settings=SdftSettings(),
+        seed=1,
+    )
+    assert transfer.result.metrics.tail_bucket_kl == 3.0
+    assert len(fake_student.batches[0][1]) == len(PROMPTS)
+    assert fake_student.calls == ["Sample", "Forward"]
+    assert fake_student.last == 0
+
+
+def test_off_policy_targets_every_token_but_the_first(
+    student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient
+) -> None:
+    run = student.create_run("run", lora=None)
+    corpus = [[1, 2, 3, 4], [5, 6]]
+    settings = OffPolicySettings(
+        step_count=2, sequences_per_step=2, top_k=3, objective=Objective.RENORMALIZED
+    )
+    history = train_off_policy(
+        run=run, teacher=link(teacher, Targets.INLINE), corpus=corpus, settings=settings
+    )
+    assert [one.row_count for one in history] == [4, 4]
+    assert history[0].sampled_token_count == 0
+    _, examples, chunks = fake_student.batches[0]
+    assert sorted(list(one.input_tokens.values) for one in examples) == [[1, 2, 3], [5]]
+    assert {one.distribution_targets.prompt_offset for one in examples} == {1}
+    assert sum(len(chunk.entropies.values) for chunk in chunks) == 4
+
+
+def test_a_corpus_without_anything_to_predict_is_refused(
+    student: StudentClient, teacher: TeacherClient
+) -> None:
+    run = student.create_run("run", lora=None)
+    for corpus, problem in (([], "must not be empty"), ([[1, 2], [3]], r"corpus\[1\]")):
+        with pytest.raises(ValueError, match=problem):
+            train_off_policy(
+                run=run,
+                teacher=link(teacher, Targets.PULL),
+                corpus=corpus,
+                settings=OffPolicySettings(step_count=1),
+            )
+
+
+def test_a_text_is_cut_into_sequences_without_losing_tokens() -> None:
+    tokenizer = fake_tokenizer()
+    text = "The student learns from the whole distribution."
+    whole = tokenizer.encode(text)
+    pieces = tokenize_corpus(tokenizer, [text, "", "x"], max_tokens=len(whole) - 2)
+    assert pieces == [whole[:-2], whole[-2:]]
