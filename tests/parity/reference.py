@@ -1,0 +1,60 @@
+"""The reference: Transformers on PyTorch, float32 on the CPU, plain attention.
+
+Imports torch; only `tests/parity` and the script that makes the fixtures use it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from tests.support.comparison import FloatArray, SoftTargets
+
+
+def load_reference(directory: Path) -> torch.nn.Module:
+    """The model in `directory` as Transformers reads it. Nothing is fetched."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # Transformers fills a missing tensor with random numbers and only warns.
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report.get(problem):
+            raise AssertionError(f"Transformers reads the directory with {problem}: {report}")
+    return model.eval()
+
+
+def load_reference_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `directory` as Transformers reads it. Nothing is fetched."""
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def reference_log_probs(model: torch.nn.Module, token_ids: NDArray[np.int32]) -> FloatArray:
+    """log p of every token at every position of one sequence: [T] -> [T, V]."""
+    with torch.no_grad():
+        return _logits(model, token_ids).log_softmax(-1).numpy()
+
+
+def reference_gradients(
+    model: torch.nn.Module, token_ids: NDArray[np.int32], targets: SoftTargets
+) -> dict[str, FloatArray]:
+    """Gradient of `SoftTargets.loss` in every parameter that requires one, by name."""
+    model.zero_grad()
+    logits = _logits(model, token_ids) / targets.temperature
+    selected = logits.log_softmax(-1).gather(-1, torch.from_numpy(targets.token_ids).long())
+    (-(torch.from_numpy(targets.weights) * selected).sum()).backward()
+    return {
+        name: parameter.grad.numpy().copy()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is not None
+    }
+
+
+def _logits(model: torch.nn.Module, token_ids: NDArray[np.int32]) -> torch.Tensor:
+    batch = torch.from_numpy(np.asarray(token_ids, dtype=np.int64))[None]
+    return model(input_ids=batch, use_cache=False).logits[0]

@@ -1,0 +1,87 @@
+"""This project's side of a comparison: dense log-probs and named gradients of one sequence."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.models.adapters import scale_adapter
+from distill.models.config import ModelConfig
+from distill.models.export import hf_tensors
+from distill.models.functional import Adapter, Graph, Parameters, head_kernel, hidden_states
+from distill.models.loading import LoadedModel
+from distill.ops.head import selected_log_probs
+from tests.support.comparison import FloatArray, SoftTargets
+
+
+def own_log_probs(
+    model: LoadedModel, token_ids: NDArray[np.int32], adapter: Adapter | None = None
+) -> FloatArray:
+    """log p of every token at every position: [T] -> [T, V]. The adapter is already scaled."""
+    dense = _dense_log_probs(
+        model.graph, model.config, model.parameters, jnp.asarray(token_ids), adapter
+    )
+    return np.asarray(dense)
+
+
+def own_gradients(
+    model: LoadedModel, token_ids: NDArray[np.int32], targets: SoftTargets
+) -> dict[str, FloatArray]:
+    """Gradient of `SoftTargets`' loss in every parameter, under the names of Transformers.
+
+    Through the head of training, so that its analytic gradient is compared as well.
+    """
+
+    def loss(parameters: Parameters) -> jax.Array:
+        return _loss(model.graph, model.config, parameters, None, token_ids, targets)
+
+    return dict(hf_tensors(model.config, jax.jit(jax.grad(loss))(model.parameters)))
+
+
+def own_adapter_gradients(
+    model: LoadedModel,
+    adapter: Adapter,
+    scale: float,
+    token_ids: NDArray[np.int32],
+    targets: SoftTargets,
+) -> Adapter:
+    """The same in an adapter's `a` and `b`, as they are before `scale` is folded in."""
+
+    def loss(unscaled: Adapter) -> jax.Array:
+        scaled = scale_adapter(unscaled, scale)
+        return _loss(model.graph, model.config, model.parameters, scaled, token_ids, targets)
+
+    return jax.jit(jax.grad(loss))(adapter)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _dense_log_probs(
+    graph: Graph,
+    config: ModelConfig,
+    parameters: Parameters,
+    token_ids: jax.Array,
+    adapter: Adapter | None,
+) -> jax.Array:
+    hidden = hidden_states(graph, parameters, token_ids[None], adapter=adapter)[0]
+    logits = hidden.astype(jnp.float32) @ head_kernel(config, parameters).astype(jnp.float32).T
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def _loss(
+    graph: Graph,
+    config: ModelConfig,
+    parameters: Parameters,
+    adapter: Adapter | None,
+    token_ids: NDArray[np.int32],
+    targets: SoftTargets,
+) -> jax.Array:
+    hidden = hidden_states(graph, parameters, jnp.asarray(token_ids)[None], adapter=adapter)[0]
+    head = selected_log_probs(
+        hidden,
+        head_kernel(config, parameters),
+        jnp.asarray(targets.token_ids),
+        targets.temperature,
+    )
+    return -jnp.sum(jnp.asarray(targets.weights) * head.log_probs)
