@@ -104,7 +104,9 @@ def _alternatives(tokenizer: TextTokenizer, scores: PromptScores, index: int, ow
         if line:
             line.append("  ")
         style = "bold" if token_id == own else ""
-        line.append(f"{tokenizer.token_text(int(token_id))!r} {probability:.1%}", style=style)
+        entry = f"{tokenizer.token_text(int(token_id))!r} {probability:.1%}"
+        # No-break spaces keep an entry in one piece where the column wraps.
+        line.append(entry.replace(" ", "\u00a0"), style=style)
     return line
 
 
