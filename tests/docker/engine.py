@@ -194,7 +194,7 @@ def _stop(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def _unmount_below(root: Path) -> None:
-    """What a killed engine left mounted, innermost first."""
+    """Unmount what was left mounted in a directory, innermost first."""
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     for mount in reversed([mount for mount in mounts if mount.startswith(f"{root}/")]):
         run(["umount", "--lazy", mount])
@@ -210,17 +210,21 @@ def _provide_base_image(engine: Engine) -> None:
         return
     # Debian 12 has the same Python; `debootstrap` needs no registry.
     with tempfile.TemporaryDirectory(prefix="distill-base-") as directory:
-        run(
-            [
-                "debootstrap",
-                "--variant=minbase",
-                "--include=python3,python3-venv,python3-pip,ca-certificates",
-                "bookworm",
-                f"{directory}/root",
-            ],
-            what=f"making {BASE_IMAGE} from Debian's packages",
-            timeout_seconds=900,
-        )
+        try:
+            run(
+                [
+                    "debootstrap",
+                    "--variant=minbase",
+                    "--include=python3,python3-venv,python3-pip,ca-certificates",
+                    "bookworm",
+                    f"{directory}/root",
+                ],
+                what=f"making {BASE_IMAGE} from Debian's packages",
+                timeout_seconds=900,
+            )
+        finally:
+            # An interrupted one leaves its /proc and /sys mounted.
+            _unmount_below(Path(directory))
         archive = f"{directory}/root.tar"
         run(["tar", "--create", "--directory", f"{directory}/root", "--file", archive, "."])
         engine.run("import", archive, BASE_IMAGE, timeout_seconds=300)

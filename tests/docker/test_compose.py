@@ -127,8 +127,8 @@ def test_job_distils_through_the_services_to_its_end(deployed: Deployment) -> No
     )
     assert summary["step_count"] == 3
     assert summary["settings"]["targets"] == "pull"
-    assert summary["objective_last"] < summary["objective_first"]
-    assert summary["heldout_kl_after"] < summary["heldout_kl_before"]
+    # The training objective is of other questions at every step; the held-out KL is of the same.
+    assert summary["heldout_kl_after"] < 0.9 * summary["heldout_kl_before"]
     # The teacher can do what is to be learned; otherwise the job would prove nothing.
     assert summary["success_teacher"] >= 0.9
     assert f"{summary['heldout_kl_before']:.2f}" in printed
