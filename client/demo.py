@@ -96,6 +96,9 @@ class Evaluation:
     scores: AnswerScores
     """Format and answers."""
 
+    seconds: float
+    """Time it took."""
+
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """Run the demo; returns what it wrote to summary.json.
@@ -196,6 +199,8 @@ def _run_recipe(
         "wall_seconds": time.monotonic() - started,
         "ready_seconds": ready_seconds,
         "training_seconds": training_seconds,
+        "evaluation_before_seconds": before.seconds,
+        "evaluation_after_seconds": after.seconds,
         "sampling_seconds": sum(one.sampling_seconds for one in history),
         "scoring_seconds": sum(one.scoring_seconds for one in history),
         "forward_backward_seconds": sum(one.training_seconds for one in history),
@@ -250,6 +255,7 @@ def _evaluate(
     questions: Sequence[Question],
     prompts: Sequence[PrivilegedPrompt],
 ) -> Evaluation:
+    started = time.monotonic()
     scores = _greedy_scores(settings, pair, run, questions, prompts)
     transfer = evaluate_sdft(
         student=pair.student,
@@ -262,7 +268,7 @@ def _evaluate(
     kl = transfer.result.metrics.tail_bucket_kl
     if kl is None:
         raise DemoError("the student reports no KL")
-    return Evaluation(kl=kl, scores=scores)
+    return Evaluation(kl=kl, scores=scores, seconds=time.monotonic() - started)
 
 
 def _greedy_scores(

@@ -58,7 +58,9 @@ def print_summary(summary: Mapping[str, Any], out: Path, console: Console | None
         f"{summary['wall_seconds']:.0f} s in all: {summary['ready_seconds']:.0f} s until both "
         f"services were ready, {summary['training_seconds']:.0f} s of training (sampling "
         f"{summary['sampling_seconds']:.0f}, scoring {summary['scoring_seconds']:.0f}, forward "
-        f"and backward {summary['forward_backward_seconds']:.0f})",
+        f"and backward {summary['forward_backward_seconds']:.0f}), "
+        f"{summary['evaluation_before_seconds'] + summary['evaluation_after_seconds']:.0f} s of "
+        "evaluation",
         f"results: {out}/summary.json, metrics.jsonl, "
         + ("curves.png, " if summary["curves"] else "")
         + "adapter/ (PEFT)",
