@@ -1,0 +1,38 @@
+"""Buckets cover every length, waste little and are few."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.engine.buckets import (
+    batch_sizes,
+    length_bucket,
+    power_of_two_at_least,
+    power_of_two_at_most,
+)
+
+
+@given(st.integers(1, 1 << 20))
+def test_a_bucket_holds_its_length_and_wastes_at_most_a_third(length: int) -> None:
+    bucket = length_bucket(length)
+    assert bucket >= length
+    assert bucket == 16 or bucket - length < bucket / 3
+    assert length_bucket(bucket) == bucket
+
+
+def test_buckets_are_few() -> None:
+    assert len({length_bucket(length) for length in range(1, 8193)}) == 19
+
+
+@given(st.integers(1, 1 << 30))
+def test_powers_of_two_enclose_a_number(value: int) -> None:
+    below, above = power_of_two_at_most(value), power_of_two_at_least(value)
+    assert below <= value <= above
+    assert below & (below - 1) == above & (above - 1) == 0
+    assert 2 * below > value > above // 2
+
+
+@given(st.integers(0, 500), st.integers(1, 64))
+def test_batches_hold_every_row_once_without_padding(count: int, largest: int) -> None:
+    sizes = batch_sizes(count, largest)
+    assert sum(sizes) == count
+    assert all(size <= largest and size & (size - 1) == 0 for size in sizes)
