@@ -3,6 +3,7 @@
 import argparse
 import ipaddress
 import logging
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) 
     )
     add(
         "--grace-seconds",
-        type=float,
+        type=_duration,
         default=10.0,
         metavar="SECONDS",
         help="time for requests in progress to finish on SIGTERM or Ctrl-C (default: %(default)s)",
@@ -182,4 +183,11 @@ def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _duration(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be finite and at least 0, got {text}")
     return value

@@ -1,0 +1,186 @@
+"""A server in this process: health, drain, addresses, options."""
+
+import argparse
+import socket
+import threading
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
+from distill.rpc.server import RunningServer, Service, StartError
+
+NAME = "test.Echo"
+
+
+class Echo:
+    """A service whose only method waits until it is told to answer."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.release = threading.Event()
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:  # noqa: ARG002
+        self.started.set()
+        assert self.release.wait(20)
+        return request
+
+    def register(self, server: grpc.Server) -> None:
+        handler = grpc.unary_unary_rpc_method_handler(self.answer)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(NAME, {"Answer": handler}),)
+        )
+
+    def service(self) -> Service:
+        return Service(full_name=NAME, description="echo", register=self.register, close=self.close)
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+def server(echo: Echo) -> Iterator[RunningServer]:
+    server = RunningServer(host="127.0.0.1", port=0, max_concurrent_requests=2)
+    server.start(echo.service())
+    yield server
+    echo.release.set()
+    server.stop(0)
+
+
+@pytest.fixture
+def channel(server: RunningServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as channel:
+        yield channel
+
+
+def health_of(channel: grpc.Channel, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status
+
+
+def test_health_is_reported_for_the_server_and_the_service(channel: grpc.Channel) -> None:
+    for service in ("", NAME):
+        assert health_of(channel, service) == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        health_of(channel, "test.Other")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_health_answers_while_every_request_slot_is_taken(
+    echo: Echo, channel: grpc.Channel
+) -> None:
+    answer = channel.unary_unary(f"/{NAME}/Answer")
+    calls = [answer.future(b"x", timeout=20) for _ in range(2)]
+    assert echo.started.wait(20)
+    while True:
+        try:
+            answer(b"x", timeout=0.5)
+        except grpc.RpcError as error:
+            # DEADLINE_EXCEEDED: it got a slot that the second call had not taken yet.
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                break
+    assert health_of(channel, NAME) == health_pb2.HealthCheckResponse.SERVING
+    echo.release.set()
+    assert [call.result() for call in calls] == [b"x", b"x"]
+
+
+def test_a_drain_reports_not_serving_finishes_requests_and_then_closes(
+    echo: Echo, server: RunningServer, channel: grpc.Channel
+) -> None:
+    watch = health_pb2_grpc.HealthStub(channel).Watch(
+        health_pb2.HealthCheckRequest(service=NAME), timeout=20
+    )
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    call = channel.unary_unary(f"/{NAME}/Answer").future(b"in flight", timeout=20)
+    assert echo.started.wait(20)
+    stopping = threading.Thread(target=server.stop, args=(20,))
+    stopping.start()
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watch.cancel()
+    assert echo.closed == 0
+    echo.release.set()
+    assert call.result() == b"in flight"
+    stopping.join(20)
+    assert not stopping.is_alive()
+    assert echo.closed == 1
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(f"/{NAME}/Answer")(b"late", timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_busy_port_is_named_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError) as caught:
+            RunningServer(host="127.0.0.1", port=port)
+    assert str(caught.value) == f"cannot listen on 127.0.0.1:{port}: the port is in use"
+    assert capfd.readouterr().err == ""
+
+
+def test_two_servers_never_share_a_port(server: RunningServer) -> None:
+    port = int(server.address.rpartition(":")[2])
+    with pytest.raises(StartError, match="the port is in use"):
+        RunningServer(host="127.0.0.1", port=port)
+
+
+def options_of(*arguments: str) -> ServerOptions:
+    parser = argparse.ArgumentParser(prog="service")
+    add_server_arguments(parser, default_port=50051)
+    return parse_server_options(parser, parser.parse_args(arguments))
+
+
+def test_the_defaults_serve_the_embedded_model_on_loopback() -> None:
+    options = options_of()
+    assert (options.model, options.host, options.port) == ("smollm2-135m", "127.0.0.1", 50051)
+    assert options.dtype == "float32"
+    assert options.ready_file is None
+    assert not options.exit_when_stdin_closes
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:65535", "[::1]:80", "127.9.9.9:1"])
+def test_loopback_addresses_are_accepted(listen: str) -> None:
+    assert options_of("--listen", listen).port == int(listen.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "192.168.1.5:1", "example.org:1"])
+def test_an_address_beyond_loopback_needs_a_flag(
+    listen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        options_of("--listen", listen)
+    assert caught.value.code == 2
+    assert "--insecure-bind" in capsys.readouterr().err
+    assert options_of("--listen", listen, "--insecure-bind").port == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--listen", "50051"),
+        ("--listen", "127.0.0.1:"),
+        ("--listen", "127.0.0.1:99999"),
+        ("--listen", ":1"),
+        ("--max-top-k", "0"),
+        ("--max-sequence-tokens", "x"),
+        ("--dtype", "float16"),
+        ("--grace-seconds", "-1"),
+        ("--grace-seconds", "nan"),
+    ],
+)
+def test_a_bad_argument_is_a_usage_error(
+    arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        options_of(*arguments)
+    assert caught.value.code == 2
+    assert f"argument {arguments[0]}" in capsys.readouterr().err

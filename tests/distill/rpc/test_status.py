@@ -1,0 +1,213 @@
+"""What callers see of an exception, over a real connection, for all four kinds of RPC."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from distill import errors
+from distill.rpc.status import ErrorInterceptor, to_status
+
+CANARY = "canary-of-a-prompt"
+SERVICE = "test.Service"
+KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+Behaviour = Callable[[grpc.ServicerContext], None]
+
+
+class Server:
+    """Serves one method of every kind; each calls `behaviour` after its first response, if any."""
+
+    def __init__(self, max_concurrent_requests: int = 8) -> None:
+        self.behaviour: Behaviour = lambda context: None  # noqa: ARG005
+        self._server = grpc.server(
+            ThreadPoolExecutor(8), interceptors=[ErrorInterceptor(max_concurrent_requests)]
+        )
+        handlers = {
+            kind: getattr(grpc, f"{kind}_rpc_method_handler")(
+                self._stream if kind.endswith("stream") else self._single
+            )
+            for kind in KINDS
+        }
+        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        self._server.add_generic_rpc_handlers((generic,))
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+
+    def _single(self, request: object, context: grpc.ServicerContext) -> bytes:
+        self._read(request)
+        self.behaviour(context)
+        return b"done"
+
+    def _stream(self, request: object, context: grpc.ServicerContext) -> Iterator[bytes]:
+        self._read(request)
+        yield b"first"
+        self.behaviour(context)
+
+    @staticmethod
+    def _read(request: object) -> None:
+        if not isinstance(request, bytes):
+            assert list(request) == [b"a", b"b"]  # type: ignore[call-overload]
+
+    def start_call(self, kind: str) -> grpc.Call:
+        method = getattr(self._channel, kind)(f"/{SERVICE}/{kind}")
+        request = iter([b"a", b"b"]) if kind.startswith("stream") else b"a"
+        if kind.endswith("stream"):
+            return method(request, timeout=20)
+        return method.future(request, timeout=20)
+
+    def call(self, kind: str) -> list[bytes]:
+        call = self.start_call(kind)
+        return list(call) if kind.endswith("stream") else [call.result()]
+
+    def close(self) -> None:
+        self._channel.close()
+        self._server.stop(None).wait()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+def raising(error: Exception) -> Behaviour:
+    def behaviour(context: grpc.ServicerContext) -> None:  # noqa: ARG001
+        raise error
+
+    return behaviour
+
+
+def details(call: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
+    """ErrorInfo, and the fields of BadRequest."""
+    info, fields = error_details_pb2.ErrorInfo(), []
+    for detail in rpc_status.from_call(call).details:
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Unpack(bad_request):
+            fields = [violation.field for violation in bad_request.field_violations]
+        else:
+            assert detail.Unpack(info)
+    return info, fields
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_field_is_named(server: Server, kind: str) -> None:
+    server.behaviour = raising(errors.InvalidFieldError("top_k", "must be in [1, 9], got 0"))
+    with pytest.raises(grpc.RpcError) as caught:
+        server.call(kind)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "top_k: must be in [1, 9], got 0"
+    info, fields = details(caught.value)
+    assert (info.reason, info.domain) == ("INVALID_FIELD", "distill")
+    assert fields == ["top_k"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unexpected_error_tells_neither_caller_nor_log_what_it_held(
+    server: Server, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.behaviour = raising(RuntimeError(f"{CANARY} in /secret/path"))
+    with caplog.at_level(logging.INFO), pytest.raises(grpc.RpcError) as caught:
+        server.call(kind)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    status = rpc_status.from_call(caught.value)
+    assert details(caught.value)[0].reason == "INTERNAL"
+    for text in (str(status), caught.value.details(), caplog.text):
+        assert CANARY not in text
+        assert "/secret" not in text
+    # But the log says where to look.
+    assert f"/{SERVICE}/{kind} failed: RuntimeError at behaviour:" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_pass_through(server: Server, kind: str) -> None:
+    assert server.call(kind) == [b"first" if kind.endswith("stream") else b"done"]
+
+
+@pytest.mark.parametrize("kind", ["unary_stream", "unary_unary"])
+def test_a_cancellation_is_no_error_to_log(
+    server: Server, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    started, ended = threading.Event(), threading.Event()
+
+    def wait_for_the_end(context: grpc.ServicerContext) -> None:
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        started.set()
+        assert gone.wait(20)
+        ended.set()
+        raise RuntimeError(CANARY)
+
+    server.behaviour = wait_for_the_end
+    with caplog.at_level(logging.INFO):
+        call = server.start_call(kind)
+        assert started.wait(20)
+        call.cancel()
+        assert ended.wait(20)
+        server.behaviour = lambda context: None  # noqa: ARG005
+        server.call("unary_unary")
+    assert "failed" not in caplog.text
+    assert CANARY not in caplog.text
+
+
+def test_requests_over_the_bound_are_refused_and_slots_come_back() -> None:
+    server = Server(max_concurrent_requests=2)
+    release = threading.Event()
+    started = threading.Semaphore(0)
+
+    def hold(context: grpc.ServicerContext) -> None:  # noqa: ARG001
+        started.release()
+        assert release.wait(20)
+
+    server.behaviour = hold
+    calls = [server.start_call(kind) for kind in ("unary_unary", "unary_stream")]
+    for _ in calls:
+        assert started.acquire(timeout=20)
+    with pytest.raises(grpc.RpcError) as caught:
+        server.call("stream_unary")
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details(caught.value)[0].reason == "TOO_MANY_REQUESTS"
+    release.set()
+    assert calls[0].result() == b"done"
+    assert list(calls[1]) == [b"first"]
+    for kind in KINDS:
+        server.call(kind)
+    server.close()
+
+
+CODES = {
+    errors.NotFoundError("x"): "NOT_FOUND",
+    errors.AlreadyExistsError("x"): "ALREADY_EXISTS",
+    errors.WrongStateError("x"): "FAILED_PRECONDITION",
+    errors.NonFiniteGradientError("x"): "FAILED_PRECONDITION",
+    errors.SequenceConflictError("x"): "ABORTED",
+    errors.AlreadyAppliedError("x"): "OUT_OF_RANGE",
+    errors.DeadlineError("x"): "DEADLINE_EXCEEDED",
+    errors.CorruptDataError("x"): "DATA_LOSS",
+    errors.UnavailableError("x"): "UNAVAILABLE",
+    errors.ModelError("x"): "FAILED_PRECONDITION",
+    errors.LimitExceededError("prompts", 3, 4): "RESOURCE_EXHAUSTED",
+}
+
+
+@pytest.mark.parametrize("error", CODES, ids=lambda error: type(error).__name__)
+def test_every_error_has_its_code_and_reason(error: errors.DistillError) -> None:
+    status = to_status(error)
+    assert status.code == grpc.StatusCode[CODES[error]].value[0]
+    assert status.message == error.message
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.reason == error.reason
+
+
+def test_a_limit_is_given_in_numbers() -> None:
+    info = error_details_pb2.ErrorInfo()
+    to_status(errors.LimitExceededError("prompts", 3, 4)).details[0].Unpack(info)
+    assert dict(info.metadata) == {"field": "prompts", "limit": "3", "value": "4"}
