@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from client.commands.command import Command
+from distill.errors import ModelError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,8 +14,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _execute(arguments: argparse.Namespace) -> None:
-    # Only this command needs the model formats.
-    from distill.models.convert import convert
+    try:
+        # Only this command needs the model formats; a client may be installed without them.
+        from distill.models.convert import convert
+    except ModuleNotFoundError as error:
+        raise ModelError(f"converting needs the package {error.name}") from None
 
     convert(
         arguments.source,
