@@ -5,14 +5,7 @@ with their demonstrated answers and the question with its own, as earlier turns 
 student's prompt is the question alone. The student samples answers, the teacher scores them under
 its longer prompt, and the student trains on the teacher's distributions (client/recipes/sdft.py).
 
-Reported for held-out questions, before and after training, by the same definitions:
-
-- held-out KL: the student samples one answer to every held-out question at the training's sampling
-  temperature with a fixed seed, from its weights at that time; the KL with the tail (over the top K
-  and one bucket for all other tokens) from the teacher to the student, as a mean over all tokens of
-  these answers.
-- success: the share of held-out questions whose most probable (greedy) answer has the demonstrated
-  format; for the teacher under its own prompt, and for the student under the question alone.
+What is reported for held-out questions, before and after training, client/heldout.py defines.
 """
 
 import random
@@ -29,11 +22,11 @@ from client.datasets import (
     student_messages,
     teacher_messages,
 )
-from client.evaluation import AnswerScores, score_answers
+from client.heldout import Evaluation, ask_teacher, evaluate_student
 from client.pair import LocalPair, Pair, RunningPair, open_pair
 from client.recipes.batches import Targets
 from client.recipes.metrics import StepMetrics
-from client.recipes.sdft import PrivilegedPrompt, SdftSettings, evaluate_sdft, train_sdft
+from client.recipes.sdft import PrivilegedPrompt, SdftSettings, train_sdft
 from client.report import (
     Reporter,
     append_json_line,
@@ -42,15 +35,11 @@ from client.report import (
     tokens_per_second,
     write_json,
 )
-from client.run import StudentRun
-from client.settings import LoraSettings, SamplingSettings
+from client.settings import LoraSettings
 from distill.tokenizer import TextTokenizer
 
 SHOWN_QUESTIONS = 2
 """Other questions whose demonstrations the teacher sees."""
-
-EVALUATION_SEED = 1_000_003
-"""Seed of the samples behind the held-out KL; training's seeds are small numbers."""
 
 
 class DemoError(Exception):
@@ -84,20 +73,6 @@ class DemoSettings:
 
     training: SdftSettings = field(default_factory=SdftSettings)
     """How it is trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How the student does on held-out questions."""
-
-    kl: float
-    """The held-out KL, in nats."""
-
-    scores: AnswerScores
-    """Format and answers."""
-
-    seconds: float
-    """Time it took."""
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
@@ -147,13 +122,14 @@ def _run_recipe(
     heldout_prompts = _prompts(pair.tokenizer, heldout, training, shown)
     ready_seconds = time.monotonic() - started
 
-    teacher_scores = _greedy_scores(settings, pair, None, heldout, heldout_prompts)
+    measured = ask_teacher(pair, heldout, heldout_prompts, settings.training)
+    teacher_scores = measured.teacher_scores
     reporter.line(
         f"the teacher under its privileged prompt: {_share(teacher_scores.success, heldout)} "
         f"held-out answers in the format, {_share(teacher_scores.exact, heldout)} as demonstrated"
     )
     run = pair.student.create_run(time.strftime("sdft-%Y%m%d-%H%M%S"), lora=settings.lora)
-    before = _evaluate(settings, pair, run, heldout, heldout_prompts)
+    before = evaluate_student(pair, run, measured, settings.training)
     reporter.line(_describe("before training", before, heldout))
 
     def on_step(metrics: StepMetrics) -> None:
@@ -170,7 +146,7 @@ def _run_recipe(
         on_step=on_step,
     )
     training_seconds = time.monotonic() - training_started
-    after = _evaluate(settings, pair, run, heldout, heldout_prompts)
+    after = evaluate_student(pair, run, measured, settings.training)
     reporter.line(_describe("after training", after, heldout))
     if isinstance(settings.services, RunningPair):
         run.save_checkpoint("final")  # the run outlives the demo, so its state can go on
@@ -181,6 +157,8 @@ def _run_recipe(
         "objective_last": history[-1].objective,
         "heldout_kl_before": before.kl,
         "heldout_kl_after": after.kl,
+        "heldout_on_policy_kl_before": before.on_policy_kl,
+        "heldout_on_policy_kl_after": after.on_policy_kl,
         "success_before": before.scores.success,
         "success_after": after.scores.success,
         "success_teacher": teacher_scores.success,
@@ -248,47 +226,6 @@ def _prompts(
     return prompts
 
 
-def _evaluate(
-    settings: DemoSettings,
-    pair: Pair,
-    run: StudentRun,
-    questions: Sequence[Question],
-    prompts: Sequence[PrivilegedPrompt],
-) -> Evaluation:
-    started = time.monotonic()
-    scores = _greedy_scores(settings, pair, run, questions, prompts)
-    transfer = evaluate_sdft(
-        student=pair.student,
-        run=run,
-        teacher=pair.link,
-        prompts=prompts,
-        settings=settings.training,
-        seed=EVALUATION_SEED,
-    )
-    kl = transfer.result.metrics.tail_bucket_kl
-    if kl is None:
-        raise DemoError("the student reports no KL")
-    return Evaluation(kl=kl, scores=scores, seconds=time.monotonic() - started)
-
-
-def _greedy_scores(
-    settings: DemoSettings,
-    pair: Pair,
-    run: StudentRun | None,
-    questions: Sequence[Question],
-    prompts: Sequence[PrivilegedPrompt],
-) -> AnswerScores:
-    """The most probable answers of the student, or without a run those of the teacher."""
-    greedy = SamplingSettings(max_tokens=settings.training.max_completion_tokens, temperature=0)
-    if run is None:
-        completions = pair.teacher.sample([one.teacher_prompt for one in prompts], greedy)
-    else:
-        completions = pair.student.sample(
-            [one.student_prompt for one in prompts], greedy, run_id=run.run_id
-        )
-    return score_answers(questions, completions)
-
-
 def _share(share: float, questions: Sequence[Question]) -> str:
     return f"{round(share * len(questions))}/{len(questions)}"
 
@@ -297,5 +234,6 @@ def _describe(moment: str, evaluation: Evaluation, questions: Sequence[Question]
     scores = evaluation.scores
     return (
         f"the student {moment}: {_share(scores.success, questions)} held-out answers in the "
-        f"format, {_share(scores.exact, questions)} as demonstrated, KL {evaluation.kl:.3f}"
+        f"format, {_share(scores.exact, questions)} as demonstrated, KL {evaluation.kl:.3f}, "
+        f"on-policy {evaluation.on_policy_kl:.3f}"
     )

@@ -19,9 +19,15 @@ def print_summary(summary: Mapping[str, Any], out: Path, console: Console | None
     table.add_column("after", justify="right")
     table.add_column("teacher", justify="right")
     table.add_row(
-        "KL to the teacher, tail included (nats)",
+        "KL on the teacher's answers (nats per token)",
         f"{summary['heldout_kl_before']:.3f}",
         f"{summary['heldout_kl_after']:.3f}",
+        "0",
+    )
+    table.add_row(
+        "KL on the student's own answers",
+        f"{summary['heldout_on_policy_kl_before']:.3f}",
+        f"{summary['heldout_on_policy_kl_after']:.3f}",
         "0",
     )
     table.add_row(
@@ -47,6 +53,7 @@ def print_summary(summary: Mapping[str, Any], out: Path, console: Console | None
         for moment in ("before", "after"):
             text = f"  {moment + ':':8}{_one_line(example[moment])}"
             console.print(text, markup=False, highlight=False, overflow="ellipsis", no_wrap=True)
+    console.print("KL: from the teacher to the student, over the top K and the tail", style="dim")
     fall = 1 - summary["heldout_kl_after"] / summary["heldout_kl_before"]
     for text in (
         f"objective {summary['objective_first']:.3f} -> {summary['objective_last']:.3f} in "

@@ -7,19 +7,18 @@ minimises the reverse KL; here the teacher is the first argument, as in all our 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from client.recipes.batches import (
     AlignedSequence,
     TeacherLink,
-    Transfer,
     align,
     run_batch,
     shuffled_batches,
 )
 from client.recipes.metrics import StepMetrics, step_metrics
-from client.results import Completion
+from client.results import BatchResult, Completion
 from client.run import StudentRun
 from client.settings import (
     AdamW,
@@ -69,7 +68,11 @@ class SdftSettings:
     """Divides the logits of both sides in the objective. None: 1."""
 
     adamw: AdamW = field(default_factory=lambda: AdamW(learning_rate=1e-3, max_gradient_norm=1.0))
-    """Optimizer settings of every step."""
+    """Optimizer settings of the first step."""
+
+    final_learning_rate_factor: float = 0.1
+    """The learning rate falls linearly to this share of its first value in the last step: short
+    runs end with less of the noise of their last batches."""
 
     seed: int = 0
     """Of the order of the prompts and of the samples."""
@@ -117,7 +120,7 @@ def train_sdft(
             temperature=settings.temperature,
             submit=partial(run.forward_backward, batch.examples, batch_settings),
         )
-        step = run.optim_step(settings.adamw, normalization=Normalization.ROWS)
+        step = run.optim_step(_adamw_of_step(settings, index), normalization=Normalization.ROWS)
         metrics = step_metrics(
             transfer,
             step,
@@ -131,31 +134,34 @@ def train_sdft(
     return history
 
 
-def evaluate_sdft(
+def _adamw_of_step(settings: SdftSettings, index: int) -> AdamW:
+    progress = index / max(settings.step_count - 1, 1)
+    factor = 1 + (settings.final_learning_rate_factor - 1) * progress
+    return replace(settings.adamw, learning_rate=settings.adamw.learning_rate * factor)
+
+
+def compare_with_teacher(
     *,
-    student: StudentClient,
     run: StudentRun,
     teacher: TeacherLink,
     prompts: Sequence[PrivilegedPrompt],
+    completions: Sequence[Completion],
     settings: SdftSettings,
-    seed: int,
-) -> Transfer:
-    """Compare the student with the teacher on the student's own samples; nothing is trained.
+) -> BatchResult:
+    """Compare the run's present weights with the teacher on given completions.
 
-    The completions are sampled from the run's present weights as in training, with the given seed:
-    `result.metrics.tail_bucket_kl` is the on-policy KL that training reduces, as a mean over all
-    completion rows of all the prompts.
+    Nothing is trained. The result's metrics are means over all tokens of all completions.
     """
-    completions = sample_completions(student, run, prompts, settings, seed=seed)
     batch = align(pair_completions(prompts, completions))
     batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
-    return run_batch(
+    transfer = run_batch(
         teacher,
         batch,
         top_k=settings.top_k,
         temperature=settings.temperature,
         submit=partial(run.forward, batch.examples, batch_settings),
     )
+    return transfer.result
 
 
 def sample_completions(

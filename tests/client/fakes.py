@@ -190,6 +190,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         self.last = 0
         self.epoch = 1
         self.step = 0
+        self.learning_rates: list[float] = []
         self.answers: dict[int, tuple[bytes, object]] = {}
         self.lose_answers = 0
         self.refuse_next = False
@@ -299,6 +300,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
 
         def step():
             self.step += 1
+            self.learning_rates.append(request.adamw.learning_rate)
             return student_service_pb2.OptimStepResponse(
                 step=self.step, gradient_norm=2.0, update_norm=0.1, normalizer=5.0
             )

@@ -89,14 +89,16 @@ def test_the_demo_measures_before_and_after_by_one_definition(
         for header, examples, _ in fake_student.batches
         if isinstance(header, student_service_pb2.ForwardHeader)
     ]
-    assert [len(inputs) for inputs in evaluations] == [3, 3]
+    assert [len(inputs) for inputs in evaluations] == [3, 3, 3, 3]
+    # The teacher's answers before and after; between and at the end what the student said then.
+    assert evaluations[0] == evaluations[2] == evaluations[3] != evaluations[1]
 
 
 def test_the_teacher_sees_more_than_the_student(
     settings: DemoSettings, fake_student: FakeStudent
 ) -> None:
     run_demo(settings)
-    header, examples, _ = fake_student.batches[0]
+    header, examples, _ = fake_student.batches[1]  # on what the student said
     tokenizer = fake_student.tokenizer
     for example, prompt in zip(examples, header.batch.pull.scoring.prompts, strict=True):
         student_text = tokenizer.decode(example.input_tokens.values)

@@ -5,8 +5,14 @@ import pytest
 from client.recipes.batches import Targets, TeacherLink
 from client.recipes.metrics import StepMetrics
 from client.recipes.off_policy import OffPolicySettings, tokenize_corpus, train_off_policy
-from client.recipes.sdft import PrivilegedPrompt, SdftSettings, evaluate_sdft, train_sdft
-from client.settings import LoraSettings, Objective
+from client.recipes.sdft import (
+    PrivilegedPrompt,
+    SdftSettings,
+    compare_with_teacher,
+    sample_completions,
+    train_sdft,
+)
+from client.settings import AdamW, LoraSettings, Objective
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from tests.client.fakes import FakeStudent, fake_tokenizer
@@ -65,19 +71,43 @@ def _numbers(metrics: StepMetrics) -> list[float]:
     return [value for value in metrics.flat().values() if value is not None]
 
 
-def test_evaluation_changes_nothing(
+@pytest.mark.parametrize(("step_count", "factors"), [(1, [1]), (3, [1, 0.6, 0.2])])
+def test_the_learning_rate_falls_linearly(
+    student: StudentClient,
+    fake_student: FakeStudent,
+    teacher: TeacherClient,
+    step_count: int,
+    factors: list[float],
+) -> None:
+    settings = SdftSettings(
+        step_count=step_count,
+        prompts_per_step=1,
+        adamw=AdamW(learning_rate=0.5),
+        final_learning_rate_factor=0.2,
+    )
+    train_sdft(
+        student=student,
+        run=student.create_run("run", lora=LoraSettings()),
+        teacher=link(teacher, Targets.PULL),
+        prompts=PROMPTS,
+        settings=settings,
+    )
+    assert fake_student.learning_rates == pytest.approx([0.5 * factor for factor in factors])
+
+
+def test_comparing_changes_nothing(
     student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient
 ) -> None:
     run = student.create_run("run", lora=LoraSettings())
-    transfer = evaluate_sdft(
-        student=student,
+    settings = SdftSettings()
+    result = compare_with_teacher(
         run=run,
         teacher=link(teacher, Targets.PULL),
         prompts=PROMPTS,
-        settings=SdftSettings(),
-        seed=1,
+        completions=sample_completions(student, run, PROMPTS, settings, seed=1),
+        settings=settings,
     )
-    assert transfer.result.metrics.tail_bucket_kl == 3.0
+    assert result.metrics.tail_bucket_kl == 3.0
     assert len(fake_student.batches[0][1]) == len(PROMPTS)
     assert fake_student.calls == ["Sample", "Forward"]
     assert fake_student.last == 0
