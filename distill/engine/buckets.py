@@ -15,6 +15,15 @@ def length_bucket(length: int, *, smallest: int = 16) -> int:
     return bucket
 
 
+def cache_slots(token_count: int) -> int:
+    """Slots of a cache for so many tokens: the next power of two, at least 128.
+
+    Coarser than `length_bucket`: unused slots cost little beside the weights that every step reads,
+    and a cache that grows passes through every size on its way.
+    """
+    return max(128, power_of_two_at_least(token_count))
+
+
 def power_of_two_at_least(value: int) -> int:
     """The smallest power of two that is not below `value` (at least 1)."""
     return 1 << (value - 1).bit_length()

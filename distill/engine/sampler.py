@@ -15,7 +15,12 @@ from itertools import groupby
 import jax
 import numpy as np
 
-from distill.engine.buckets import batch_sizes, length_bucket, power_of_two_at_most
+from distill.engine.buckets import (
+    batch_sizes,
+    cache_slots,
+    length_bucket,
+    power_of_two_at_most,
+)
 from distill.engine.compiled import CompiledFunctions
 from distill.engine.decoding import (
     BLOCK_STEPS,
@@ -37,6 +42,9 @@ _MAX_BATCH = 32
 
 _CACHE_BYTES = 2 << 30
 """Bound on the key-value cache of a batch, at its longest."""
+
+_FIRST_TOKENS = 256
+"""Generated tokens that the cache has room for before it grows."""
 
 
 class StopReason(Enum):
@@ -194,7 +202,7 @@ class Sampler:
         waiting = sorted(sequences, key=lambda sequence: len(sequence.prompt))
         while waiting:
             longest = max(len(sequence.prompt) + sequence.budget for sequence in waiting)
-            fitting = max(1, _CACHE_BYTES // (slot_bytes * length_bucket(longest)))
+            fitting = max(1, _CACHE_BYTES // (slot_bytes * cache_slots(longest + BLOCK_STEPS)))
             size = min(_MAX_BATCH, power_of_two_at_most(fitting))
             yield waiting[:size]
             waiting = waiting[size:]
@@ -208,7 +216,9 @@ class Sampler:
     ) -> Iterator[Sample | None]:
         kernel = head_kernel(self._config, weights.parameters)
         longest = max(len(sequence.prompt) for sequence in batch)
-        slot_count = length_bucket(longest + BLOCK_STEPS)
+        budget = max(sequence.budget for sequence in batch)
+        # A cache for all that may come would waste memory where most samples end early.
+        slot_count = cache_slots(longest + min(budget, _FIRST_TOKENS) + BLOCK_STEPS)
         state = new_state(
             self._config,
             prompts=[sequence.prompt for sequence in batch],
@@ -228,7 +238,7 @@ class Sampler:
         while any(sequence.stop_reason is None for sequence in batch):
             longest_now = max(len(item.prompt) + len(item.token_ids) for item in batch)
             if longest_now + BLOCK_STEPS > slot_count:
-                slot_count = length_bucket(longest_now + BLOCK_STEPS)
+                slot_count = cache_slots(longest_now + BLOCK_STEPS)
                 state = state._replace(cache=self._grow_cache(state.cache, slot_count=slot_count))
             state, token_ids, log_probs, token_counts = self._decode_block(
                 self._graph, self._config, weights.parameters, weights.adapter, state

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from distill.engine.buckets import (
     batch_sizes,
+    cache_slots,
     length_bucket,
     power_of_two_at_least,
     power_of_two_at_most,
@@ -36,3 +37,9 @@ def test_batches_hold_every_row_once_without_padding(count: int, largest: int) -
     sizes = batch_sizes(count, largest)
     assert sum(sizes) == count
     assert all(size <= largest and size & (size - 1) == 0 for size in sizes)
+
+
+@given(st.integers(1, 8192))
+def test_a_cache_holds_its_tokens_in_one_of_few_sizes(token_count: int) -> None:
+    assert cache_slots(token_count) >= token_count
+    assert cache_slots(token_count) in {128, 256, 512, 1024, 2048, 4096, 8192}
