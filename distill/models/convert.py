@@ -161,6 +161,8 @@ def _write_weights(
         tensors = {entry.hf_name: _hf_tensor(file, config, entry) for entry in shard}
         # Transformers reads only files that say which framework's layout they have.
         save_file(tensors, directory / file_name, metadata={"format": "pt"})
+        # The library makes it for its owner alone; a cache may be a volume that services share.
+        (directory / file_name).chmod(0o644)
         written_bytes += sum(tensor.nbytes for tensor in tensors.values())
         weight_map.update(dict.fromkeys(tensors, file_name))
     if len(shards) > 1:

@@ -84,7 +84,7 @@ def _recover_llama3_scaling(file: GgufFile, config: ModelConfig) -> Llama3RopeSc
     """
     divisors = file.tensor(ROPE_FACTORS).ravel()
     scaling = Llama3RopeScaling(
-        factor=float(divisors.max()),
+        factor=_shortest(divisors.max()),
         low_frequency_factor=1.0,
         high_frequency_factor=4.0,
         original_position_count=8192,

@@ -1,7 +1,7 @@
 """From the name of a model to a model in memory."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -28,10 +28,10 @@ class LoadedModel:
     config: ModelConfig
     """What it is."""
 
-    graph: Graph
+    graph: Graph = field(repr=False)
     """Static part, for `distill.models.functional`."""
 
-    parameters: Parameters
+    parameters: Parameters = field(repr=False)
     """Weights: projections and embedding in the compute dtype, norms in float32."""
 
     tokenizer: TextTokenizer
