@@ -3,11 +3,9 @@
 - KL: over the texts that the student should say, which are the teacher's own most probable (greedy)
   answers under its privileged prompt. They are sampled once, so both measurements are over the same
   rows.
-- on-policy KL: over what the student says, one answer to each question at the training's sampling
-  temperature with a fixed seed, from its weights at that time. It is what training minimises; its
-  texts change with the student.
-- success: the share of the student's most probable (greedy) answers that have the demonstrated
-  format.
+- on-policy KL: over the student's own most probable answers at that time. Its texts change with the
+  student: at first they are long, and late in a text both sides agree.
+- success: the share of these answers that have the demonstrated format.
 
 Both KLs are from the teacher to the student over the top K and one bucket for all other tokens, and
 means over all tokens of all answers.
@@ -20,18 +18,10 @@ from dataclasses import dataclass
 from client.datasets import Question
 from client.evaluation import AnswerScores, score_answers
 from client.pair import Pair
-from client.recipes.sdft import (
-    PrivilegedPrompt,
-    SdftSettings,
-    compare_with_teacher,
-    sample_completions,
-)
+from client.recipes.sdft import PrivilegedPrompt, SdftSettings, compare_with_teacher
 from client.results import Completion
 from client.run import StudentRun
 from client.settings import SamplingSettings
-
-_SEED = 1_000_003
-"""Of the on-policy samples; those of training are small numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +49,7 @@ class Evaluation:
     """Over the teacher's answers, in nats per token."""
 
     on_policy_kl: float
-    """Over the student's own answers, in nats per token."""
+    """Over the student's greedy answers, in nats per token."""
 
     scores: AnswerScores
     """Format and content of the student's greedy answers."""
@@ -91,10 +81,9 @@ def evaluate_student(
     started = time.monotonic()
     student_prompts = [one.student_prompt for one in heldout.prompts]
     answers = pair.student.sample(student_prompts, _greedy(settings), run_id=run.run_id)
-    samples = sample_completions(pair.student, run, heldout.prompts, settings, seed=_SEED)
     return Evaluation(
         kl=_kl(pair, run, heldout, heldout.teacher_answers, settings),
-        on_policy_kl=_kl(pair, run, heldout, samples, settings),
+        on_policy_kl=_kl(pair, run, heldout, answers, settings),
         scores=score_answers(heldout.questions, answers),
         seconds=time.monotonic() - started,
     )
