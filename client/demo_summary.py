@@ -22,13 +22,13 @@ def print_summary(summary: Mapping[str, Any], out: Path, console: Console | None
         "KL on the teacher's answers (nats per token)",
         f"{summary['heldout_kl_before']:.3f}",
         f"{summary['heldout_kl_after']:.3f}",
-        "0",
+        "",
     )
     table.add_row(
         "KL on the student's own answers",
         f"{summary['heldout_on_policy_kl_before']:.3f}",
         f"{summary['heldout_on_policy_kl_after']:.3f}",
-        "0",
+        "",
     )
     table.add_row(
         "answered in the format `Answer: X.`",
