@@ -56,7 +56,7 @@ def test_the_capital_of_france_is_paris_with_and_without_a_cache(model: LoadedMo
 
 
 # The model's own vocabulary lacks the bytes of six control characters and of the planes 4 to 11,
-# which Unicode has not assigned: its makers' tokenizer drops them too.
+# which Unicode has not assigned: there is no id to encode them with.
 ABSENT_CONTROLS = "\x04\x06\x13\x14\x16\x1d"
 CHARACTERS = st.characters(
     max_codepoint=0x3FFFF, exclude_categories=("Cs",), exclude_characters=ABSENT_CONTROLS
