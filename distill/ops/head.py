@@ -22,6 +22,9 @@ MAX_CHUNK_BYTES = 32 << 20
 """Bound on one chunk of float32 logits: large enough for a full-speed matmul, small enough that
 several passes over it stay cheap."""
 
+VOCABULARY_BLOCK = 512
+"""Longest run of products that the backward pass on a CPU sums before it starts another."""
+
 MAX_OVERLAP_SUPPORT = 128
 """Largest K for which the overlap of the two supports is measured: beyond it the student's own
 top-K would cost more than the loss."""
@@ -90,6 +93,40 @@ def _logits(hidden: jax.Array, kernel: jax.Array, temperature: jax.Array) -> jax
     # float32 out of the matmul: bf16 logits are off by 0.06 nats at V = 151936.
     logits = jnp.einsum("pd,vd->pv", hidden, kernel, preferred_element_type=jnp.float32)
     return logits / temperature
+
+
+def _over_vocabulary(logit_gradient: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[P, V] @ [V, D], float32."""
+    summed: jax.Array = lax.platform_dependent(
+        logit_gradient, kernel, cpu=_blocked_product, default=_float32_product
+    )
+    return summed
+
+
+def _float32_product(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+
+
+def _blocked_product(left: jax.Array, right: jax.Array) -> jax.Array:
+    # The CPU's matmul sums thousands of products one after the other, and the many small ones of
+    # a vocabulary round off in one direction: kernels have a common component, which cancels
+    # against the few large products. The error is the same in all rows, so that sums over rows
+    # do not average it out. Shorter runs cost no time.
+    vocab_size = left.shape[1]
+    block_size = min(VOCABULARY_BLOCK, vocab_size)
+    block_count = vocab_size // block_size
+    rest = block_count * block_size
+
+    def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
+        start = index * block_size
+        return total + _float32_product(
+            lax.dynamic_slice_in_dim(left, start, block_size, axis=1),
+            lax.dynamic_slice_in_dim(right, start, block_size, axis=0),
+        )
+
+    product = _float32_product(left[:, rest:], right[rest:])
+    summed: jax.Array = lax.fori_loop(0, block_count, add_block, product)
+    return summed
 
 
 def _chunked(array: jax.Array, chunk_rows: int) -> jax.Array:
@@ -216,7 +253,7 @@ def _vjp_backward(
             logit_gradient += jnp.where(reachable, g_tail, 0.0)[:, None] * tail_only
         logit_gradient = logit_gradient.at[rows, ids].add(g) / temperature
         logit_gradient = logit_gradient.astype(kernel.dtype)
-        hidden_gradient = logit_gradient @ kernel
+        hidden_gradient = _over_vocabulary(logit_gradient, kernel)
         if kernel_sum is not None:
             kernel_sum = kernel_sum + jnp.einsum(
                 "pv,pd->vd", logit_gradient, chunk_hidden, preferred_element_type=jnp.float32

@@ -129,3 +129,18 @@ def test_temporaries_do_not_grow_with_positions_beyond_a_chunk(vocab_size):
     per_row = 32 * (HIDDEN + SUPPORT + 8)  # inputs, outputs and their gradients, generously
     assert eight_chunks < one_chunk + 7 * rows * per_row
     assert 7 * rows * per_row < rows * vocab_size * 4 / 4  # the bound would see one more chunk
+
+
+@pytest.mark.parametrize(
+    "vocab_size",
+    [head.VOCABULARY_BLOCK - 1, 2 * head.VOCABULARY_BLOCK, 2 * head.VOCABULARY_BLOCK + 3],
+)
+def test_hidden_gradient_sums_over_the_whole_vocabulary(vocab_size):
+    # That its blocks also keep the sum accurate shows on a real model: test_fixture_parity.
+    keys = jax.random.split(jax.random.key(6), 3)
+    hidden = jax.random.normal(keys[0], (ROWS, HIDDEN))
+    kernel = jax.random.normal(keys[1], (vocab_size, HIDDEN))
+    token_ids = jax.random.randint(keys[2], (ROWS, SUPPORT), 0, vocab_size)
+    fused = jax.grad(lambda h: selected_log_probs(h, kernel, token_ids).log_probs.sum())(hidden)
+    dense = jax.grad(lambda h: dense_log_probs(h, kernel, token_ids).sum())(hidden)
+    np.testing.assert_allclose(fused, dense, atol=2e-5)
