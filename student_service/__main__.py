@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from distill.engine.sampler import Sampler
-
 from distill.engine.compilation_cache import enable_compilation_cache
 from distill.engine.device_queue import DeviceQueue
+from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
 from distill.models.loading import load_model
 from distill.rpc.model_info import request_limits

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-from distill.engine.sampler import Sampler
-from distill.rpc.sampling import encode_sample, parse_sampling
 from google.protobuf.message import Message
 
 from distill.engine.device_queue import DeviceQueue
+from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
 from distill.engine.weights import ModelWeights
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.rpc.model_info import describe_model
+from distill.rpc.sampling import encode_sample, parse_sampling
 from distill.rpc.scoring import encode_chunk, parse_scoring
 from distill.rpc.streaming import stream_results
 from distill.v1 import student_service_pb2 as pb

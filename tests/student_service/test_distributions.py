@@ -67,7 +67,7 @@ def test_gaps_and_overlaps_are_refused(kept):
 
 
 def test_different_support_sizes_are_refused():
-    with pytest.raises(InvalidFieldError, match="K must be 4 .* got 3"):
+    with pytest.raises(InvalidFieldError, match=r"K must be 4 .* got 3"):
         assemble(make_chunks()[0] + make_chunks(row=1, support_size=3)[0])
 
 

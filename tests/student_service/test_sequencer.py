@@ -53,7 +53,7 @@ def test_failed_operation_does_not_consume_its_number():
 
 def test_number_beyond_the_window_is_refused_and_names_the_last():
     sequencer = Sequencer(window=4)
-    with pytest.raises(WrongStateError, match="at most 4 .the last applied is 0., got 5"):
+    with pytest.raises(WrongStateError, match=r"at most 4 .the last applied is 0., got 5"):
         apply(sequencer, 5)
 
 
