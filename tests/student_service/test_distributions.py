@@ -1,5 +1,7 @@
 """Chunks into targets: tiling, alignment, and every way a chunk can be wrong."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +24,7 @@ def make_chunks(row_count=12, first_row=3, cuts=(), row=0, support_size=4, seed=
     arrays = distribution(np.random.default_rng(seed), row_count, support_size, VOCAB)
     bounds = [0, *cuts, row_count]
     chunks = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         ids, values, tails, entropies = (array[start:end] for array in arrays)
         chunks.append(
             scoring_pb2.TopKChunk(
