@@ -6,43 +6,41 @@ from pathlib import Path
 
 import pytest
 
+from client.services import STUDENT_MODULE, TEACHER_MODULE, LocalService
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from tests.support.processes import ServiceProcess
 
 
 @pytest.fixture(scope="session")
-def teacher_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[ServiceProcess]:
+def teacher_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[LocalService]:
     directory = tmp_path_factory.mktemp("teacher")
-    with ServiceProcess("teacher_service", directory, model=tiny_model_directory) as process:
-        yield process
+    arguments = ["--model", str(tiny_model_directory), "--cache-dir", str(directory)]
+    with LocalService(TEACHER_MODULE, arguments, log_path=directory / "log") as service:
+        yield service
 
 
 @pytest.fixture(scope="session")
 def student_process(
-    tiny_model_directory: Path, teacher_process: ServiceProcess, tmp_path_factory
-) -> Iterator[ServiceProcess]:
+    tiny_model_directory: Path, teacher_process: LocalService, tmp_path_factory
+) -> Iterator[LocalService]:
     directory = tmp_path_factory.mktemp("student")
-    with ServiceProcess(
-        "student_service",
-        directory,
-        "--runs-dir",
-        str(directory / "runs"),
-        "--teacher",
-        f"main={teacher_process.address}",
-        model=tiny_model_directory,
-    ) as process:
-        yield process
+    arguments = [
+        *("--model", str(tiny_model_directory), "--cache-dir", str(directory)),
+        *("--runs-dir", str(directory / "runs")),
+        *("--teacher", f"main={teacher_process.address}"),
+    ]
+    with LocalService(STUDENT_MODULE, arguments, log_path=directory / "log") as service:
+        yield service
 
 
 @pytest.fixture
-def teacher(teacher_process: ServiceProcess) -> Iterator[TeacherClient]:
+def teacher(teacher_process: LocalService) -> Iterator[TeacherClient]:
     with TeacherClient(teacher_process.address) as client:
         yield client
 
 
 @pytest.fixture
-def student(student_process: ServiceProcess) -> Iterator[StudentClient]:
+def student(student_process: LocalService) -> Iterator[StudentClient]:
     with StudentClient(student_process.address) as client:
         yield client
 

@@ -1,0 +1,281 @@
+"""What the contract says of single messages, asked of real services through bare stubs."""
+
+import threading
+
+import grpc
+import jax
+import numpy as np
+import pytest
+
+from client.errors import decode_error
+from client.services import LocalService
+from client.settings import BatchSettings, LoraSettings, Objective, TokenExample
+from distill.limits import MAX_MESSAGE_BYTES
+from distill.models.functional import head_kernel, hidden_states
+from distill.models.loading import load_model
+from distill.tensors import encode_floats, encode_int32
+from distill.v1 import scoring_pb2, student_service_pb2_grpc, tensor_pb2, training_pb2
+from distill.v1 import student_service_pb2 as pb
+from tests.integration.test_pair import LORA, VOCAB, move, tokens
+
+CROSS_ENTROPY = training_pb2.OBJECTIVE_CROSS_ENTROPY
+TAIL_BUCKET = training_pb2.OBJECTIVE_TAIL_BUCKET
+
+
+@pytest.fixture
+def stub(student_process: LocalService):
+    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    with grpc.insecure_channel(student_process.address, options=options) as channel:
+        yield student_service_pb2_grpc.StudentServiceStub(channel)
+
+
+def mutation(run_name, number=1, epoch=1):
+    return training_pb2.Mutation(run_id=run_name, writer_epoch=epoch, sequence_number=number)
+
+
+def create(stub, run_name, **fields):
+    config = training_pb2.RunConfig(lora=training_pb2.LoraConfig(rank=2))
+    return stub.CreateRun(pb.CreateRunRequest(run_id=run_name, config=config, **fields)).run
+
+
+def hard(seed=0, shape=(9,), weights=None, offset=0):
+    ids = tokens(seed, 10)
+    targets = ids[1:] if shape == (9,) else np.resize(ids, shape)
+    return training_pb2.Example(
+        input_tokens=encode_int32(ids[:-1]),
+        target_offset=offset,
+        token_targets=training_pb2.TokenTargets(
+            token_ids=encode_int32(targets),
+            weights=None if weights is None else encode_floats(np.asarray(weights, np.float32)),
+        ),
+    )
+
+
+def distributed(**rows):
+    rows = {"prompt_index": 0, "prompt_offset": 1, "row_count": 2} | rows
+    return training_pb2.Example(
+        input_tokens=encode_int32(tokens(0, 5)),
+        distribution_targets=training_pb2.DistributionTargets(**rows),
+    )
+
+
+def chunk(log_probs, token_ids=((1, 2), (3, 4)), **fields):
+    log_probs = np.asarray(log_probs, np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tails = np.log(np.maximum(1 - np.exp(log_probs).sum(-1), 0))
+    fields = {"position_offset": 1} | fields
+    return scoring_pb2.TopKChunk(
+        token_ids=encode_int32(np.asarray(token_ids)),
+        log_probs=encode_floats(log_probs),
+        prompt_log_probs=encode_floats(tails),
+        tail_log_probs=encode_floats(tails),
+        entropies=encode_floats(np.ones(len(log_probs))),
+        **fields,
+    )
+
+
+def parts(header, examples, chunks=(), objective=CROSS_ENTROPY, **batch):
+    batch = {"objective": objective, "example_count": len(examples)} | batch
+    yield pb.ForwardBackwardRequest(
+        header=pb.ForwardBackwardHeader(mutation=header, batch=training_pb2.Batch(**batch))
+    )
+    for example in examples:
+        yield pb.ForwardBackwardRequest(example=example)
+    for piece in chunks:
+        yield pb.ForwardBackwardRequest(chunk=piece)
+
+
+def refused(call):
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return decode_error(caught.value)
+
+
+def shaped(example, shape):
+    example.token_targets.token_ids.CopyFrom(
+        tensor_pb2.Int32Tensor(shape=shape, values=example.token_targets.token_ids.values)
+    )
+    return example
+
+
+HALVES = np.log([[0.5, 0.25], [0.5, 0.25]])
+
+HAZARDS = {
+    "mixed 1-D then 2-D": ([hard(), hard(shape=(9, 1))], [], {}),
+    "mixed 2-D then 1-D": ([hard(shape=(9, 1)), hard()], [], {}),
+    "different K": ([hard(shape=(9, 2)), hard(shape=(9, 3))], [], {}),
+    "weights of another shape": ([hard(weights=np.ones((9, 1)))], [], {}),
+    "NaN weight": ([hard(weights=[np.nan] * 9)], [], {}),
+    "infinite weight": ([hard(weights=[np.inf] * 9)], [], {}),
+    "no examples": ([], [], {}),
+    "fewer examples than said": ([hard()], [], {"example_count": 2}),
+    "negative dimension": ([shaped(hard(), [-1])], [], {}),
+    "shape product": ([shaped(hard(), [3, 4])], [], {}),
+    "overflowing shape product": ([shaped(hard(), [1 << 62, 1 << 62])], [], {}),
+    "three dimensions": ([shaped(hard(), [3, 3, 1])], [], {}),
+    "zero-length input": ([training_pb2.Example(input_tokens=encode_int32(np.zeros(0)))], [], {}),
+    "rows beyond the input": ([hard(offset=1)], [], {}),
+    "unknown objective": ([hard()], [], {"objective": 0}),
+    "zero temperature": ([hard()], [], {"temperature": 0.0}),
+    "tokens for a distribution objective": ([hard()], [], {"objective": TAIL_BUCKET}),
+    "distribution without chunks": ([distributed()], [], {"objective": TAIL_BUCKET}),
+    "chunks nobody asked for": ([hard()], [chunk(HALVES)], {}),
+    "NaN log-prob": ([distributed()], [chunk(HALVES * np.nan)], {"objective": TAIL_BUCKET}),
+    "positive log-prob": ([distributed()], [chunk(-HALVES)], {"objective": TAIL_BUCKET}),
+    "-inf log-prob": ([distributed()], [chunk(HALVES * np.inf)], {"objective": TAIL_BUCKET}),
+    "id beyond V in a chunk": (
+        [distributed()],
+        [chunk(HALVES, token_ids=((1, VOCAB), (3, 4)))],
+        {"objective": TAIL_BUCKET},
+    ),
+    "negative id in a chunk": (
+        [distributed()],
+        [chunk(HALVES, token_ids=((1, -2), (3, 4)))],
+        {"objective": TAIL_BUCKET},
+    ),
+    "chunk twice": ([distributed()], [chunk(HALVES)] * 2, {"objective": TAIL_BUCKET}),
+    "rows beyond the chunks": (
+        [distributed(row_count=3)],
+        [chunk(HALVES)],
+        {"objective": TAIL_BUCKET},
+    ),
+}
+
+
+@pytest.mark.parametrize("hazard", sorted(HAZARDS))
+def test_hazards_are_invalid_arguments_that_change_nothing(stub, run_name, hazard):
+    examples, chunks, batch = HAZARDS[hazard]
+    create(stub, run_name)
+    stub.ForwardBackward(parts(mutation(run_name), [hard()]))
+    before = stub.GetRun(pb.GetRunRequest(run_id=run_name))
+    error = refused(
+        lambda: stub.ForwardBackward(parts(mutation(run_name, 2), examples, chunks, **batch))
+    )
+    assert error.code == "INVALID_ARGUMENT"
+    assert error.field
+    assert stub.GetRun(pb.GetRunRequest(run_id=run_name)) == before
+    # The number is free, and the gradient sum is what it was.
+    step = stub.OptimStep(
+        pb.OptimStepRequest(
+            mutation=mutation(run_name, 2), adamw=training_pb2.AdamW(learning_rate=0.0)
+        )
+    )
+    assert step.normalizer == 1.0
+    clean = f"{run_name}-clean"
+    create(stub, clean)
+    stub.ForwardBackward(parts(mutation(clean), [hard()]))
+    reference = stub.OptimStep(
+        pb.OptimStepRequest(
+            mutation=mutation(clean, 2), adamw=training_pb2.AdamW(learning_rate=0.0)
+        )
+    )
+    assert step.gradient_norm == reference.gradient_norm
+
+
+def test_step_without_a_gradient_is_a_failed_precondition(stub, run_name):
+    create(stub, run_name)
+    request = pb.OptimStepRequest(
+        mutation=mutation(run_name), adamw=training_pb2.AdamW(learning_rate=0.1)
+    )
+    assert refused(lambda: stub.OptimStep(request)).code == "FAILED_PRECONDITION"
+    assert stub.GetRun(pb.GetRunRequest(run_id=run_name)).run.last_sequence_number == 0
+
+
+def test_repeated_requests_are_answered_again_and_applied_once(stub, run_name):
+    create(stub, run_name)
+    first = stub.ForwardBackward(parts(mutation(run_name), [hard()]))
+    again = stub.ForwardBackward(parts(mutation(run_name), [hard()]))
+    assert (first.replayed, again.replayed) == (False, True)
+    assert first.result == again.result
+    assert stub.GetRun(pb.GetRunRequest(run_id=run_name)).run.accumulated_batches == 1
+    other = refused(lambda: stub.ForwardBackward(parts(mutation(run_name), [hard(seed=1)])))
+    assert other.code == "ABORTED"
+
+
+def test_requests_that_arrive_out_of_order_apply_in_order(stub, run_name):
+    create(stub, run_name)
+    answers = {}
+
+    def send(number):
+        request = parts(mutation(run_name, number), [hard(seed=number)])
+        answers[number] = stub.ForwardBackward(request, timeout=60)
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in (3, 2, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(answers) == [1, 2, 3]
+    assert stub.GetRun(pb.GetRunRequest(run_id=run_name)).run.accumulated_batches == 3
+
+
+def test_new_writer_fences_the_one_before(stub, run_name):
+    first = create(stub, run_name)
+    second = create(stub, run_name, take_over=True)
+    assert second.writer_epoch == first.writer_epoch + 1
+    old = refused(lambda: stub.ForwardBackward(parts(mutation(run_name), [hard()])))
+    assert old.code == "ABORTED"
+    header = mutation(run_name, epoch=second.writer_epoch)
+    assert not stub.ForwardBackward(parts(header, [hard()])).replayed
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".x", "x" * 65])
+def test_names_that_could_leave_their_directory_are_refused(stub, run_name, name):
+    config = training_pb2.RunConfig(full=training_pb2.FullConfig())
+    create_request = pb.CreateRunRequest(run_id=name, config=config)
+    assert refused(lambda: stub.CreateRun(create_request)).field == "run_id"
+    create(stub, run_name)
+    save = pb.SaveCheckpointRequest(mutation=mutation(run_name), name=name)
+    assert refused(lambda: stub.SaveCheckpoint(save)).field == "name"
+
+
+def test_unknown_run_and_checkpoint_are_not_found(stub, run_name):
+    assert refused(lambda: stub.GetRun(pb.GetRunRequest(run_id=run_name))).code == "NOT_FOUND"
+    create(stub, run_name)
+    load = pb.LoadCheckpointRequest(mutation=mutation(run_name), name="nothing")
+    assert refused(lambda: stub.LoadCheckpoint(load)).code == "NOT_FOUND"
+
+
+def test_cancelled_stream_leaves_the_service_free(teacher):
+    prompts = [tokens(seed, 400) for seed in range(40)]
+    stream = teacher.stream_top_k(prompts, 50)
+    next(stream)
+    stream.close()
+    (scores,) = teacher.score([tokens(1, 30)], 5, timeout_seconds=60)
+    assert scores.token_ids.shape == (29, 5)
+
+
+def test_exported_full_weights_load_again_and_give_the_same_log_probs(student, run_name, tmp_path):
+    run = student.create_run(run_name, lora=None)
+    move(run)
+    ids = tokens(5, 20)
+    example = TokenExample(input_tokens=ids[:-1], target_offset=0, token_ids=ids[1:])
+    settings = BatchSettings(objective=Objective.CROSS_ENTROPY, return_log_probs=True)
+    expected = run.forward([example], settings).examples[0].log_probs
+    run.export_weights(tmp_path / "exported")
+    exported = load_model(str(tmp_path / "exported"))
+    hidden = hidden_states(exported.graph, exported.parameters, ids[None, :-1])[0]
+    log_q = jax.nn.log_softmax(hidden @ head_kernel(exported.config, exported.parameters).T)
+    np.testing.assert_allclose(np.asarray(log_q)[np.arange(19), ids[1:]], expected, atol=1e-4)
+
+
+def test_exported_adapter_has_the_files_that_peft_reads(student, run_name, tmp_path):
+    run = student.create_run(run_name, lora=LORA)
+    move(run)
+    files = run.export_weights(tmp_path / "adapter")
+    assert {path.name for path in files} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_deleted_run_can_come_back_with_its_checkpoint(student, run_name):
+    lora = LoraSettings(rank=3)
+    run = student.create_run(run_name, lora=lora)
+    move(run)
+    run.save_checkpoint("kept")
+    run.delete()
+    again = student.create_run(run_name, lora=lora)
+    assert again.load_checkpoint("kept").step == 1
+    move(again)
+    assert again.state().step == 2
+    again.delete(delete_checkpoints=True)
+    fresh = student.create_run(run_name, lora=lora)
+    assert fresh.list_checkpoints() == []

@@ -1,0 +1,108 @@
+"""A checkpoint is there whole or not at all, and never loads damaged."""
+
+import json
+
+import numpy as np
+import pytest
+
+from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+from student_service import checkpoints
+from student_service.checkpoints import CheckpointStore
+
+INFO = {"name": "first", "step": 3, "sequence_number": 7, "weights_version": "run:6"}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path)
+
+
+def arrays(value=1.0):
+    return {"trainable/q_proj/a": np.full((2, 3), value, np.float32), "count": np.int32([4])}
+
+
+def save(store, value=1.0, **options):
+    return store.save("run", INFO, arrays(value), **({"overwrite": False} | options))
+
+
+def test_saved_arrays_and_numbers_come_back(store):
+    saved = save(store)
+    manifest, loaded = store.load("run", "first")
+    assert (saved.step, saved.sequence_number) == (3, 7)
+    assert manifest["weights_version"] == "run:6"
+    for name, array in arrays().items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == array.dtype
+
+
+def test_taken_name_is_refused_unless_overwritten(store, tmp_path):
+    save(store)
+    with pytest.raises(AlreadyExistsError, match="overwrite"):
+        save(store, value=2.0)
+    assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 1.0
+    save(store, value=2.0, overwrite=True)
+    assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 2.0
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2  # no state left behind
+
+
+@pytest.mark.parametrize("stage", ["save_file", "_digest", "_sync"])
+def test_interrupted_save_leaves_the_checkpoint_before_it(store, monkeypatch, stage):
+    save(store)
+
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, stage, fail)
+        with pytest.raises(OSError, match="disk"):
+            save(store, value=2.0, overwrite=True)
+    assert [info.name for info in store.list("run")] == ["first"]
+    assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 1.0
+
+
+@pytest.mark.parametrize("position", [0, 9, -1])
+def test_flipped_byte_is_data_loss(store, tmp_path, position):
+    save(store)
+    (state,) = (tmp_path / "run" / "checkpoints").glob("*.safetensors")
+    content = bytearray(state.read_bytes())
+    content[position] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(CorruptDataError, match="digest"):
+        store.load("run", "first")
+
+
+def test_missing_state_is_data_loss_and_missing_manifest_is_not_found(store, tmp_path):
+    save(store)
+    (state,) = (tmp_path / "run" / "checkpoints").glob("*.safetensors")
+    state.unlink()
+    with pytest.raises(CorruptDataError):
+        store.load("run", "first")
+    with pytest.raises(NotFoundError, match="'second'"):
+        store.load("run", "second")
+
+
+def test_broken_or_foreign_manifest_is_data_loss(store, tmp_path):
+    save(store)
+    manifest = tmp_path / "run" / "checkpoints" / "first.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"format_version": 99}))
+    with pytest.raises(CorruptDataError, match="format 99"):
+        store.manifest("run", "first")
+    manifest.write_text("{")
+    with pytest.raises(CorruptDataError, match="JSON"):
+        store.manifest("run", "first")
+
+
+def test_checkpoints_are_listed_oldest_first(store):
+    for name in ("zeta", "alpha", "middle"):
+        store.save("run", INFO | {"name": name}, arrays(), overwrite=False)
+    assert [info.name for info in store.list("run")] == ["zeta", "alpha", "middle"]
+    assert store.list("other") == []
+
+
+def test_a_link_in_place_of_a_manifest_is_not_followed(store, tmp_path):
+    save(store)
+    directory = tmp_path / "run" / "checkpoints"
+    (directory / "linked.json").symlink_to(directory / "first.json")
+    with pytest.raises(NotFoundError):
+        store.manifest("run", "linked")
