@@ -17,6 +17,7 @@ from distill.engine.weights import ModelWeights
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
+from distill.rpc.deadline import remaining_seconds
 from distill.rpc.model_info import describe_model
 from distill.rpc.sampling import encode_sample, parse_sampling
 from distill.rpc.scoring import encode_chunk, parse_scoring
@@ -127,7 +128,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         batch, pulled_bytes, target_seconds = self._with_targets(received, context)
 
         def apply() -> pb.ForwardBackwardResponse:
-            outcome, timing = run.forward_backward(batch, context.time_remaining())
+            outcome, timing = run.forward_backward(batch, remaining_seconds(context))
             result = encode_batch_result(
                 outcome,
                 timing,
@@ -137,7 +138,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             )
             return pb.ForwardBackwardResponse(result=result)
 
-        answer, replayed = run.apply(ticket, apply, context.time_remaining())
+        answer, replayed = run.apply(ticket, apply, remaining_seconds(context))
         return _replayed(answer) if replayed else answer
 
     def Forward(
@@ -153,7 +154,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             batch,
             header.weights.checkpoint or None,
             header.weights.HasField("base"),
-            context.time_remaining(),
+            remaining_seconds(context),
         )
         result = encode_batch_result(
             outcome, timing, header.batch, pulled_bytes=pulled_bytes, target_seconds=target_seconds
@@ -278,7 +279,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         chunks, pulled_bytes = list(received.chunks), 0
         if received.batch.HasField("pull"):
             pull = received.batch.pull
-            chunks = self._teachers.pull(pull.teacher, pull.scoring, context.time_remaining())
+            chunks = self._teachers.pull(pull.teacher, pull.scoring, remaining_seconds(context))
             pulled_bytes = sum(chunk.ByteSize() for chunk in chunks)
         prompts = assemble_prompts(chunks, self._limits, self._vocab_size)
         batch = TrainingBatch(
@@ -301,7 +302,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         digest = hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
         ticket = _ticket(header, type(request).__name__, digest)
         answer, replayed = run.apply(
-            ticket, lambda: operation(run, header), context.time_remaining()
+            ticket, lambda: operation(run, header), remaining_seconds(context)
         )
         return _replayed(answer) if replayed else answer
 

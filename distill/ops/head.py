@@ -175,7 +175,10 @@ def _forward(
         if with_tail and support_size <= MAX_OVERLAP_SUPPORT:
             # The barrier keeps the slice out of top_k: XLA's CPU backend would turn the two into a
             # full sort over V, which takes 100 times as long and more than the rest of the step.
-            least_of_top = lax.optimization_barrier(lax.top_k(logits, support_size))[0][:, -1:]
+            own_top = lax.optimization_barrier(  # type: ignore[no-untyped-call]
+                lax.top_k(logits, support_size)
+            )
+            least_of_top = own_top[0][:, -1:]
             at_support = jnp.take_along_axis(logits, chunk_ids, axis=-1)
             overlap = (at_support >= least_of_top).mean(-1, dtype=jnp.float32)
         else:
