@@ -15,7 +15,7 @@ from distill.rpc.options import ServerOptions, add_server_arguments, parse_serve
 from distill.rpc.server import Service, serve
 from distill.v1 import student_service_pb2, student_service_pb2_grpc
 from student_service.checkpoints import CheckpointStore
-from student_service.runs import RunRegistry
+from student_service.registry import RunRegistry
 from student_service.servicer import StudentServicer
 from student_service.teacher_pool import TeacherPool
 from student_service.trainer import Trainer

@@ -9,8 +9,9 @@ from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
 from distill.v1 import scoring_pb2, student_service_pb2, training_pb2
 from student_service.batch import LossSettings
+from student_service.examples import CheckedExample, ExampleParser, PromptRows
 from student_service.teacher_pool import TeacherPool
-from student_service.validation import CheckedExample, ExampleParser, PromptRows, parse_loss
+from student_service.validation import parse_loss
 
 RequestT = TypeVar(
     "RequestT", student_service_pb2.ForwardBackwardRequest, student_service_pb2.ForwardRequest

@@ -10,7 +10,7 @@ from distill.limits import RequestLimits
 from distill.tensors import FloatArray, Int32Array, decode_floats, decode_int32
 from distill.v1 import scoring_pb2
 from student_service.batch import ExampleTargets, TrainingExample
-from student_service.validation import CheckedExample, NamedTokens, PromptRows, check_token_ids
+from student_service.examples import CheckedExample, NamedTokens, PromptRows, check_token_ids
 
 MAX_LOG_PROB = 1e-3
 """Largest log-probability taken for rounding above 0."""

@@ -9,7 +9,7 @@ from distill.engine.device_queue import DeviceQueue
 from distill.models.adapters import LoraSpec
 from distill.models.export import write_hf_directory, write_peft_adapter
 from distill.models.loading import LoadedModel
-from student_service.trainer import Trainable
+from student_service.optimizer import Trainable
 
 
 def export_files(

@@ -1,4 +1,4 @@
-"""Runs: who owns which training state, and how it changes.
+"""A run: the owner of one training state, and how it changes.
 
 A state is replaced and never edited: an operation computes a new one from the old, and only when
 it has succeeded is it swapped in. The sequencer makes sure that one operation runs at a time.
@@ -11,57 +11,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-import jax
-import numpy as np
-import optax
-
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.weights import ModelWeights
-from distill.errors import AlreadyExistsError, NotFoundError, WrongStateError
+from distill.errors import WrongStateError
 from distill.models.adapters import LoraSpec
-from distill.models.loading import LoadedModel
 from student_service.batch import BatchOutcome, TrainingBatch
 from student_service.checkpoints import CheckpointInfo, CheckpointStore
+from student_service.optimizer import AdamWSettings, Trainable
+from student_service.run_state import (
+    COUNTERS,
+    RunState,
+    from_named_arrays,
+    named_arrays,
+    state_tree,
+)
 from student_service.sequencer import Sequencer, Ticket
-from student_service.trainer import AdamWSettings, Trainable, Trainer, parameter_count
+from student_service.trainer import Trainer, parameter_count
 
 Answer = TypeVar("Answer")
 
 KEPT_CHECKPOINT_WEIGHTS = 2
 """Checkpoints whose weights stay in memory for sampling and scoring."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """Everything that training changes. Immutable."""
-
-    trainable: Trainable
-    """Float32 parameters."""
-
-    optimizer_state: optax.OptState
-    """Float32 moments."""
-
-    gradient_sum: Trainable | None = None
-    """Sum since the last step; None when nothing has a weight yet."""
-
-    step: int = 0
-    """Optimizer steps."""
-
-    accumulated_batches: int = 0
-    """Batches in the gradient sum."""
-
-    accumulated_rows: int = 0
-    """Weighted target rows in it."""
-
-    accumulated_examples: int = 0
-    """Examples in it."""
-
-    weights_version: str
-    """Changes whenever `trainable` does."""
-
-
-COUNTERS = ("step", "accumulated_batches", "accumulated_rows", "accumulated_examples")
-"""The plain numbers of a RunState."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +196,7 @@ class Run:
             "lora": None if self.lora is None else asdict(self.lora),
             **{counter: getattr(state, counter) for counter in COUNTERS},
         }
-        arrays = self._queue.run(lambda: _named_arrays(_tree(state)))
+        arrays = self._queue.run(lambda: named_arrays(state_tree(state)))
         return self._store.save(self.run_id, info, arrays, overwrite=overwrite)
 
     def load_checkpoint(self, name: str) -> None:
@@ -283,10 +253,10 @@ class Run:
                 f"checkpoint {name!r} was trained on base weights "
                 f"{manifest['base_weights_version']}, this service has {self._base_version}"
             )
-        tree = _tree(self._state)
+        tree = state_tree(self._state)
         has_gradient = any(key.startswith("gradient_sum") for key in arrays)
         tree["gradient_sum"] = self._state.trainable if has_gradient else None
-        restored = self._queue.run(lambda: _from_named_arrays(tree, arrays))
+        restored = self._queue.run(lambda: from_named_arrays(tree, arrays))
         state = RunState(
             **restored,
             **{counter: manifest[counter] for counter in COUNTERS},
@@ -311,97 +281,3 @@ class Run:
         return result, BatchTiming(
             queue_seconds=started[0] - queued, compute_seconds=finished - started[0]
         )
-
-
-def _tree(state: RunState) -> dict[str, Any]:
-    return {
-        "trainable": state.trainable,
-        "optimizer_state": state.optimizer_state,
-        "gradient_sum": state.gradient_sum,
-    }
-
-
-def _named_arrays(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in leaves
-    }
-
-
-def _from_named_arrays(like: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    restored: dict[str, Any] = jax.tree_util.tree_unflatten(
-        structure, [jax.numpy.asarray(arrays[name]) for name in names]
-    )
-    return restored
-
-
-def _described(lora: LoraSpec | None) -> str:
-    if lora is None:
-        return "all weights"
-    return (
-        f"a LoRA of rank {lora.rank}, alpha {lora.alpha:g}, seed {lora.seed} on "
-        f"{', '.join(lora.target_modules)}"
-    )
-
-
-class RunRegistry:
-    """All runs of the service."""
-
-    def __init__(
-        self, model: LoadedModel, *, trainer: Trainer, queue: DeviceQueue, store: CheckpointStore
-    ) -> None:
-        self._model = model
-        self._trainer = trainer
-        self._queue = queue
-        self._store = store
-        self._lock = threading.Lock()
-        self._runs: dict[str, Run] = {}
-
-    def create(self, run_id: str, lora: LoraSpec | None, *, take_over: bool) -> Run:
-        """The run of that name, made if it does not exist.
-
-        Raises:
-            AlreadyExistsError: it exists with another configuration.
-        """
-        with self._lock:
-            run = self._runs.get(run_id)
-            if run is None:
-                run = Run(
-                    run_id,
-                    lora,
-                    trainer=self._trainer,
-                    queue=self._queue,
-                    store=self._store,
-                    base_version=self._model.weights_version,
-                )
-                self._runs[run_id] = run
-                return run
-        if run.lora != lora:
-            raise AlreadyExistsError(
-                f"run_id: run {run_id!r} exists with another configuration: it trains "
-                f"{_described(run.lora)}, asked for {_described(lora)}"
-            )
-        if take_over:
-            run.sequencer.take_over()
-        return run
-
-    def get(self, run_id: str, field: str = "run_id") -> Run:
-        """Raises NotFoundError when there is none of that name."""
-        with self._lock:
-            run = self._runs.get(run_id)
-        if run is None:
-            raise NotFoundError(f"{field}: there is no run {run_id!r}")
-        return run
-
-    def list(self) -> list[Run]:
-        """By name."""
-        with self._lock:
-            return [self._runs[name] for name in sorted(self._runs)]
-
-    def remove(self, run: Run) -> None:
-        """Forget a run. Later mutations of it are refused."""
-        with self._lock:
-            self._runs.pop(run.run_id, None)
-        run.sequencer.close()

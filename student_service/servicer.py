@@ -29,7 +29,8 @@ from student_service.batch_stream import BatchReader, ReceivedBatch
 from student_service.distributions import assemble_prompts, attach_targets
 from student_service.encoding import encode_batch_result, encode_checkpoint, encode_run
 from student_service.export import export_files
-from student_service.runs import Run, RunRegistry
+from student_service.registry import RunRegistry
+from student_service.runs import Run
 from student_service.sequencer import Ticket
 from student_service.teacher_pool import TeacherPool
 from student_service.validation import (

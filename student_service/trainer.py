@@ -6,7 +6,7 @@ Nothing here knows runs, sequence numbers or messages: arrays in, new arrays out
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,42 +23,15 @@ from distill.ops.head import selected_log_probs
 from distill.ops.objectives import OBJECTIVES, StudentRows, TargetRows, tail_bucket
 from student_service.batch import BatchOutcome, TrainingBatch
 from student_service.micro_batches import MicroBatch, split_into_micro_batches
+from student_service.optimizer import (
+    AdamWSettings,
+    StepOutcome,
+    Trainable,
+    adamw_step,
+    as_arrays,
+    initial_moments,
+)
 from student_service.outcomes import RowOutcomes, summarize
-
-Trainable: TypeAlias = Mapping[str, Any]
-"""What a run trains, float32: an adapter, or all parameters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamWSettings:
-    """AdamW (https://arxiv.org/abs/1711.05101) for one step."""
-
-    learning_rate: float
-    """At least 0."""
-
-    beta1: float = 0.9
-    """Decay of the first moment."""
-
-    beta2: float = 0.95
-    """Decay of the second moment."""
-
-    epsilon: float = 1e-8
-    """Added to the denominator."""
-
-    weight_decay: float = 0.0
-    """Decoupled: the parameters shrink by learning_rate * weight_decay."""
-
-    max_gradient_norm: float | None = None
-    """Scale the gradient down to this global norm; None: never."""
-
-
-class StepOutcome(NamedTuple):
-    """What a step made."""
-
-    trainable: Trainable
-    optimizer_state: optax.OptState
-    gradient_norm: jax.Array
-    update_norm: jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +61,7 @@ class Trainer:
         self._gradients = jax.jit(_gradients, static_argnames=static)
         self._evaluate = jax.jit(_evaluate, static_argnames=static)
         self._accumulate = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more))
-        self._optim_step = jax.jit(_optim_step)
+        self._optim_step = jax.jit(adamw_step)
         self._all_finite = jax.jit(
             lambda tree: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
         )
@@ -110,7 +83,7 @@ class Trainer:
 
     def initial_optimizer_state(self, trainable: Trainable) -> optax.OptState:
         """Zero moments."""
-        return _adamw(AdamWSettings(learning_rate=0.0)).init(trainable)
+        return initial_moments(trainable)
 
     def weights(self, trainable: Trainable, lora: LoraSpec | None) -> ModelWeights:
         """What the scorer and the sampler run under."""
@@ -171,25 +144,8 @@ class Trainer:
         Raises:
             NonFiniteGradientError: the step would not be finite.
         """
-        clip = np.inf if settings.max_gradient_norm is None else settings.max_gradient_norm
         outcome: StepOutcome = self._optim_step(
-            trainable,
-            optimizer_state,
-            gradient_sum,
-            jnp.float32(normalizer),
-            _Hyperparameters(
-                *(
-                    jnp.float32(value)
-                    for value in (
-                        settings.learning_rate,
-                        settings.beta1,
-                        settings.beta2,
-                        settings.epsilon,
-                        settings.weight_decay,
-                        clip,
-                    )
-                )
-            ),
+            trainable, optimizer_state, gradient_sum, jnp.float32(normalizer), as_arrays(settings)
         )
         norms = (float(outcome.gradient_norm), float(outcome.update_norm))
         if not np.isfinite(norms).all():
@@ -314,45 +270,6 @@ def _gradients(trainable: Trainable, **rest: Any) -> tuple[Trainable, RowOutcome
 
 def _evaluate(trainable: Trainable, **rest: Any) -> RowOutcomes:
     return _loss(trainable, **rest)[1]
-
-
-class _Hyperparameters(NamedTuple):
-    """AdamW's settings as arrays: a new learning rate must not compile a new program."""
-
-    learning_rate: jax.Array
-    beta1: jax.Array
-    beta2: jax.Array
-    epsilon: jax.Array
-    weight_decay: jax.Array
-    max_gradient_norm: jax.Array
-
-
-def _adamw(settings: AdamWSettings | _Hyperparameters) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon),
-        optax.add_decayed_weights(settings.weight_decay),
-        optax.scale_by_learning_rate(settings.learning_rate),
-    )
-
-
-def _optim_step(
-    trainable: Trainable,
-    optimizer_state: optax.OptState,
-    gradient_sum: Trainable,
-    normalizer: jax.Array,
-    hyperparameters: _Hyperparameters,
-) -> StepOutcome:
-    gradients = jax.tree.map(lambda leaf: leaf / normalizer, gradient_sum)
-    norm = optax.tree.norm(gradients)
-    factor = jnp.minimum(1.0, hyperparameters.max_gradient_norm / norm)
-    clipped = jax.tree.map(lambda leaf: leaf * factor, gradients)
-    updates, new_state = _adamw(hyperparameters).update(clipped, optimizer_state, trainable)
-    return StepOutcome(
-        trainable=optax.apply_updates(trainable, updates),
-        optimizer_state=new_state,
-        gradient_norm=norm,
-        update_norm=optax.tree.norm(updates),
-    )
 
 
 def parameter_count(trainable: Trainable) -> int:

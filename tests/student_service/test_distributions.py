@@ -12,7 +12,7 @@ from distill.limits import RequestLimits
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2
 from student_service.distributions import assemble_prompts, attach_targets
-from student_service.validation import CheckedExample, PromptRows
+from student_service.examples import CheckedExample, PromptRows
 from tests.student_service.batches import distribution
 
 VOCAB = 40

@@ -11,7 +11,8 @@ from distill.errors import NonFiniteGradientError
 from distill.models.adapters import LoraSpec, scale_adapter
 from distill.models.functional import head_kernel, hidden_states
 from distill.models.loading import load_model
-from student_service.trainer import AdamWSettings, Trainer
+from student_service.optimizer import AdamWSettings
+from student_service.trainer import Trainer
 from tests.student_service.batches import batch_of, distribution_example, ragged, token_example
 from tests.support.tiny_models import write_tiny_model
 

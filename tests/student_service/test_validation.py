@@ -10,8 +10,8 @@ from distill.limits import RequestLimits
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import tensor_pb2, training_pb2
 from student_service.batch import LossSettings
+from student_service.examples import ExampleParser
 from student_service.validation import (
-    ExampleParser,
     parse_adamw,
     parse_loss,
     parse_mutation,
@@ -78,7 +78,7 @@ def test_different_support_sizes_in_a_batch_are_refused():
         (token_example((4, 0)), r"token_ids: must not be empty"),
         (token_example((4, 9)), r"K must be in \[1, 8\], got 9"),
         (token_example((2, 2, 1)), r"must have 1 or 2 dimensions, got 3"),
-        (token_example(length=0), r"input_tokens: must not be empty"),
+        (token_example(length=0), r"input_tokens: must have at least 1 token"),
         (token_example(length=3), r"target_offset.*at most -1 for 3 input tokens"),
         (token_example(offset=3), r"target_offset.*at most 2 for 6 input tokens, got 3"),
         (token_example(offset=-1), r"target_offset: must be at least 0"),

@@ -1,0 +1,81 @@
+"""All runs of the service, by name."""
+
+import threading
+
+from distill.engine.device_queue import DeviceQueue
+from distill.errors import AlreadyExistsError, NotFoundError
+from distill.models.adapters import LoraSpec
+from distill.models.loading import LoadedModel
+from student_service.checkpoints import CheckpointStore
+from student_service.runs import Run
+from student_service.trainer import Trainer
+
+
+def _described(lora: LoraSpec | None) -> str:
+    if lora is None:
+        return "all weights"
+    return (
+        f"a LoRA of rank {lora.rank}, alpha {lora.alpha:g}, seed {lora.seed} on "
+        f"{', '.join(lora.target_modules)}"
+    )
+
+
+class RunRegistry:
+    """All runs of the service."""
+
+    def __init__(
+        self, model: LoadedModel, *, trainer: Trainer, queue: DeviceQueue, store: CheckpointStore
+    ) -> None:
+        self._model = model
+        self._trainer = trainer
+        self._queue = queue
+        self._store = store
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+
+    def create(self, run_id: str, lora: LoraSpec | None, *, take_over: bool) -> Run:
+        """The run of that name, made if it does not exist.
+
+        Raises:
+            AlreadyExistsError: it exists with another configuration.
+        """
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                run = Run(
+                    run_id,
+                    lora,
+                    trainer=self._trainer,
+                    queue=self._queue,
+                    store=self._store,
+                    base_version=self._model.weights_version,
+                )
+                self._runs[run_id] = run
+                return run
+        if run.lora != lora:
+            raise AlreadyExistsError(
+                f"run_id: run {run_id!r} exists with another configuration: it trains "
+                f"{_described(run.lora)}, asked for {_described(lora)}"
+            )
+        if take_over:
+            run.sequencer.take_over()
+        return run
+
+    def get(self, run_id: str, field: str = "run_id") -> Run:
+        """Raises NotFoundError when there is none of that name."""
+        with self._lock:
+            run = self._runs.get(run_id)
+        if run is None:
+            raise NotFoundError(f"{field}: there is no run {run_id!r}")
+        return run
+
+    def list(self) -> list[Run]:
+        """By name."""
+        with self._lock:
+            return [self._runs[name] for name in sorted(self._runs)]
+
+    def remove(self, run: Run) -> None:
+        """Forget a run. Later mutations of it are refused."""
+        with self._lock:
+            self._runs.pop(run.run_id, None)
+        run.sequencer.close()
