@@ -5,20 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from distill.engine.compilation_cache import enable_compilation_cache
-from distill.engine.device_queue import DeviceQueue
-from distill.engine.sampler import Sampler
-from distill.engine.scorer import Scorer
-from distill.models.loading import load_model
-from distill.rpc.model_info import request_limits
 from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
 from distill.rpc.server import Service, serve
-from distill.v1 import student_service_pb2, student_service_pb2_grpc
-from student_service.checkpoints import CheckpointStore
-from student_service.registry import RunRegistry
-from student_service.servicer import StudentServicer
-from student_service.teacher_pool import TeacherPool
-from student_service.trainer import Trainer
 
 PROGRAM = "distill-student"
 
@@ -70,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"argument --micro-batch-tokens: must be at least 1, got {arguments.micro_batch_tokens}"
         )
     load = partial(
-        _load,
+        load_service,
         teachers=teachers,
         runs_dir=arguments.runs_dir,
         micro_batch_tokens=arguments.micro_batch_tokens,
@@ -91,7 +79,7 @@ def _parse_teachers(values: Sequence[str]) -> dict[str, str]:
     return teachers
 
 
-def _load(
+def load_service(
     options: ServerOptions,
     *,
     teachers: dict[str, str],
@@ -99,6 +87,26 @@ def _load(
     micro_batch_tokens: int,
     remat: bool,
 ) -> Service:
+    """Load the model and build the service around it.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
+    from distill.engine.compilation_cache import enable_compilation_cache
+    from distill.engine.device_queue import DeviceQueue
+    from distill.engine.sampler import Sampler
+    from distill.engine.scorer import Scorer
+    from distill.models.loading import load_model
+    from distill.rpc.model_info import describe_service, request_limits
+    from distill.v1.student_service_pb2 import DESCRIPTOR
+    from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
+    from student_service.checkpoints import CheckpointStore
+    from student_service.registry import RunRegistry
+    from student_service.servicer import StudentServicer
+    from student_service.teacher_pool import TeacherPool
+    from student_service.trainer import Trainer
+
     enable_compilation_cache(options.cache_dir)
     model = load_model(options.model, compute_dtype=options.dtype, cache_dir=options.cache_dir)
     limits = request_limits(
@@ -123,11 +131,9 @@ def _load(
         pool.close()
 
     return Service(
-        full_name=student_service_pb2.DESCRIPTOR.services_by_name["StudentService"].full_name,
-        description=f"{model.name} ({model.parameter_count:,} parameters, {options.dtype})",
-        register=lambda server: student_service_pb2_grpc.add_StudentServiceServicer_to_server(
-            servicer, server
-        ),
+        full_name=DESCRIPTOR.services_by_name["StudentService"].full_name,
+        description=describe_service(model),
+        register=partial(add_StudentServiceServicer_to_server, servicer),
         close=close,
     )
 

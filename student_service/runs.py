@@ -8,12 +8,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.weights import ModelWeights
-from distill.errors import WrongStateError
+from distill.errors import UnavailableError, WrongStateError
 from distill.models.adapters import LoraSpec
 from student_service.batch import BatchOutcome, TrainingBatch
 from student_service.checkpoints import CheckpointInfo, CheckpointStore
@@ -276,7 +277,10 @@ class Run:
             yield from make_pieces()
 
         with self._queue.stream(pieces(), timeout_seconds=timeout_seconds) as stream:
-            result = next(stream)
+            try:
+                result = next(stream)
+            except CancelledError:  # by the queue, at the end of a drain
+                raise UnavailableError("the service is shutting down") from None
         finished = time.monotonic()
         return result, BatchTiming(
             queue_seconds=started[0] - queued, compute_seconds=finished - started[0]
