@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.ops.head import chunk_row_count
-from student_service.micro_batches import row_bucket, split_into_micro_batches
+from student_service.micro_batches import MIN_ROWS, row_bucket, split_into_micro_batches
 from tests.student_service.batches import batch_of, distribution_example
 
 VOCAB = 50
@@ -85,4 +85,4 @@ def test_row_buckets_hold_the_rows_in_whole_chunks(row_count, vocab_size):
     bucket = row_bucket(row_count, vocab_size)
     assert bucket >= row_count
     assert bucket % chunk_row_count(bucket, vocab_size) == 0
-    assert bucket <= max(32, 2 * row_count)
+    assert bucket <= max(MIN_ROWS, 2 * row_count)
