@@ -13,7 +13,6 @@ from client.encoding import (
     encode_weights,
 )
 from client.export import write_files
-from client.replay import Replay
 from client.results import BatchResult, CheckpointInfo, RunInfo, StepResult
 from client.sequence import MutationSequence
 from client.settings import (
@@ -93,7 +92,9 @@ class StudentRun:
         """
         batch = encode_batch(settings, len(examples), pull)
         encoded = [encode_example(example, index) for index, example in enumerate(examples)]
-        relayed = Replay(chunks)
+        # All of them before the call: a source that fails in the middle would end the stream, and
+        # a service may take a cancelled stream for a complete one.
+        relayed = tuple(chunks)
         deadline = self._connection.deadline(timeout_seconds)
 
         def parts(header: training_pb2.Mutation) -> Iterator[messages.ForwardBackwardRequest]:
@@ -107,9 +108,7 @@ class StudentRun:
 
         def mutate(header: training_pb2.Mutation) -> messages.ForwardBackwardResponse:
             response: messages.ForwardBackwardResponse = self._connection.call(
-                lambda timeout: relayed.guard(
-                    lambda: self._stub.ForwardBackward(parts(header), timeout=timeout)
-                ),
+                lambda timeout: self._stub.ForwardBackward(parts(header), timeout=timeout),
                 deadline,
             )
             return response
@@ -133,7 +132,7 @@ class StudentRun:
         """
         batch = encode_batch(settings, len(examples), pull)
         encoded = [encode_example(example, index) for index, example in enumerate(examples)]
-        relayed = Replay(chunks)
+        relayed = tuple(chunks)
 
         def parts() -> Iterator[messages.ForwardRequest]:
             header = messages.ForwardHeader(
@@ -146,7 +145,7 @@ class StudentRun:
                 yield messages.ForwardRequest(chunk=chunk)
 
         response = self._connection.call(
-            lambda timeout: relayed.guard(lambda: self._stub.Forward(parts(), timeout=timeout)),
+            lambda timeout: self._stub.Forward(parts(), timeout=timeout),
             self._connection.deadline(timeout_seconds),
         )
         return decode_batch_result(response.result, replayed=False)
