@@ -20,7 +20,7 @@ from distill.models.loading import LoadedModel
 from distill.rpc.deadline import remaining_seconds
 from distill.rpc.model_info import describe_model
 from distill.rpc.sampling import encode_sample, parse_sampling
-from distill.rpc.scoring import encode_chunk, parse_scoring
+from distill.rpc.scoring import chunk_bytes, parse_scoring
 from distill.rpc.streaming import stream_results
 from distill.v1 import student_service_pb2 as pb
 from distill.v1 import student_service_pb2_grpc, training_pb2
@@ -201,7 +201,9 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         )
         weights = self._weights(request.run_id, request.weights)
         for chunk in stream_results(self._queue, self._scorer.score(jobs, weights), context):
-            yield pb.StudentServiceStreamTopKResponse(chunk=encode_chunk(chunk))
+            response = pb.StudentServiceStreamTopKResponse()
+            response.chunk.MergeFromString(chunk_bytes(chunk))
+            yield response
 
     def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: grpc.ServicerContext

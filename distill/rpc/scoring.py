@@ -10,8 +10,9 @@ from distill.rpc.checks import (
     check_temperature,
     parse_token_ids,
 )
-from distill.tensors import encode_floats, encode_int32
+from distill.tensors import float_field, int32_field
 from distill.v1 import scoring_pb2
+from distill.wire import int_field
 
 
 def parse_scoring(
@@ -63,14 +64,21 @@ def parse_scoring(
     return jobs
 
 
-def encode_chunk(chunk: ScoredChunk) -> scoring_pb2.TopKChunk:
-    """The wire form of a chunk."""
-    return scoring_pb2.TopKChunk(
-        row=chunk.row,
-        position_offset=chunk.position_offset,
-        token_ids=encode_int32(chunk.token_ids),
-        log_probs=encode_floats(chunk.log_probs),
-        prompt_log_probs=encode_floats(chunk.prompt_log_probs),
-        tail_log_probs=encode_floats(chunk.tail_log_probs),
-        entropies=encode_floats(chunk.entropies),
+def chunk_bytes(chunk: ScoredChunk) -> bytes:
+    """A `TopKChunk` as protobuf would write it: its fields by ascending number.
+
+    For `MergeFromString` of a response's `chunk`. A message that is given to the constructor of
+    another one is copied; this way the arrays are not.
+    """
+    numbers = scoring_pb2.TopKChunk
+    return b"".join(
+        (
+            int_field(numbers.ROW_FIELD_NUMBER, chunk.row),
+            int_field(numbers.POSITION_OFFSET_FIELD_NUMBER, chunk.position_offset),
+            *int32_field(numbers.TOKEN_IDS_FIELD_NUMBER, chunk.token_ids),
+            *float_field(numbers.LOG_PROBS_FIELD_NUMBER, chunk.log_probs),
+            *float_field(numbers.PROMPT_LOG_PROBS_FIELD_NUMBER, chunk.prompt_log_probs),
+            *float_field(numbers.TAIL_LOG_PROBS_FIELD_NUMBER, chunk.tail_log_probs),
+            *float_field(numbers.ENTROPIES_FIELD_NUMBER, chunk.entropies),
+        )
     )

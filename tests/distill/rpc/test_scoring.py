@@ -5,11 +5,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 
+from client.decoding import decode_chunk
+from client.errors import BrokenStreamError
 from distill.engine.scorer import ScoredChunk
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
-from distill.rpc.scoring import encode_chunk, parse_scoring
+from distill.rpc.scoring import chunk_bytes, parse_scoring
 from distill.tensors import decode_floats, decode_int32, encode_int32
 from distill.v1 import scoring_pb2, tensor_pb2
 
@@ -142,6 +147,62 @@ def test_a_request_over_a_limit_is_refused(
     assert (caught.value.field, caught.value.limit, caught.value.value) == (field, limit, value)
 
 
+def chunk_of(
+    row_count: int, top_k: int, *, row: int = 3, position_offset: int = 7, seed: int = 0
+) -> ScoredChunk:
+    """Any values: the codec knows nothing of probabilities."""
+    random = np.random.default_rng(seed)
+
+    def bits(*shape: int) -> np.ndarray:
+        return random.integers(0, 2**32, shape, np.uint32)
+
+    def floats(*shape: int) -> np.ndarray:
+        # The bit that makes a NaN quiet: Python's floats have no other NaN, ours go through.
+        return (bits(*shape) | 1 << 22).view(np.float32)
+
+    return ScoredChunk(
+        row=row,
+        position_offset=position_offset,
+        token_ids=bits(row_count, top_k).view(np.int32),
+        log_probs=floats(row_count, top_k),
+        prompt_log_probs=floats(row_count),
+        tail_log_probs=floats(row_count),
+        entropies=floats(row_count),
+    )
+
+
+def by_lists(chunk: ScoredChunk) -> scoring_pb2.TopKChunk:
+    """The message by protobuf's own means, whatever fields the contract has."""
+    message = scoring_pb2.TopKChunk()
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(chunk, field.name)
+        if field.message_type is None:
+            setattr(message, field.name, value)
+        elif value is not None:
+            tensor = getattr(message, field.name)
+            tensor.SetInParent()
+            tensor.shape.extend(value.shape)
+            tensor.values.extend(value.ravel().tolist())
+    return message
+
+
+ANY_INT32 = st.integers(-(2**31), 2**31 - 1) | st.sampled_from([0, 1, 127, 128])
+
+
+@given(
+    row_count=st.integers(0, 40),
+    top_k=st.integers(0, 40),
+    row=ANY_INT32,
+    position_offset=ANY_INT32,
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_bytes_of_a_chunk_are_protobufs_own(
+    row_count: int, top_k: int, row: int, position_offset: int, seed: int
+) -> None:
+    chunk = chunk_of(row_count, top_k, row=row, position_offset=position_offset, seed=seed)
+    assert chunk_bytes(chunk) == by_lists(chunk).SerializeToString(deterministic=True)
+
+
 def test_a_chunk_keeps_every_value_on_the_wire() -> None:
     chunk = ScoredChunk(
         row=3,
@@ -152,7 +213,7 @@ def test_a_chunk_keeps_every_value_on_the_wire() -> None:
         tail_log_probs=np.array([-np.inf, -4.25], np.float32),
         entropies=np.array([0.0, 1.5], np.float32),
     )
-    message = scoring_pb2.TopKChunk.FromString(encode_chunk(chunk).SerializeToString())
+    message = scoring_pb2.TopKChunk.FromString(chunk_bytes(chunk))
     assert (message.row, message.position_offset) == (3, 7)
     np.testing.assert_array_equal(decode_int32(message.token_ids, "", (2,)), chunk.token_ids)
     for name, rank in (
@@ -163,3 +224,15 @@ def test_a_chunk_keeps_every_value_on_the_wire() -> None:
     ):
         decoded = decode_floats(getattr(message, name), name, (rank,))
         np.testing.assert_array_equal(decoded, getattr(chunk, name))
+
+
+def test_a_chunk_cut_short_anywhere_is_never_taken_for_a_whole_one() -> None:
+    whole = chunk_bytes(chunk_of(2, 3))
+    for end in range(len(whole)):
+        with pytest.raises((DecodeError, BrokenStreamError)):
+            decode_chunk(scoring_pb2.TopKChunk.FromString(whole[:end]))
+
+
+def test_a_chunk_keeps_the_fields_of_a_later_contract_when_it_is_relayed() -> None:
+    later = chunk_bytes(chunk_of(2, 3)) + b"\xfa\x3f\x03abc"  # field 1023
+    assert scoring_pb2.TopKChunk.FromString(later).SerializeToString(deterministic=True) == later
