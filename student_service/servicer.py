@@ -17,6 +17,7 @@ from distill.engine.weights import ModelWeights
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
+from distill.ops.objectives import OBJECTIVES
 from distill.rpc.deadline import remaining_seconds
 from distill.rpc.model_info import describe_model
 from distill.rpc.sampling import encode_sample, parse_sampling
@@ -284,7 +285,8 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             pull = received.batch.pull
             chunks = self._teachers.pull(pull.teacher, pull.scoring, remaining_seconds(context))
             pulled_bytes = sum(chunk.ByteSize() for chunk in chunks)
-        prompts = assemble_prompts(chunks, self._limits, self._vocab_size)
+        objective = OBJECTIVES[received.loss.objective]
+        prompts = assemble_prompts(chunks, self._limits, self._vocab_size, objective)
         batch = TrainingBatch(
             loss=received.loss, examples=attach_targets(received.examples, prompts)
         )

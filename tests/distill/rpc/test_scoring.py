@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from client.decoding import decode_chunk
 from client.errors import BrokenStreamError
 from distill.engine.scorer import ScoredChunk
+from distill.engine.supports import Candidates, Draws
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
 from distill.rpc.scoring import chunk_bytes, parse_scoring
@@ -57,6 +58,63 @@ def test_given_fields_reach_the_jobs() -> None:
     assert (job.score_from, job.top_k, job.temperature) == (2, 50, 0.25)
 
 
+def with_candidates(*ids: list[list[int]]) -> scoring_pb2.Scoring:
+    scoring = valid()
+    scoring.ClearField("top_k")
+    scoring.candidates.SetInParent()
+    for target, rows in zip(scoring.prompts, ids, strict=True):
+        target.candidate_ids.CopyFrom(encode_int32(np.array(rows, np.int32)))
+    return scoring
+
+
+def test_candidates_become_the_support_of_their_job_and_say_k() -> None:
+    first, second = parse(with_candidates([[7, 3], [0, 99]], [[5, 6]]))
+    assert first.top_k == second.top_k == 2
+    assert isinstance(first.support, Candidates)
+    assert isinstance(second.support, Candidates)
+    np.testing.assert_array_equal(first.support.token_ids, [[7, 3], [0, 99]])
+    np.testing.assert_array_equal(second.support.token_ids, [[5, 6]])
+
+
+def test_a_sampled_support_reaches_every_job() -> None:
+    scoring = valid()
+    scoring.sampled.CopyFrom(scoring_pb2.SampledSupport(exact_count=3, seed=-(2**63)))
+    assert [job.support for job in parse(scoring)] == [Draws(exact_count=3, seed=-(2**63))] * 2
+    scoring.sampled.ClearField("seed")
+    assert parse(scoring)[0].support == Draws(exact_count=3, seed=0)
+
+
+GOOD = ([[7, 3], [0, 99]], [[5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("candidates", "field", "problem"),
+    [
+        (([[7, 3]], GOOD[1]), "prompts[0].candidate_ids.shape", "[2, K]"),
+        ((GOOD[0], [[5, 6, 7]]), "prompts[1].candidate_ids.shape", "K must be 2"),
+        (([[7, 100], [0, 9]], GOOD[1]), "prompts[0].candidate_ids", "[0, 100), got 100"),
+        (([[7, -1], [0, 9]], GOOD[1]), "prompts[0].candidate_ids", "[0, 100), got -1"),
+        (([[7, 3], [9, 9]], GOOD[1]), "prompts[0].candidate_ids", "twice"),
+        (([7, 3], GOOD[1]), "prompts[0].candidate_ids.shape", "2 dimensions"),
+        (([[], []], GOOD[1]), "prompts[0].candidate_ids.shape", "[1, 50], got 0"),
+        ((GOOD[0], [list(range(51))]), "prompts[1].candidate_ids.shape", "[1, 50], got 51"),
+    ],
+)
+def test_bad_candidates_are_refused(candidates, field: str, problem: str) -> None:
+    with pytest.raises(InvalidFieldError) as caught:
+        parse(with_candidates(*candidates))
+    assert caught.value.field == f"scoring.{field}"
+    assert problem in caught.value.problem
+
+
+def set_candidates(scoring: scoring_pb2.Scoring) -> None:
+    scoring.prompts[1].candidate_ids.CopyFrom(encode_int32(np.array([[1, 2]], np.int32)))
+
+
+def set_exact(count: int) -> Callable[[scoring_pb2.Scoring], None]:
+    return lambda scoring: scoring.sampled.CopyFrom(scoring_pb2.SampledSupport(exact_count=count))
+
+
 def set_tokens(shape: list[int], values: list[int]) -> Callable[[scoring_pb2.Scoring], None]:
     return lambda scoring: scoring.prompts[1].token_ids.CopyFrom(raw_tokens(shape, values))
 
@@ -95,6 +153,18 @@ HAZARDS: dict[str, tuple[Callable[[scoring_pb2.Scoring], object], str, str]] = {
         "[0, 100), got -1",
     ),
     "id V": (set_tokens([2], [100, 1]), "scoring.prompts[1].token_ids.values[0]", "got 100"),
+    "candidates with top_k": (
+        lambda s: s.candidates.SetInParent(),
+        "scoring.top_k",
+        "must be 0 with candidates, got 10",
+    ),
+    "candidates without their support": (
+        set_candidates,
+        "scoring.prompts[1].candidate_ids",
+        "only with scoring.candidates",
+    ),
+    "a head of every slot": (set_exact(10), "scoring.sampled.exact_count", "[0, 9], got 10"),
+    "a negative head": (set_exact(-1), "scoring.sampled.exact_count", "got -1"),
     "score_from 0": (
         lambda s: setattr(s.prompts[0], "score_from", 0),
         "scoring.prompts[0].score_from",
@@ -212,12 +282,14 @@ def test_a_chunk_keeps_every_value_on_the_wire() -> None:
         prompt_log_probs=np.array([-2.5, -0.7], np.float32),
         tail_log_probs=np.array([-np.inf, -4.25], np.float32),
         entropies=np.array([0.0, 1.5], np.float32),
+        weights=np.array([[0.75, 0.25], [1.0, 0.0]], np.float32),
     )
     message = scoring_pb2.TopKChunk.FromString(chunk_bytes(chunk))
     assert (message.row, message.position_offset) == (3, 7)
     np.testing.assert_array_equal(decode_int32(message.token_ids, "", (2,)), chunk.token_ids)
     for name, rank in (
         ("log_probs", 2),
+        ("weights", 2),
         ("prompt_log_probs", 1),
         ("tail_log_probs", 1),
         ("entropies", 1),
