@@ -1,8 +1,10 @@
 """Draws the next token from logits.
 
-Letters: B rows, V vocabulary, M candidates.
+Letters: B rows, V vocabulary, M candidates, C blocks of the vocabulary, W tokens in a block.
 
 A row's random numbers come from its own key alone, so its draw does not depend on the other rows.
+All draws are Gumbel-max: a search in cumulative sums could draw a token of probability 0, and would
+turn a rounding error of the logits into another token far more often.
 """
 
 from typing import NamedTuple
@@ -10,6 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+BLOCK_TOKENS = 256
+"""W: near the square root of V, so that a draw needs few random numbers and no pass over V but
+those of the softmax."""
 
 CANDIDATE_COUNT = 512
 """Most probable tokens looked at before a full sort: on a CPU a sort of 49152 logits takes ten
@@ -45,21 +51,51 @@ def draw_tokens(
         temperature and before top_k and top_p (at temperature 0: of the unscaled logits).
     """
     is_greedy = settings.temperature == 0
-    log_probs = jax.nn.log_softmax(
-        logits / jnp.where(is_greedy, 1.0, settings.temperature), axis=-1
-    )
+    logits = logits / jnp.where(is_greedy, 1.0, settings.temperature)
+    blocks = _blocks(logits)
+    maxima = blocks.max(-1)
+    row_maxima = maxima.max(-1, keepdims=True)
+    sums = jnp.exp(blocks - row_maxima[..., None]).sum(-1)
+    log_total = row_maxima[:, 0] + jnp.log(sums.sum(-1))
+
+    def greedy() -> jax.Array:
+        # The first of equals, as an argmax over the whole row, which takes XLA's CPU backend ten
+        # times as long.
+        block = maxima.argmax(-1)
+        return _token(block, _block_logits(blocks, block).argmax(-1))
+
+    def free() -> jax.Array:
+        # A block by its probability, then a token in it by its own.
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (sum(blocks.shape[1:]),)))(keys)
+        block_noise, token_noise = jnp.split(noise, [blocks.shape[1]], axis=-1)
+        block = (jnp.log(sums) + block_noise).argmax(-1)
+        return _token(block, (_block_logits(blocks, block) + token_noise).argmax(-1))
+
+    def restricted() -> jax.Array:
+        return _restricted(logits - log_total[:, None], keys, settings)
+
     is_restricted = (settings.top_k < logits.shape[-1]) | (settings.top_p < 1)
     strategy = jnp.where(is_greedy, 0, jnp.where(is_restricted, 2, 1))
-    token_ids = lax.switch(strategy, (_greedy, _free, _restricted), log_probs, keys, settings)
-    return token_ids, jnp.take_along_axis(log_probs, token_ids[:, None], axis=-1)[:, 0]
+    token_ids = lax.switch(strategy, (greedy, free, restricted))
+    drawn = jnp.take_along_axis(logits, token_ids[:, None], axis=-1)[:, 0]
+    return token_ids, drawn - log_total
 
 
-def _greedy(log_probs: jax.Array, keys: jax.Array, settings: SamplingSettings) -> jax.Array:  # noqa: ARG001
-    return jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+def _blocks(logits: jax.Array) -> jax.Array:
+    """[B, V] to [B, C, W]; what fills the last block is never drawn."""
+    padding = -logits.shape[-1] % BLOCK_TOKENS
+    if padding:
+        logits = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf)
+    return logits.reshape(len(logits), -1, BLOCK_TOKENS)
 
 
-def _free(log_probs: jax.Array, keys: jax.Array, settings: SamplingSettings) -> jax.Array:  # noqa: ARG001
-    return _categorical(log_probs, keys)
+def _block_logits(blocks: jax.Array, block: jax.Array) -> jax.Array:
+    """[B, W] of each row's block [B]."""
+    return jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+
+
+def _token(block: jax.Array, index: jax.Array) -> jax.Array:
+    return (block * BLOCK_TOKENS + index).astype(jnp.int32)
 
 
 def _restricted(log_probs: jax.Array, keys: jax.Array, settings: SamplingSettings) -> jax.Array:
@@ -90,10 +126,5 @@ def _draw_ranked(
     ranks = jnp.arange(log_probs.shape[-1])
     # The first is always kept, whatever the rounding of the sum.
     kept = ((ranks < settings.top_k) & (before < settings.top_p)) | (ranks == 0)
-    rank = _categorical(jnp.where(kept, log_probs, -jnp.inf), keys)
-    return jnp.take_along_axis(token_ids, rank[:, None], axis=-1)[:, 0]
-
-
-def _categorical(log_probs: jax.Array, keys: jax.Array) -> jax.Array:
-    """Gumbel-max: unlike a search in cumulative sums it never draws a token of probability 0."""
-    return jax.vmap(jax.random.categorical)(keys, log_probs).astype(jnp.int32)
+    rank = jax.vmap(jax.random.categorical)(keys, jnp.where(kept, log_probs, -jnp.inf))
+    return jnp.take_along_axis(token_ids, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from distill.engine.decoding import BLOCK_STEPS
 from distill.engine.device_queue import DeviceQueue
-from distill.engine.sampler import Sample, SampleJob, Sampler, StopReason
+from distill.engine.sampler import Sampler
+from distill.engine.samples import Sample, SampleJob, StopReason
 from distill.engine.scorer import ScoreJob, Scorer
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
