@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.ops.sampling import CANDIDATE_COUNT, SamplingSettings, _draw_ranked, draw_tokens
+from distill.ops.sampling import (
+    BLOCK_TOKENS,
+    CANDIDATE_COUNT,
+    SamplingSettings,
+    _draw_ranked,
+    draw_tokens,
+)
 
 V = 4 * CANDIDATE_COUNT
 
@@ -59,3 +65,41 @@ def test_log_probs_ignore_restrictions_but_not_the_temperature() -> None:
     greedy, log_probs = draw_tokens(logits, keys, settings_of(0.0, V, 1.0))
     np.testing.assert_array_equal(greedy, logits.argmax(-1))
     np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits, -1).max(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("vocab_size", [7, BLOCK_TOKENS, 3 * BLOCK_TOKENS + 5])
+def test_free_draws_have_the_models_frequencies(vocab_size: int) -> None:
+    count = 40_000
+    logits = np.random.default_rng(0).normal(size=vocab_size) * 2
+    # A block that is nearly all of the probability beside one that is nearly none.
+    logits[: vocab_size // 3] -= 4
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, vocab_size))
+    drawn, _ = draw_tokens(rows, keys_of(8, count), settings_of(1.0, vocab_size, 1.0))
+    seen = np.bincount(drawn, minlength=vocab_size)
+    expected = count * probabilities
+    # Pearson's statistic over the tokens expected often enough; the rest is one class.
+    often = expected >= 5
+    seen, expected = (
+        np.append(values[often], values[~often].sum()) for values in (seen, expected)
+    )
+    statistic = ((seen - expected) ** 2 / np.maximum(expected, 1e-9))[expected > 0].sum()
+    degrees = (expected > 0).sum() - 1
+    # Five standard deviations above a chi-square's mean; the seed is fixed.
+    assert statistic < degrees + 5 * np.sqrt(2 * degrees)
+
+
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    logits = np.full((2000, BLOCK_TOKENS + 3), -np.inf, np.float32)
+    logits[:, [1, BLOCK_TOKENS + 2]] = 0.0
+    settings = settings_of(1.0, logits.shape[1], 1.0)
+    drawn, log_probs = draw_tokens(jnp.asarray(logits), keys_of(9, 2000), settings)
+    assert set(np.unique(drawn).tolist()) == {1, BLOCK_TOKENS + 2}
+    np.testing.assert_allclose(log_probs, np.log(0.5), rtol=1e-6)
+
+
+def test_greedy_takes_the_lowest_id_of_equals() -> None:
+    logits = np.zeros((2, 3 * BLOCK_TOKENS), np.float32)
+    logits[0, [BLOCK_TOKENS + 9, BLOCK_TOKENS + 4, 2 * BLOCK_TOKENS]] = 1.0
+    drawn, _ = draw_tokens(jnp.asarray(logits), keys_of(10, 2), settings_of(0.0, V, 1.0))
+    assert drawn.tolist() == [BLOCK_TOKENS + 4, 0]
