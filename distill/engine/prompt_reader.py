@@ -16,6 +16,11 @@ _BATCH_SIZES = (16, 4, 1)
 """Prompts read at once. No more sizes: each is compiled for every length."""
 
 
+def _piece_tokens() -> int:
+    """Most prompt tokens of a piece: as for scoring, short on a CPU, and filling an accelerator."""
+    return 1024 if jax.default_backend() == "cpu" else 16384
+
+
 class PromptReader:
     """Reads prompts under given weights.
 
@@ -29,8 +34,7 @@ class PromptReader:
         self._config = model.config
         self._weights = weights
         self._functions = functions
-        # As for scoring: a piece stays short on a CPU and fills an accelerator.
-        self._piece_tokens = 1024 if jax.default_backend() == "cpu" else 16384
+        self._piece_tokens = _piece_tokens()
 
     def read_some(
         self, prompts: Sequence[Int32Array]

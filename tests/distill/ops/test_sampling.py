@@ -80,9 +80,7 @@ def test_free_draws_have_the_models_frequencies(vocab_size: int) -> None:
     expected = count * probabilities
     # Pearson's statistic over the tokens expected often enough; the rest is one class.
     often = expected >= 5
-    seen, expected = (
-        np.append(values[often], values[~often].sum()) for values in (seen, expected)
-    )
+    seen, expected = (np.append(values[often], values[~often].sum()) for values in (seen, expected))
     statistic = ((seen - expected) ** 2 / np.maximum(expected, 1e-9))[expected > 0].sum()
     degrees = (expected > 0).sum() - 1
     # Five standard deviations above a chi-square's mean; the seed is fixed.
