@@ -113,8 +113,10 @@ class SampleEnds:
             text = self.tokenizer.decode(token_ids[:count], skip_special_tokens=False)
             return any(stop in text for stop in self.stop_strings)
 
-        # Every prefix, and not only the whole: bytes that do not yet make a character may show as
-        # one.
+        # Bytes that do not yet make a character show as one, so that what a prefix has may be gone
+        # from the whole; nothing else of a text goes away again.
+        if not any("\ufffd" in stop for stop in self.stop_strings) and not has_stop(len(token_ids)):
+            return None
         return next((end for end in range(known + 1, len(token_ids) + 1) if has_stop(end)), None)
 
 

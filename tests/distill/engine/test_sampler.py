@@ -315,10 +315,9 @@ def test_a_stream_of_random_jobs_compiles_few_programs(
 
     for _ in range(100):
         list(sampler.sample(random_job(), weights))
-    print("PROGRAMS", sampler.compile_count)
     # Batches of 1, 2, 4, 8, 16 and 32 rows by caches of 128 and 256 slots: blocks, placed prompts,
     # and a batch's changes of size. Prompts of 7 lengths, 1, 4 or 16 at a time.
-    assert sampler.compile_count <= 60
+    assert sampler.compile_count <= 32
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
