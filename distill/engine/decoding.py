@@ -103,10 +103,9 @@ def prompt_row(cache: KVCache, row: jax.Array) -> KVCache:
 def place_prompt(cache: KVCache, prompt: KVCache, row: jax.Array) -> KVCache:
     """Copy a prompt's cache [.., 1, ..] in one part into a row of a batch's in any parts.
 
-    Slots that the batch's cache lacks are cut off: they hold padding.
+    The batch's cache has at least as many slots; those after the prompt's keep what they hold.
     """
     sizes = [keys.shape[0] for keys in cache.keys]
-    slot_count = min(cache.values[0].shape[3], prompt.values[0].shape[3])
     offsets = [sum(sizes[:index]) for index in range(len(sizes))]
 
     def place(whole: jax.Array, piece: jax.Array) -> jax.Array:
@@ -114,11 +113,11 @@ def place_prompt(cache: KVCache, prompt: KVCache, row: jax.Array) -> KVCache:
 
     return KVCache(
         keys=tuple(
-            place(keys, prompt.keys[0][offset : offset + size, ..., :slot_count])
+            place(keys, prompt.keys[0][offset : offset + size])
             for keys, offset, size in zip(cache.keys, offsets, sizes, strict=True)
         ),
         values=tuple(
-            place(values, prompt.values[0][offset : offset + size, ..., :slot_count, :])
+            place(values, prompt.values[0][offset : offset + size])
             for values, offset, size in zip(cache.values, offsets, sizes, strict=True)
         ),
     )
