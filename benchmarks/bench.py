@@ -120,7 +120,7 @@ def compare(bench: Bench, comparison: Comparison[ResultT]) -> CaseResult:
         sides[name] = wall_seconds(run)
     bench.log(f"{comparison.name}: timing {', '.join(sides)}")
     bench.peak.run()
-    timings = measure({**sides, PEAK: bench.peak.run}, bench.plan)
+    timings = measure({PEAK: bench.peak.run, **sides}, bench.plan)
     if comparison.digest is not None:
         timings = _without_wrong(bench, timings, comparison.digest(first), others)
     return _result(bench, comparison, timings, programs, naive_programs, others)

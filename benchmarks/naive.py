@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.naive_model import Weights, logits
 from benchmarks.workloads import ScoringLoad, TrainingLoad
+from distill.engine.buckets import power_of_two_at_most
 from distill.models.config import ModelConfig
 from distill.tensors import FloatArray, Int32Array
 
@@ -57,7 +58,7 @@ class NaiveScorer:
     def score(self, load: ScoringLoad, *, first_only: bool = False) -> list[ScoredPrompt]:
         """All prompts, in host memory; or those of the first sub-batch, in the same shape."""
         longest = max(len(prompt) for prompt in load.prompts)
-        size = scoring_sequences(longest, self._config.vocab_size)
+        size = scoring_sequences(load, self._config.vocab_size)
         results = []
         for start in range(0, size if first_only else len(load.prompts), size):
             prompts = load.prompts[start : start + size]
@@ -113,10 +114,11 @@ class NaiveTrainer:
         return loss, jax.tree.map(lambda leaf: leaf.block_until_ready(), total)
 
 
-def scoring_sequences(longest: int, vocab_size: int) -> int:
-    """Sequences of one call: a power of two."""
+def scoring_sequences(load: ScoringLoad, vocab_size: int) -> int:
+    """Sequences of one call."""
+    longest = max(len(prompt) for prompt in load.prompts)
     fitting = max(1, LOGIT_BYTES // (4 * longest * vocab_size))
-    return min(SCORING_SEQUENCES, int(2 ** np.floor(np.log2(fitting))))
+    return min(SCORING_SEQUENCES, len(load.prompts), power_of_two_at_most(fitting))
 
 
 def padded(rows: Sequence[NDArray[Any]], size: int, longest: int) -> NDArray[Any]:
@@ -159,8 +161,10 @@ def score_batch(
     """
     dense = logits(config, weights, token_ids)
     log_normalizer = jax.nn.logsumexp(dense, axis=-1)
-    values, ids = jax.lax.top_k(dense, top_k)
-    log_probs = values - log_normalizer[..., None]
+    # As one matrix: XLA's CPU backend has a quick top_k for that alone, and sorts otherwise.
+    values, ids = jax.lax.top_k(dense.reshape(-1, config.vocab_size), top_k)
+    ids = ids.reshape(*token_ids.shape, top_k)
+    log_probs = values.reshape(ids.shape) - log_normalizer[..., None]
     following = jnp.roll(token_ids, -1, axis=1)[..., None]
     own = jnp.take_along_axis(dense, following, axis=-1)[..., 0] - log_normalizer
     return ids, log_probs, own, tail_of(log_probs)

@@ -87,9 +87,11 @@ def logits(
     hidden = weights["embedding"][token_ids]
     hidden, _ = jax.lax.scan(layer, hidden, (weights["layers"], adapter or {}))
     hidden = _norm(config, hidden, weights["norm"])
-    head = weights.get("head", weights["embedding"])
-    dense: jax.Array = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
-    return dense
+    head = weights["head" if "head" in weights else "embedding"]
+    # As one matrix: with an axis for the rows XLA's CPU backend takes three times as long.
+    flat = hidden.reshape(-1, config.hidden_size)
+    dense = jnp.matmul(flat, head.T, preferred_element_type=jnp.float32)
+    return dense.reshape(*token_ids.shape, config.vocab_size)
 
 
 def _norm(config: ModelConfig, inputs: jax.Array, scale: jax.Array) -> jax.Array:

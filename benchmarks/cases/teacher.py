@@ -68,7 +68,7 @@ def ragged(bench: Bench) -> list[CaseResult]:
         sizes.ragged_prompts, shortest=sizes.ragged_shortest, longest=sizes.ragged_longest
     )
     load = scoring_load(lengths, config.vocab_size, top_k=sizes.top_k)
-    naive_size = scoring_sequences(max(lengths), config.vocab_size)
+    naive_size = scoring_sequences(load, config.vocab_size)
     note = (
         f"{len(lengths)} prompts, log-uniform {sizes.ragged_shortest}-{sizes.ragged_longest}, "
         f"{load.token_count} tokens; naive: {naive_size} at a time, padded to the longest of all; "

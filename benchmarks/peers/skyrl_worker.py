@@ -103,7 +103,9 @@ class SkyrlWorker:
         def score(lora: Any, rest: Any, token_ids: Any, mask: Any) -> Any:
             model = nnx.merge(graph, lora, rest)
             logits = model.compute_logits(self._hidden(model, token_ids, mask, None))
-            values, ids = jax.lax.top_k(logits, top_k)
+            # As one matrix: XLA's CPU backend has a quick top_k for that alone.
+            values, ids = jax.lax.top_k(logits.reshape(-1, logits.shape[-1]), top_k)
+            values, ids = (array.reshape(*token_ids.shape, top_k) for array in (values, ids))
             following = jnp.roll(token_ids, -1, axis=1)
             own = model.logits_to_logprobs(logits, following)
             return values - jax.nn.logsumexp(logits, axis=-1, keepdims=True), ids, own
