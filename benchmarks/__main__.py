@@ -28,7 +28,7 @@ from benchmarks.rounds import RoundPlan
 from benchmarks.sizes import FULL, QUICK
 
 FULL_PLAN = RoundPlan(most_rounds=5, most_seconds=40)
-QUICK_PLAN = RoundPlan(most_rounds=3, most_seconds=4)
+QUICK_PLAN = RoundPlan(most_rounds=3, most_seconds=3)
 
 QUICK_PEER_CASES = (
     "teacher_dense",
@@ -98,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Case]]]:
     """The cases of each model: a model is loaded once."""
-    chosen = [case for case in CASES if not arguments.only or case.name in arguments.only]
+    chosen = [
+        case
+        for case in CASES
+        if (case.name in arguments.only if arguments.only else case.is_quick or not arguments.quick)
+    ]
     for name in arguments.model or MODEL_NAMES:
         cases = []
         for case in chosen:

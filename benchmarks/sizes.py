@@ -53,8 +53,8 @@ QUICK = Sizes(
     dense_lengths=(128,) * 2,
     ragged_prompts=8,
     ragged_sequences=4,
-    ragged_longest=256,
-    context_tokens=256,
+    ragged_longest=192,
+    context_tokens=192,
     completion_tokens=16,
     new_tokens=16,
 )

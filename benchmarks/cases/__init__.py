@@ -28,6 +28,9 @@ class Case:
     quick_models: tuple[str, ...] = (EMBEDDED_NAME,)
     """On which with --quick."""
 
+    is_quick: bool = True
+    """Whether --quick measures it unless it is asked for."""
+
 
 CASES = (
     Case(name="teacher_dense", run=teacher.dense),
@@ -35,12 +38,12 @@ CASES = (
     Case(name="teacher_shared_prefix", run=teacher.shared_prefix),
     Case(name="teacher_ragged", run=teacher.ragged),
     Case(name="student_lora_soft_dense", run=student.lora_soft_dense),
-    Case(name="student_lora_hard_dense", run=student.lora_hard_dense),
-    Case(name="student_lora_soft_k100_dense", run=student.lora_soft_k100_dense),
+    Case(name="student_lora_hard_dense", run=student.lora_hard_dense, is_quick=False),
+    Case(name="student_lora_soft_k100_dense", run=student.lora_soft_k100_dense, is_quick=False),
     Case(name="student_lora_soft_ragged", run=student.lora_soft_ragged),
-    Case(name="student_lora_hard_ragged", run=student.lora_hard_ragged),
+    Case(name="student_lora_hard_ragged", run=student.lora_hard_ragged, is_quick=False),
     Case(name="student_full_soft_dense", run=student.full_soft_dense),
-    Case(name="student_full_hard_dense", run=student.full_hard_dense),
+    Case(name="student_full_hard_dense", run=student.full_hard_dense, is_quick=False),
     Case(name="sampling_batch8", run=sampling.batch8),
     Case(name="codec", run=codec.codec, models=(EMBEDDED_NAME,)),
     Case(

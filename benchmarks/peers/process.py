@@ -82,9 +82,7 @@ class Peer:
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait()
+            self._process.communicate()  # closes its stdin, waits, closes its stdout
             self._process = None
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +104,8 @@ class Peer:
         except BrokenPipeError:
             line = ""
         if not line:
-            code = self._process.wait()
+            self._process.communicate()
+            code = self._process.returncode
             self._process, self._directory = None, None
             raise PeerError(f"{self.name}: the worker ended with code {code}")
         answer: dict[str, Any] = json.loads(line)
