@@ -56,7 +56,7 @@ class Task:
     def read(cls, sent: dict[str, Any]) -> "Task":
         """The inverse of `write`."""
         bounds = np.cumsum(sent["lengths"])[:-1]
-        with np.load(sent["path"]) as arrays:
+        with np.load(sent["path"], allow_pickle=False) as arrays:
             split = {name: np.split(arrays[name], bounds) for name in arrays.files}
         sequences = split.pop("tokens")
         return cls(kind=sent["kind"], sequences=sequences, options=sent["options"], targets=split)
