@@ -23,7 +23,7 @@ from benchmarks.cases import CASES, Case
 from benchmarks.models import MODEL_NAMES, open_model, scratch_directory
 from benchmarks.peak import Peak, find_peak
 from benchmarks.peers.process import Peer, PeerCommand, skyrl_python, torch_python
-from benchmarks.results import CaseResult, print_table, write_json
+from benchmarks.results import CaseResult, print_table, read_json, updated, write_json
 from benchmarks.rounds import RoundPlan
 from benchmarks.sizes import FULL, QUICK
 
@@ -41,12 +41,16 @@ QUICK_PEER_CASES = (
 
 def main() -> None:
     """Measure, print, write."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.update and not arguments.json:
+        parser.error("argument --update: needs --json")
     console = Console(width=None if sys.stdout.isatty() else 160)
     peers = _peers(arguments, console)
     started = time.monotonic()
     failed: list[str] = []
     results: list[CaseResult] = []
+    earlier = read_json(arguments.json) if arguments.update else []
     with scratch_directory() as scratch, _closing(peers):
         peak = find_peak()
         console.print(_machine(arguments.dtype, peak), highlight=False)
@@ -70,7 +74,7 @@ def main() -> None:
                     failed.append(f"{case.name} on {name} was not timed: {error}")
                 # A file after every case: an interrupted run has what it measured.
                 if arguments.json:
-                    write_json(results, arguments.json)
+                    write_json(updated(earlier, results), arguments.json)
                 # Each case counts its own programs, whatever ran before it.
                 jax.clear_caches()  # type: ignore[no-untyped-call]  # JAX leaves it untyped
     print_table(results, console)
@@ -86,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="small workloads, few rounds: under 5 minutes")
     add("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     add("--json", type=Path, metavar="FILE", help="also write the results there")
+    add("--update", action="store_true", help="keep what FILE has of other cases and models")
     add("--rounds", type=int, metavar="COUNT", help="exactly so many, however long they take")
     add("--model", nargs="+", metavar="REF", help=f"default: {' and '.join(MODEL_NAMES)}")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side")

@@ -78,6 +78,19 @@ def write_json(results: Sequence[CaseResult], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> list[CaseResult]:
+    """The inverse of `write_json`; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [CaseResult(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def updated(earlier: Sequence[CaseResult], results: Sequence[CaseResult]) -> list[CaseResult]:
+    """The earlier results, with those measured anew in their place or at the end."""
+    found = {(result.name, result.model): result for result in (*earlier, *results)}
+    return list(found.values())
+
+
 def print_table(results: Sequence[CaseResult], console: Console) -> None:
     """The results side by side; the notes below them."""
     table = Table(title="their seconds / our seconds, medians of alternating rounds")

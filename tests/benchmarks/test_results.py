@@ -4,7 +4,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.cases import CASES
-from benchmarks.results import CaseResult, print_table, write_json
+from benchmarks.results import CaseResult, print_table, read_json, updated, write_json
 
 REQUIRED_FIELDS = {
     "name",
@@ -39,6 +39,16 @@ def test_the_file_is_a_list_of_objects_whose_missing_sides_are_null(tmp_path: Pa
     assert result.keys() >= REQUIRED_FIELDS
     assert result["ratio_naive"] == 2.0
     assert result["ratio_peer"] is None
+
+
+def test_an_update_replaces_what_was_measured_anew_and_keeps_the_rest(tmp_path: Path):
+    first = [CaseResult(name=name, model="model", ratio_naive=1.0) for name in ("a", "b")]
+    write_json(first, tmp_path / "results")
+    again = CaseResult(name="a", model="model", ratio_naive=2.0)
+    other = CaseResult(name="a", model="another", ratio_naive=3.0)
+    merged = updated(read_json(tmp_path / "results"), [again, other])
+    assert merged == [again, first[1], other]
+    assert read_json(tmp_path / "absent") == []
 
 
 def test_all_cases_have_names_of_their_own_and_the_required_ones_are_among_them():
