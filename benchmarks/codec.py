@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client.decoding import decode_chunk
 from client.teacher import TeacherClient
-from distill.engine.scorer import ScoredChunk
+from distill.engine.scoring_jobs import ScoredChunk
 from distill.rpc.scoring import chunk_bytes
 from distill.rpc.server import RunningServer, Service
 from distill.v1 import scoring_pb2, tensor_pb2

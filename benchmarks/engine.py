@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.workloads import ScoringLoad, TrainingLoad
-from distill.engine.sampler import SampleJob, Sampler
-from distill.engine.scorer import ScoredChunk, ScoreJob, Scorer
+from distill.engine.sampler import Sampler
+from distill.engine.samples import SampleJob
+from distill.engine.scorer import Scorer
+from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.weights import ModelWeights
 from distill.models.adapters import ADAPTER_TARGETS, LoraSpec
 from distill.models.loading import LoadedModel
-from distill.rpc.model_info import request_limits
 from distill.tensors import Int32Array
 from student_service.batch import ExampleTargets, LossSettings, TrainingBatch, TrainingExample
 from student_service.trainer import Trainer
@@ -52,8 +53,7 @@ class OwnScorer:
     """Scores a workload."""
 
     def __init__(self, model: LoadedModel) -> None:
-        limits = request_limits(model, max_sequence_tokens=None, max_top_k=None)
-        self._scorer = Scorer(model, limits)
+        self._scorer = Scorer(model)
         self._weights = ModelWeights(model.parameters, None)
 
     def score(self, load: ScoringLoad) -> OwnScores:

@@ -93,6 +93,7 @@ def load_service(
         ModelError: the model cannot be loaded.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
+    from distill.engine.allocator import keep_freed_memory
     from distill.engine.compilation_cache import enable_compilation_cache
     from distill.engine.device_queue import DeviceQueue
     from distill.engine.sampler import Sampler
@@ -107,6 +108,7 @@ def load_service(
     from student_service.teacher_pool import TeacherPool
     from student_service.trainer import Trainer
 
+    keep_freed_memory()
     enable_compilation_cache(options.cache_dir)
     model = load_model(options.model, compute_dtype=options.dtype, cache_dir=options.cache_dir)
     limits = request_limits(
@@ -120,7 +122,7 @@ def load_service(
         model=model,
         limits=limits,
         queue=queue,
-        scorer=Scorer(model, limits),
+        scorer=Scorer(model),
         sampler=Sampler(model),
         runs=runs,
         teachers=pool,

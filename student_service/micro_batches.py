@@ -1,6 +1,6 @@
-"""A batch of ragged examples as a few padded arrays of bucketed shape.
+"""A batch of ragged examples as packs: a few arrays of bucketed shape, with little padding.
 
-Letters: B rows, T positions in a row, N weighted target rows, K support size.
+Letters: N slots of a pack, K support size. A pack has at most as many target rows as slots.
 """
 
 from collections.abc import Sequence
@@ -8,29 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.engine.buckets import length_bucket, power_of_two_at_least
-from distill.ops.head import chunk_row_count
+from distill.engine.packs import Pack, PackWriter, first_fit, pack_slots
 from distill.ops.objectives import OBJECTIVES
 from distill.tensors import FloatArray, Int32Array
 from student_service.batch import TrainingBatch
 
-MIN_LENGTH = 32
-"""Shortest padded row: below it a row costs about the same and would only add a shape."""
-
-MIN_ROWS = 128
-"""Fewest padded target rows: a hundred rows of the head cost milliseconds, another shape costs
-seconds of compilation."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Arrays of one compiled call. Padding has scale 0 and therefore no effect."""
+    """Arrays of one compiled call. The rows from `weighted_row_count` on are padding."""
 
-    token_ids: Int32Array
-    """[B, T], right-padded with 0."""
+    pack: Pack
+    """The examples' tokens, [N]."""
 
-    row_positions: Int32Array
-    """Where each weighted target row is in the flattened [B * T] positions, [N]."""
+    row_slots: Int32Array
+    """The slot whose hidden state each weighted target row is about, [N]."""
 
     target_ids: Int32Array
     """[N, K]."""
@@ -48,7 +40,7 @@ class MicroBatch:
     """[N]."""
 
     row_scales: FloatArray
-    """Row weight times the reduction's factor, [N]."""
+    """Row weight times the reduction's factor, [N]; 0 in padding."""
 
     sources: tuple[tuple[int, Int32Array], ...]
     """For each example in it: its index in the batch and its weighted rows. Their results lie one
@@ -60,80 +52,51 @@ class MicroBatch:
         return sum(len(rows) for _, rows in self.sources)
 
 
-def count_bucket(count: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, …"""
-    return 1 if count == 1 else length_bucket(count, smallest=2)
-
-
-def row_bucket(row_count: int, vocab_size: int) -> int:
-    """A bucket of weighted rows that the head can cut into whole chunks."""
-    chunk_rows = chunk_row_count(1 << 30, vocab_size)
-    if row_count >= chunk_rows:
-        return chunk_rows * count_bucket(-(-row_count // chunk_rows))
-    return max(min(MIN_ROWS, chunk_rows), power_of_two_at_least(row_count))
-
-
-def split_into_micro_batches(
-    batch: TrainingBatch, *, token_budget: int, max_length: int, vocab_size: int
-) -> list[MicroBatch]:
-    """Group examples of similar length so that little is padded.
+def split_into_micro_batches(batch: TrainingBatch, *, token_budget: int) -> list[MicroBatch]:
+    """Pack the examples of a batch.
 
     A sequence is cut after its last weighted row: nothing later can change the loss. Examples
     without a weighted row are left out.
 
     Args:
         batch: the checked batch.
-        token_budget: most padded positions B * T in one micro-batch, one row at the least.
-        max_length: the model's longest sequence; no row is padded beyond it.
-        vocab_size: V, which sets the head's chunk.
+        token_budget: most tokens in one micro-batch; a longer example is alone in one.
     """
     reads_prompts = OBJECTIVES[batch.loss.objective].reads_prompts
-    lengths: dict[int, int] = {}
-    weighted: dict[int, Int32Array] = {}
-    for index, example in enumerate(batch.examples):
-        rows = example.targets.weighted_rows(reads_prompts)
-        if len(rows):
-            weighted[index] = rows
-            lengths[index] = example.targets.offset + int(rows[-1]) + 1
-    groups: list[tuple[int, list[int]]] = []  # padded length, example indices
-    for index in sorted(lengths, key=lambda i: (-lengths[i], i)):
-        padded = min(max_length, length_bucket(lengths[index], smallest=MIN_LENGTH))
-        if groups and groups[-1][0] * count_bucket(len(groups[-1][1]) + 1) <= token_budget:
-            groups[-1][1].append(index)
-        else:
-            groups.append((padded, [index]))
+    examples = [
+        (index, rows)
+        for index, example in enumerate(batch.examples)
+        if len(rows := example.targets.weighted_rows(reads_prompts))
+    ]
+    lengths = [batch.examples[index].targets.offset + int(rows[-1]) + 1 for index, rows in examples]
     return [
-        _micro_batch(batch, indices, [weighted[i] for i in indices], padded, vocab_size)
-        for padded, indices in groups
+        _micro_batch(batch, [(*examples[item], lengths[item]) for item in items], token_budget)
+        for items in first_fit(lengths, token_budget)
     ]
 
 
 def _micro_batch(
-    batch: TrainingBatch,
-    indices: Sequence[int],
-    rows_of: Sequence[Int32Array],
-    length: int,
-    vocab_size: int,
+    batch: TrainingBatch, items: Sequence[tuple[int, Int32Array, int]], token_budget: int
 ) -> MicroBatch:
-    row_count = count_bucket(len(indices))
-    target_count = row_bucket(sum(len(rows) for rows in rows_of), vocab_size)
+    """One pack of (index in the batch, weighted rows, length)."""
+    token_count = sum(length for _, _, length in items)
+    slot_count = min(pack_slots(token_count), max(token_budget, token_count))
     support_size = batch.examples[0].targets.token_ids.shape[1]
-    token_ids = np.zeros((row_count, length), np.int32)
-    row_positions = np.zeros(target_count, np.int32)
-    target_ids = np.zeros((target_count, support_size), np.int32)
-    target_values = np.zeros((target_count, support_size), np.float32)
-    tail_log_probs = np.zeros(target_count, np.float32)
-    old_log_probs = np.zeros((target_count, support_size), np.float32)
-    teacher_entropies = np.zeros(target_count, np.float32)
-    row_scales = np.zeros(target_count, np.float32)
+    writer = PackWriter()
+    row_slots = np.zeros(slot_count, np.int32)
+    target_ids = np.zeros((slot_count, support_size), np.int32)
+    target_values = np.zeros((slot_count, support_size), np.float32)
+    tail_log_probs = np.zeros(slot_count, np.float32)
+    old_log_probs = np.zeros((slot_count, support_size), np.float32)
+    teacher_entropies = np.zeros(slot_count, np.float32)
+    row_scales = np.zeros(slot_count, np.float32)
     start = 0
-    for row, (index, rows) in enumerate(zip(indices, rows_of, strict=True)):
+    for index, rows, length in items:
         example = batch.examples[index]
         targets = example.targets
-        used = example.input_tokens[:length]
-        token_ids[row, : len(used)] = used
+        first_slot = writer.add(example.input_tokens[:length])
         here = slice(start, start + len(rows))
-        row_positions[here] = row * length + targets.offset + rows
+        row_slots[here] = first_slot + targets.offset + rows
         target_ids[here] = targets.token_ids[rows]
         target_values[here] = targets.values[rows]
         tail_log_probs[here] = targets.tail_log_probs[rows]
@@ -144,13 +107,13 @@ def _micro_batch(
         row_scales[here] = targets.row_weights[rows] * np.float32(factor)
         start += len(rows)
     return MicroBatch(
-        token_ids=token_ids,
-        row_positions=row_positions,
+        pack=writer.pack(slot_count),
+        row_slots=row_slots,
         target_ids=target_ids,
         target_values=target_values,
         tail_log_probs=tail_log_probs,
         old_log_probs=old_log_probs,
         teacher_entropies=teacher_entropies,
         row_scales=row_scales,
-        sources=tuple(zip(indices, rows_of, strict=True)),
+        sources=tuple((index, rows) for index, rows, _ in items),
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
-from distill.models.adapters import ADAPTER_TARGETS, LoraSpec
+from distill.models.adapters import ADAPTER_TARGETS, ALL_TARGETS, LoraSpec
 from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.rpc.checks import check_limit, check_range, check_temperature
 from distill.v1 import training_pb2
@@ -82,17 +82,17 @@ def parse_run_config(config: training_pb2.RunConfig) -> LoraSpec | None:
     alpha = lora.alpha if lora.HasField("alpha") else 2.0 * lora.rank
     _check_positive(alpha, "config.lora.alpha")
     for target in lora.target_modules:
-        if target not in ADAPTER_TARGETS:
+        if target not in ALL_TARGETS:
             raise InvalidFieldError(
                 "config.lora.target_modules",
-                f"must be among {', '.join(ADAPTER_TARGETS)}, got {target!r}",
+                f"must be among {', '.join(ALL_TARGETS)}, got {target!r}",
             )
     # In the order of a layer, so that the same set is the same configuration.
     chosen = set(lora.target_modules) or set(ADAPTER_TARGETS)
     return LoraSpec(
         rank=lora.rank,
         alpha=alpha,
-        target_modules=tuple(target for target in ADAPTER_TARGETS if target in chosen),
+        target_modules=tuple(target for target in ALL_TARGETS if target in chosen),
         seed=lora.seed,
     )
 

@@ -29,6 +29,7 @@ def load_service(options: ServerOptions) -> Service:
         ModelError: the model cannot be loaded.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
+    from distill.engine.allocator import keep_freed_memory
     from distill.engine.compilation_cache import enable_compilation_cache
     from distill.engine.device_queue import DeviceQueue
     from distill.models.loading import load_model
@@ -37,6 +38,7 @@ def load_service(options: ServerOptions) -> Service:
     from distill.v1.teacher_service_pb2_grpc import add_TeacherServiceServicer_to_server
     from teacher_service.servicer import TeacherServicer
 
+    keep_freed_memory()
     enable_compilation_cache(options.cache_dir)
     model = load_model(options.model, compute_dtype=options.dtype, cache_dir=options.cache_dir)
     limits = request_limits(

@@ -26,7 +26,7 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
         self._limits = limits
         self._queue = queue
         self._weights = ModelWeights(model.parameters, adapter=None)
-        self.scorer = Scorer(model, limits)
+        self.scorer = Scorer(model)
         self.sampler = Sampler(model)
 
     def GetModelInfo(

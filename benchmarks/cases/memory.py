@@ -7,13 +7,15 @@ import jax.numpy as jnp
 
 from benchmarks.bench import Bench
 from benchmarks.engine import LORA, OwnTrainer, training_batch
-from benchmarks.naive import batch_loss, kl_with_tail, row_losses
+from benchmarks.naive import batch_loss, row_losses
 from benchmarks.naive_model import naive_weights
 from benchmarks.programs import watch_programs
 from benchmarks.results import CaseResult
 from benchmarks.workloads import training_load
 from distill.models.config import ModelConfig
-from distill.ops.head import selected_log_probs
+from distill.ops.head import HeadSettings, HeadTargets, head_loss
+from distill.ops.logits import Head
+from distill.ops.objectives import TargetRows, tail_bucket
 
 
 def head_memory(bench: Bench) -> list[CaseResult]:
@@ -47,8 +49,11 @@ def _head_temporaries(config: ModelConfig, row_count: int, top_k: int) -> tuple[
     """Bytes of ours and of the naive head: the KL with the tail and its gradient in [N, D]."""
 
     def own(hidden: Any, kernel: Any, ids: Any, log_p: Any, tail: Any) -> jax.Array:
-        head = selected_log_probs(hidden, kernel, ids, with_tail=True, kernel_gradient=False)
-        return kl_with_tail(head.log_probs, head.tail_log_probs, log_p, tail).sum()
+        targets = HeadTargets(
+            ids, TargetRows(log_p, tail, jnp.zeros_like(log_p)), jnp.ones_like(tail)
+        )
+        settings = HeadSettings(tail_bucket, with_tail=True, kernel_gradient=False)
+        return head_loss(hidden, Head(kernel), targets, settings)[0]
 
     def naive(hidden: Any, kernel: Any, ids: Any, log_p: Any, tail: Any) -> jax.Array:
         log_q = jax.nn.log_softmax(hidden @ kernel.T, axis=-1)

@@ -20,8 +20,9 @@ from distill.models.functional import (
     LayerParts,
     Parameters,
     cached_hidden_states,
-    head_kernel,
+    head_weights,
 )
+from distill.ops.logits import head_logits
 from distill.ops.sampling import SamplingSettings, draw_tokens
 
 BLOCK_STEPS = 8
@@ -159,7 +160,7 @@ def decode_block(
     slot is lost. A row that is done stands still and rewrites the slot of its input.
     """
     row_count = rows.inputs.shape[0]
-    kernel = head_kernel(config, parameters)
+    head = head_weights(config, parameters, adapter)
     block = DecodedBlock(
         token_ids=jnp.zeros((row_count, BLOCK_STEPS), jnp.int32),
         log_probs=jnp.zeros((row_count, BLOCK_STEPS), jnp.float32),
@@ -187,12 +188,7 @@ def decode_block(
             adapter=adapter,
             parts=parts,
         )
-        logits = jnp.einsum(
-            "bd,vd->bv",
-            hidden[:, 0],
-            kernel.astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        logits = head_logits(hidden[:, 0], head)
         positions = current.positions + 1
         keys = jax.vmap(jax.random.fold_in)(row_keys, positions)
         drawn, log_probs = draw_tokens(logits, keys, settings.sampling)

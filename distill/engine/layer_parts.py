@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from distill.engine.weights import ModelWeights
-from distill.models.functional import LayerParts
+from distill.models.functional import LayerParts, layer_adapter
 
 
 def decode_parts(weights: ModelWeights) -> LayerParts | None:
@@ -20,7 +20,7 @@ def decode_parts(weights: ModelWeights) -> LayerParts | None:
     leaves = jax.tree.leaves(layers)
     if [device.platform for device in leaves[0].sharding.device_set] != ["cpu"]:
         return None
-    adapter = weights.adapter or {}
+    adapter = layer_adapter(weights.adapter)
     return tuple(
         jax.tree.map(lambda stack, at=slice(index, index + 1): _view(stack, at), (layers, adapter))
         for index in range(leaves[0].shape[0])

@@ -1,10 +1,10 @@
-"""Scores prompts: top-K distributions of the wanted rows, in chunks, as they are computed.
+"""Scores prompts: distributions of the wanted rows, in chunks, as they are computed.
 
-The body runs over a batch of prompts of one length bucket; then the head runs over the wanted rows
-of the batch, a bounded number at a time, so the logits of a prompt never exist whole.
+The body runs over a pack of prompts; then the head runs over the wanted rows of the pack, a bounded
+number at a time, so the logits of a prompt never exist whole.
 
-Letters: T tokens of a prompt, B prompts of a batch, L their padded length, P rows of a chunk,
-D hidden size, K support size, V vocabulary.
+Letters: N slots of a pack, P rows of a call of the head, D hidden size, K support size,
+V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,28 +16,24 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.engine.buckets import (
-    batch_sizes,
-    length_bucket,
-    power_of_two_at_least,
-    power_of_two_at_most,
-)
+from distill.engine.buckets import power_of_two_at_least, power_of_two_at_most
 from distill.engine.compiled import CompiledFunctions
+from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_plan import PlacedJob, ScoringPack, plan_packs
 from distill.engine.supports import (
     Candidates,
     Draws,
-    Support,
     candidate_block,
     draw_key,
     sampled_head,
 )
 from distill.engine.weights import ModelWeights
-from distill.limits import RequestLimits
-from distill.models.functional import Adapter, Graph, Parameters, head_kernel, hidden_states
+from distill.models.functional import head_weights, packed_hidden_states
 from distill.models.loading import LoadedModel
+from distill.ops.logits import Head
 from distill.ops.supports import SampledRows, candidate_rows
 from distill.ops.topk import TopKRows, scoring_chunk_rows, top_k_rows
-from distill.tensors import FloatArray, Int32Array
+from distill.tensors import Int32Array
 
 _CHUNK_BYTES = 256 << 10
 """Largest chunk, as bytes of its arrays: gRPC moves chunks of this size at full speed, and a
@@ -54,65 +50,20 @@ _SMALLEST_CALL_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreJob:
-    """One prompt to score, already validated."""
-
-    row: int
-    """Index of the prompt in its request; names it in the chunks."""
-
-    token_ids: Int32Array
-    """[T], T >= 2."""
-
-    score_from: int
-    """First wanted row, in [1, T). Row i is the distribution over token i given those before."""
-
-    top_k: int
-    """K, in [1, V]."""
-
-    temperature: float
-    """Divides the logits; greater than 0."""
-
-    support: Support = None
-    """Which K tokens; None: the most probable."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredChunk:
-    """Distributions of P consecutive rows of one prompt; fields as in the message TopKChunk."""
-
-    row: int
-    """The prompt."""
-
-    position_offset: int
-    """The first of the rows, in prompt coordinates."""
-
-    token_ids: Int32Array
-    """[P, K], in the order of the support."""
-
-    log_probs: FloatArray
-    """[P, K]."""
-
-    prompt_log_probs: FloatArray
-    """[P], of the prompt's own tokens."""
-
-    tail_log_probs: FloatArray
-    """[P], of everything outside the support."""
-
-    entropies: FloatArray
-    """[P], in nats."""
-
-    weights: FloatArray | None = None
-    """[P, K], of a sampled support."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Segment:
+class _RowRange:
     """Consecutive wanted rows of one prompt that share a call of the head."""
 
-    job: ScoreJob
-    batch_index: int
+    placed: PlacedJob
     first_row: int
     row_count: int
+
+    @property
+    def job(self) -> ScoreJob:
+        return self.placed.job
+
+    @property
+    def rows(self) -> Int32Array:
+        return np.arange(self.first_row, self.first_row + self.row_count, dtype=np.int32)
 
 
 class Scorer:
@@ -122,14 +73,13 @@ class Scorer:
     iterator belongs on the device queue.
     """
 
-    def __init__(self, model: LoadedModel, limits: RequestLimits) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         self._config = model.config
-        self._longest = limits.max_sequence_tokens
         # A piece of the body: short on a CPU, whose time per token is long and where a small
         # matmul is as efficient; large enough on an accelerator to fill it.
-        self._batch_tokens = 1024 if jax.default_backend() == "cpu" else 16384
+        self.token_budget = 1024 if jax.default_backend() == "cpu" else 16384
         self._compiled = CompiledFunctions()
-        self._body = self._compiled.add(_body, static_argnames="graph")
+        self._body = self._compiled.add(packed_hidden_states, static_argnames="graph")
         self._gather = self._compiled.add(_gather)
         self._head = self._compiled.add(top_k_rows, static_argnames="top_k")
         self._candidate_head = self._compiled.add(candidate_rows)
@@ -139,6 +89,8 @@ class Scorer:
         self._graph = model.graph
         self.head_rows_computed = 0
         """Rows of logits computed so far, without padding."""
+        self.body_tokens_computed = 0
+        """Tokens that went through the body so far, without padding; shared ones count once."""
 
     @property
     def compile_count(self) -> int:
@@ -146,119 +98,124 @@ class Scorer:
         return self._compiled.compile_count
 
     def score(self, jobs: Sequence[ScoreJob], weights: ModelWeights) -> Iterator[ScoredChunk]:
-        """Score prompts in batches, short ones first.
+        """The chunks of `score_jobs` alone; a `next()` may compute a body as well as a head."""
+        return (result[1] for result in self.score_jobs(jobs, weights) if result is not None)
 
-        Every `next()` computes at most one batch of the body and one chunk of the head.
+    def score_jobs(
+        self, jobs: Sequence[ScoreJob], weights: ModelWeights
+    ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
+        """Score prompts, a pack of them after the other.
+
+        Every `next()` computes at most one pack's body or one call of the head.
 
         Args:
-            jobs: the prompts, with the same `top_k` and the same kind of support.
+            jobs: the prompts; supports, K and temperatures may differ.
             weights: what to compute under.
 
         Yields:
-            The chunks. Those of a job come in order and tile [score_from, T) exactly once.
+            Each chunk with its job, and None for a piece without a result. The chunks of a job
+            come in order and tile [score_from, T) exactly once.
         """
-        kernel = head_kernel(self._config, weights.parameters)
-        for batch in self._batches(jobs):
-            # Its last token is only ever a target.
-            length = self._bucket(batch[0])
-            token_ids = np.zeros((len(batch), length), np.int32)
-            for batch_index, job in enumerate(batch):
-                token_ids[batch_index, : len(job.token_ids) - 1] = job.token_ids[:-1]
-            hidden = self._body(self._graph, weights.parameters, weights.adapter, token_ids)
-            for segments in self._head_calls(batch):
-                rows = self._score_rows(hidden, kernel, segments)
-                yield from _chunks(rows, segments)
+        head = head_weights(self._config, weights.parameters, weights.adapter)
+        for planned in plan_packs(jobs, self.token_budget):
+            hidden = self._compute_body(planned, weights)
+            yield None
+            for ranges in self._head_calls(planned):
+                yield from _chunks(self._compute_head(hidden, head, ranges), ranges)
 
-    def _bucket(self, job: ScoreJob) -> int:
-        return min(length_bucket(len(job.token_ids) - 1), max(1, self._longest - 1))
+    def _compute_body(self, planned: ScoringPack, weights: ModelWeights) -> jax.Array:
+        pack = planned.pack
+        self.body_tokens_computed += sum(
+            len(placed.job.token_ids) - 1 - placed.prefix_length for placed in planned.jobs
+        ) + sum({placed.prefix_slot: placed.prefix_length for placed in planned.jobs}.values())
+        hidden: jax.Array = self._body(
+            self._graph,
+            weights.parameters,
+            pack.token_ids,
+            pack.segments,
+            adapter=weights.adapter,
+        )
+        hidden.block_until_ready()  # the piece is over when its compute is
+        return hidden
 
-    def _batches(self, jobs: Sequence[ScoreJob]) -> Iterator[list[ScoreJob]]:
-        """Jobs of one length bucket, as many as the token budget allows."""
-        for length, group in groupby(sorted(jobs, key=self._bucket), key=self._bucket):
-            waiting = list(group)
-            largest = power_of_two_at_most(max(1, self._batch_tokens // length))
-            for size in batch_sizes(len(waiting), largest):
-                yield waiting[:size]
-                del waiting[:size]
+    def _head_calls(self, planned: ScoringPack) -> Iterator[list[_RowRange]]:
+        """The wanted rows of a pack, at most a call's at a time and none more than once."""
+        for _, same in groupby(sorted(planned.jobs, key=self._head_kind), key=self._head_kind):
+            placed_jobs = list(same)
+            ranges: list[_RowRange] = []
+            call_rows = self._call_rows(placed_jobs[0].job)
+            room = call_rows
+            for placed in placed_jobs:
+                row, end = placed.job.score_from, len(placed.job.token_ids)
+                while row < end:
+                    row_count = min(room, end - row)
+                    ranges.append(_RowRange(placed=placed, first_row=row, row_count=row_count))
+                    row += row_count
+                    room -= row_count
+                    if room == 0:
+                        yield ranges
+                        ranges, room = [], call_rows
+            if ranges:
+                yield ranges
 
-    def _head_calls(self, batch: list[ScoreJob]) -> Iterator[list[_Segment]]:
-        """The wanted rows of a batch, at most a chunk's at a time and none more than once."""
-        segments: list[_Segment] = []
-        call_rows = self._call_rows(batch[0])
-        room = call_rows
-        for batch_index, job in enumerate(batch):
-            row = job.score_from
-            while row < len(job.token_ids):
-                row_count = min(room, len(job.token_ids) - row)
-                segments.append(
-                    _Segment(job=job, batch_index=batch_index, first_row=row, row_count=row_count)
-                )
-                row += row_count
-                room -= row_count
-                if room == 0:
-                    yield segments
-                    segments, room = [], call_rows
-        if segments:
-            yield segments
+    def _head_kind(self, placed: PlacedJob) -> tuple[str, int]:
+        """What must be the same in one call: the kind of support, and K as it is compiled."""
+        return type(placed.job.support).__name__, self._top_k_bucket(placed.job.top_k)
 
-    def _score_rows(
-        self, hidden: jax.Array, kernel: jax.Array, segments: list[_Segment]
+    def _compute_head(
+        self, hidden: jax.Array, head: Head, ranges: list[_RowRange]
     ) -> Sequence[NDArray[Any]]:
         """One call of the head: the fields of TopKRows in NumPy, padded at the end; then weights
         where the support is sampled."""
-        top_k = segments[0].job.top_k
-        row_count = sum(segment.row_count for segment in segments)
-        padded_count = min(
-            self._call_rows(segments[0].job),
-            max(_SMALLEST_CALL_ROWS, power_of_two_at_least(row_count)),
-        )
-        batch_indices = np.zeros(padded_count, np.int32)
-        positions = np.zeros(padded_count, np.int32)
+        row_count = sum(part.row_count for part in ranges)
+        padded_count = self._padded_rows(row_count, self._call_rows(ranges[0].job))
+        slots = np.zeros(padded_count, np.int32)
+        row_numbers = np.ones(padded_count, np.int32)
         prompt_token_ids = np.zeros(padded_count, np.int32)
         temperatures = np.ones(padded_count, np.float32)
-        support_sizes = np.full(padded_count, top_k, np.int32)
+        support_sizes = np.ones(padded_count, np.int32)
         start = 0
-        for segment in segments:
-            here = slice(start, start + segment.row_count)
-            rows = np.arange(segment.first_row, segment.first_row + segment.row_count)
-            batch_indices[here] = segment.batch_index
-            positions[here] = rows - 1  # the position that predicts the row's token
-            prompt_token_ids[here] = segment.job.token_ids[rows]
-            temperatures[here] = segment.job.temperature
-            start += segment.row_count
+        for part in ranges:
+            here = slice(start, start + part.row_count)
+            row_numbers[here] = part.rows
+            slots[here] = part.placed.slots(part.rows)
+            prompt_token_ids[here] = part.job.token_ids[part.rows]
+            temperatures[here] = part.job.temperature
+            support_sizes[here] = part.job.top_k
+            start += part.row_count
         self.head_rows_computed += row_count
         rows_of_head = (
-            self._gather(hidden, batch_indices, positions),
-            kernel,
+            self._gather(hidden, slots),
+            head,
             prompt_token_ids,
             temperatures,
             support_sizes,
         )
-        if segments[0].job.support is not None:
-            return self._score_support(rows_of_head, segments, positions + 1)
-        outputs: TopKRows = self._head(*rows_of_head, top_k=self._top_k_bucket(top_k))
+        if ranges[0].job.support is not None:
+            return self._compute_support(rows_of_head, ranges, row_numbers)
+        outputs: TopKRows = self._head(*rows_of_head, top_k=self._top_k_bucket(ranges[0].job.top_k))
         return [np.asarray(array) for array in outputs]
 
-    def _score_support(
-        self, rows_of_head: tuple[Any, ...], segments: list[_Segment], row_numbers: Int32Array
+    def _compute_support(
+        self, rows_of_head: tuple[Any, ...], ranges: list[_RowRange], row_numbers: Int32Array
     ) -> Sequence[NDArray[Any]]:
         """The same on a support that is not the K most probable tokens.
 
         Args:
             rows_of_head: the head's first arguments, of P rows.
-            segments: whose rows they are.
+            ranges: whose rows they are.
             row_numbers: [P], in prompt coordinates.
         """
-        width = self._top_k_bucket(segments[0].job.top_k)
+        width = self._top_k_bucket(ranges[0].job.top_k)
         padded_count = len(row_numbers)
         named = [
             (
-                segment.job.support,
-                segment.first_row - segment.job.score_from,
-                segment.first_row - segment.job.score_from + segment.row_count,
+                part.job.support,
+                part.first_row - part.job.score_from,
+                part.first_row - part.job.score_from + part.row_count,
             )
-            for segment in segments
-            if isinstance(segment.job.support, Candidates)
+            for part in ranges
+            if isinstance(part.job.support, Candidates)
         ]
         if named:
             block = candidate_block(named, padded_count, width)
@@ -267,13 +224,13 @@ class Scorer:
         exact_counts = np.zeros(padded_count, np.int32)
         key_data = np.zeros((padded_count, 2), np.uint32)
         start = 0
-        for segment in segments:
-            here = slice(start, start + segment.row_count)
-            draws = segment.job.support
+        for part in ranges:
+            here = slice(start, start + part.row_count)
+            draws = part.job.support
             assert isinstance(draws, Draws)
             exact_counts[here] = draws.exact_count
-            key_data[here] = draw_key(draws.seed, segment.job.token_ids)
-            start += segment.row_count
+            key_data[here] = draw_key(draws.seed, part.job.token_ids)
+            start += part.row_count
         largest_head = int(exact_counts.max())
         sampled: SampledRows = self._sampled_head(
             *rows_of_head,
@@ -294,44 +251,47 @@ class Scorer:
         fitting = power_of_two_at_most(max(1, most))
         return min(scoring_chunk_rows(self._config.vocab_size), fitting)
 
+    def _padded_rows(self, row_count: int, call_rows: int) -> int:
+        """Rows as they are compiled: few sizes, for each is a compilation."""
+        size = _SMALLEST_CALL_ROWS
+        while size < row_count:
+            size *= 4
+        return min(size, call_rows)
+
     def _top_k_bucket(self, top_k: int) -> int:
         """K as it is compiled."""
         bucket = max(_SMALLEST_TOP_K, power_of_two_at_least(top_k))
         return min(bucket, int(self._config.vocab_size))
 
 
-def _body(
-    graph: Graph,
-    parameters: Parameters,
-    adapter: Adapter | None,
-    token_ids: jax.Array,
-) -> jax.Array:
-    return hidden_states(graph, parameters, token_ids, adapter=adapter)
-
-
-def _gather(hidden: jax.Array, batch_indices: jax.Array, positions: jax.Array) -> jax.Array:
+def _gather(hidden: jax.Array, slots: jax.Array) -> jax.Array:
     # Apart from the head, so that the head is not compiled anew for every shape of the body.
-    return hidden[batch_indices, positions]
+    return hidden[slots]
 
 
-def _chunks(rows: Sequence[NDArray[Any]], segments: list[_Segment]) -> Iterator[ScoredChunk]:
+def _chunks(
+    rows: Sequence[NDArray[Any]], ranges: list[_RowRange]
+) -> Iterator[tuple[ScoreJob, ScoredChunk]]:
     """Cut the result of one call into chunks of one prompt and of bounded size."""
     token_ids, log_probs, prompt_log_probs, tail_log_probs, entropies, *weights = rows
     start = 0
-    for segment in segments:
-        top_k = segment.job.top_k
+    for part in ranges:
+        top_k = part.job.top_k
         most_rows = max(1, _CHUNK_BYTES // ((12 if weights else 8) * top_k + 12))
-        for offset in range(0, segment.row_count, most_rows):
-            end = min(offset + most_rows, segment.row_count)
+        for offset in range(0, part.row_count, most_rows):
+            end = min(offset + most_rows, part.row_count)
             here = slice(start + offset, start + end)
-            yield ScoredChunk(
-                row=segment.job.row,
-                position_offset=segment.first_row + offset,
-                token_ids=token_ids[here, :top_k],
-                log_probs=log_probs[here, :top_k],
-                prompt_log_probs=prompt_log_probs[here],
-                tail_log_probs=tail_log_probs[here],
-                entropies=entropies[here],
-                weights=weights[0][here, :top_k] if weights else None,
+            yield (
+                part.job,
+                ScoredChunk(
+                    row=part.job.row,
+                    position_offset=part.first_row + offset,
+                    token_ids=token_ids[here, :top_k],
+                    log_probs=log_probs[here, :top_k],
+                    prompt_log_probs=prompt_log_probs[here],
+                    tail_log_probs=tail_log_probs[here],
+                    entropies=entropies[here],
+                    weights=weights[0][here, :top_k] if weights else None,
+                ),
             )
-        start += segment.row_count
+        start += part.row_count

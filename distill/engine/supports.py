@@ -11,6 +11,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
+from distill.ops.logits import Head
 from distill.ops.supports import SampledRows, sampled_rows
 from distill.tensors import Int32Array
 
@@ -65,7 +66,7 @@ def candidate_block(
 
 def sampled_head(
     hidden: jax.Array,
-    kernel: jax.Array,
+    head: Head,
     prompt_token_ids: jax.Array,
     temperatures: jax.Array,
     support_sizes: jax.Array,
@@ -87,7 +88,7 @@ def sampled_head(
     prompt_keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
     return sampled_rows(
         hidden,
-        kernel,
+        head,
         prompt_token_ids,
         temperatures,
         support_sizes,

@@ -9,10 +9,13 @@ from jax.typing import DTypeLike
 
 from distill.errors import InvalidFieldError
 from distill.models.config import ModelConfig
-from distill.models.functional import Adapter
+from distill.models.functional import HEAD_TARGET, Adapter
 
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections that can have an adapter, in the order of a layer."""
+"""The projections of a layer that can have an adapter, in its order: the default."""
+
+ALL_TARGETS = (*ADAPTER_TARGETS, HEAD_TARGET)
+"""Everything that can have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class LoraSpec:
     """The update is scaled by alpha / rank."""
 
     target_modules: tuple[str, ...]
-    """Names out of ADAPTER_TARGETS."""
+    """Names out of ALL_TARGETS."""
 
     seed: int
     """Of the initial `a` matrices."""
@@ -46,20 +49,28 @@ def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapt
     Raises:
         InvalidFieldError: rank below 1, or no or an unknown target.
     """
-    _check(config, spec)
+    _check(spec)
     seed_key = jax.random.key(spec.seed)
     adapter = {}
     for target in spec.target_modules:
-        in_features, out_features = config.projection_shapes[target]
-        key = jax.random.fold_in(seed_key, ADAPTER_TARGETS.index(target))
+        in_features, out_features = target_shape(config, target)
+        stack = () if target == HEAD_TARGET else (config.layer_count,)
+        key = jax.random.fold_in(seed_key, ALL_TARGETS.index(target))
         # Kaiming uniform with a = sqrt(5), torch's default for Linear, comes to this bound.
         bound = 1 / math.sqrt(in_features)
-        shape = (config.layer_count, in_features, spec.rank)
+        shape = (*stack, in_features, spec.rank)
         adapter[target] = {
             "a": jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound),
-            "b": jnp.zeros((config.layer_count, spec.rank, out_features), dtype),
+            "b": jnp.zeros((*stack, spec.rank, out_features), dtype),
         }
     return adapter
+
+
+def target_shape(config: ModelConfig, target: str) -> tuple[int, int]:
+    """(in, out) of what an adapter updates."""
+    if target == HEAD_TARGET:
+        return config.hidden_size, config.vocab_size
+    return config.projection_shapes[target]
 
 
 def scale_adapter(adapter: Adapter, factor: float | jax.Array) -> Adapter:
@@ -70,14 +81,14 @@ def scale_adapter(adapter: Adapter, factor: float | jax.Array) -> Adapter:
     }
 
 
-def _check(config: ModelConfig, spec: LoraSpec) -> None:
+def _check(spec: LoraSpec) -> None:
     if spec.rank < 1:
         raise InvalidFieldError("lora.rank", f"must be at least 1, got {spec.rank}")
     if not spec.target_modules:
         raise InvalidFieldError("lora.target_modules", "must name at least one projection")
     for target in spec.target_modules:
-        if target not in config.projection_shapes:
-            allowed = ", ".join(ADAPTER_TARGETS)
+        if target not in ALL_TARGETS:
+            allowed = ", ".join(ALL_TARGETS)
             raise InvalidFieldError(
                 "lora.target_modules", f"must be among {allowed}, got {target!r}"
             )

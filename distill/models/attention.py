@@ -18,10 +18,6 @@ QUERY_BLOCK = 256
 """Queries per block: large enough that the products run at full speed, small enough that a
 block's scores stay near the caches."""
 
-CAUSAL_SEGMENTS = 4
-"""Into how many parts a causal sequence of several blocks is cut, each seeing only the keys up to
-its end. More parts save little work and cost compile time."""
-
 
 def attend(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
     """softmax(q·k / sqrt(head_dim)) v over the key slots at or before each query's position.
@@ -52,29 +48,6 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.
     weights = weights.reshape(B, group_count, heads_per_group * T, slot_count)
     mixed = jnp.matmul(weights, values).reshape(B, group_count, heads_per_group, T, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, head_count * head_dim)
-
-
-def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`attend` for whole sequences [B, T, heads, head_dim] at positions 0 to T-1."""
-    length = query.shape[1]
-    positions = jnp.arange(length)[None]
-    keys, values = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
-    block_count = -(-length // QUERY_BLOCK)
-    segment = QUERY_BLOCK * -(-block_count // CAUSAL_SEGMENTS)
-    mixed = []
-    for start in range(0, length, segment):
-        part = slice(start, min(start + segment, length))
-        # Keys after a segment are invisible to it: cutting them off saves up to three eighths of
-        # the work.
-        mixed.append(
-            cached_attention(
-                query[:, part],
-                keys[..., : part.stop],
-                values[:, :, : part.stop],
-                positions[:, part],
-            )
-        )
-    return jnp.concatenate(mixed, axis=1)
 
 
 def cached_attention(

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from distill.models.attention import Attention, cached_attention, causal_attention
+from distill.models.attention import Attention, cached_attention
 from distill.models.config import ModelConfig
 from distill.models.layers import Embedding, GatedMLP, LayerAdapter, RMSNorm
+from distill.models.packed_attention import packed_attention
+from distill.models.packing import Segments
 from distill.models.rotary import rotary_angles
 
 StackedAdapter = Mapping[str, Mapping[str, jax.Array]]
@@ -69,11 +71,13 @@ class DecoderLayer(nnx.Module):
         self,
         hidden: jax.Array,
         angles: tuple[jax.Array, jax.Array],
+        segments: Segments,
         adapter: LayerAdapter,
     ) -> jax.Array:
-        """Map [B, T, D] to [B, T, D], whole sequences from position 0."""
-        query, key, value = self.attention.project(self.input_norm(hidden), angles, adapter)
-        mixed = causal_attention(query, key, value)
+        """Map a pack [1, N, D] to [1, N, D]."""
+        projected = self.attention.project(self.input_norm(hidden), angles, adapter)
+        query, key, value = (array[0] for array in projected)
+        mixed = packed_attention(query, key, value, segments)[None]
         hidden = hidden + self.attention.output(mixed, adapter)
         return hidden + self.mlp(self.post_attention_norm(hidden), adapter)
 
@@ -130,22 +134,27 @@ class Decoder(nnx.Module):
             self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype, rngs=rngs)
 
     def __call__(
-        self, token_ids: jax.Array, adapter: StackedAdapter | None, *, remat: bool
+        self,
+        token_ids: jax.Array,
+        segments: Segments,
+        adapter: StackedAdapter | None,
+        *,
+        remat: bool,
     ) -> jax.Array:
-        """Normed hidden states [B, T, D] of right-padded rows [B, T] at positions 0 to T-1."""
+        """Normed hidden states [N, D] of a pack of tokens [N]."""
         graph, layers = nnx.split(self.layers)
-        angles = rotary_angles(self.config, jnp.arange(token_ids.shape[1]))
+        angles = rotary_angles(self.config, segments.positions)
 
         def step(
             hidden: jax.Array, scanned: tuple[LayerState, LayerAdapter]
         ) -> tuple[jax.Array, None]:
             parameters, layer_adapter = scanned
-            return nnx.merge(graph, parameters)(hidden, angles, layer_adapter), None
+            return nnx.merge(graph, parameters)(hidden, angles, segments, layer_adapter), None
 
         # A scan is its own barrier against merging the recomputation with the forward pass.
         body = jax.checkpoint(step, prevent_cse=False) if remat else step
-        hidden, _ = jax.lax.scan(body, self.embed_tokens(token_ids), (layers, adapter or {}))
-        return self.norm(hidden)
+        hidden, _ = jax.lax.scan(body, self.embed_tokens(token_ids)[None], (layers, adapter or {}))
+        return self.norm(hidden)[0]
 
     def with_cache(
         self,

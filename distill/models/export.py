@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from distill.models.adapters import LoraSpec
 from distill.models.config import ModelConfig
+from distill.models.functional import HEAD_TARGET
 from distill.models.hf_families import hf_config, model_weight_entries
 from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE
 from distill.tokenizer import TextTokenizer
@@ -128,11 +129,10 @@ def write_peft_adapter(
         if entry.layer is None or not entry.is_transposed or entry.path[-2] not in host_adapter:
             continue
         pair = host_adapter[entry.path[-2]]
-        module = entry.hf_name.removesuffix(".weight")
-        for part, peft_name in (("a", "lora_A"), ("b", "lora_B")):
-            name = f"base_model.model.{module}.{peft_name}.weight"
-            # Torch keeps a linear map as [out, in].
-            tensors[name] = np.ascontiguousarray(pair[part][entry.layer].T)
+        layer = {part: matrix[entry.layer] for part, matrix in pair.items()}
+        tensors |= _peft_tensors(entry.hf_name.removesuffix(".weight"), layer)
+    if HEAD_TARGET in host_adapter:
+        tensors |= _peft_tensors(HEAD_TARGET, host_adapter[HEAD_TARGET])
     save_file(tensors, directory / "adapter_model.safetensors", FILE_METADATA)
     _write_json(
         directory / "adapter_config.json",
@@ -150,6 +150,14 @@ def write_peft_adapter(
             "inference_mode": True,
         },
     )
+
+
+def _peft_tensors(module: str, pair: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    # Torch keeps a linear map as [out, in].
+    return {
+        f"base_model.model.{module}.{name}.weight": np.ascontiguousarray(pair[part].T)
+        for part, name in (("a", "lora_A"), ("b", "lora_B"))
+    }
 
 
 def _write_weights(

@@ -15,6 +15,8 @@ from jax.typing import DTypeLike
 from distill.models.config import ModelConfig
 from distill.models.decoder import Decoder, KVCache, LayerParts, StackedAdapter
 from distill.models.families import model_class
+from distill.models.packing import Segments, rows_as_segments
+from distill.ops.logits import Head
 
 Graph: TypeAlias = nnx.GraphDef[Decoder]
 """The static part of a model: hashable, and equal for equal configs and dtypes."""
@@ -25,7 +27,11 @@ Parameters: TypeAlias = Mapping[str, Any]
 Adapter: TypeAlias = StackedAdapter
 """{"q_proj": {"a": [L, in, r], "b": [L, r, out]}, ...}; already scaled by alpha / rank."""
 
+HEAD_TARGET = "lm_head"
+"""The name of the head in an adapter: {"a": [D, r], "b": [r, V]}, of no layer."""
+
 __all__ = [
+    "HEAD_TARGET",
     "Adapter",
     "Graph",
     "KVCache",
@@ -34,8 +40,11 @@ __all__ = [
     "build_graph",
     "cached_hidden_states",
     "head_kernel",
+    "head_weights",
     "hidden_states",
     "init_cache",
+    "layer_adapter",
+    "packed_hidden_states",
 ]
 
 
@@ -52,6 +61,32 @@ def build_graph(config: ModelConfig, compute_dtype: DTypeLike) -> tuple[Graph, P
     return graph, nnx.to_pure_dict(state)
 
 
+def packed_hidden_states(
+    graph: Graph,
+    parameters: Parameters,
+    token_ids: jax.Array,
+    segments: Segments,
+    *,
+    adapter: Adapter | None = None,
+    remat: bool = False,
+) -> jax.Array:
+    """Final hidden states of a pack of sequences, after the last norm.
+
+    Args:
+        graph: from `build_graph`.
+        parameters: the weights.
+        token_ids: [N] int32 in [0, V).
+        segments: where each sequence lies and what each slot sees.
+        adapter: a low-rank update, already scaled.
+        remat: recompute each layer in the backward pass instead of keeping its activations.
+
+    Returns:
+        [N, D] in the compute dtype.
+    """
+    model: Decoder = nnx.merge(graph, parameters)
+    return model(token_ids, segments, layer_adapter(adapter), remat=remat)
+
+
 def hidden_states(
     graph: Graph,
     parameters: Parameters,
@@ -60,28 +95,41 @@ def hidden_states(
     adapter: Adapter | None = None,
     remat: bool = False,
 ) -> jax.Array:
-    """Final hidden states, after the last norm.
-
-    Attention is causal and rows are padded on the right, so that padding changes no real token.
+    """`packed_hidden_states` of rows: each is a sequence of its own, padded on the right.
 
     Args:
-        graph: from `build_graph`.
-        parameters: the weights.
-        token_ids: [B, T] int32 in [0, V); position t of a row is its column t.
-        adapter: a low-rank update, already scaled.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        token_ids: [B, T] int32 in [0, V); position t of a row is its column t. Attention is
+            causal, so padding changes no real token.
+
+    The others are those of `packed_hidden_states`.
 
     Returns:
         [B, T, D] in the compute dtype.
     """
-    model: Decoder = nnx.merge(graph, parameters)
-    return model(token_ids, adapter, remat=remat)
+    row_count, row_length = token_ids.shape
+    segments = rows_as_segments(row_count, row_length)
+    flat = packed_hidden_states(
+        graph, parameters, token_ids.reshape(-1), segments, adapter=adapter, remat=remat
+    )
+    return flat.reshape(row_count, row_length, -1)
 
 
 def head_kernel(config: ModelConfig, parameters: Parameters) -> jax.Array:
     """The head [V, D]: logits are hidden @ kernel.T. The embedding itself when it is tied."""
     kernel: jax.Array = parameters["embed_tokens" if config.tied_head else "lm_head"]["embedding"]
     return kernel
+
+
+def head_weights(config: ModelConfig, parameters: Parameters, adapter: Adapter | None) -> Head:
+    """The head, with its low-rank update where the adapter has one."""
+    kernel = head_kernel(config, parameters)
+    update = (adapter or {}).get(HEAD_TARGET)
+    return Head(kernel) if update is None else Head(kernel, update["a"], update["b"])
+
+
+def layer_adapter(adapter: Adapter | None) -> Adapter:
+    """The part of an adapter that the layers have."""
+    return {target: pair for target, pair in (adapter or {}).items() if target != HEAD_TARGET}
 
 
 def init_cache(
@@ -144,4 +192,4 @@ def cached_hidden_states(
         [B, T, D] in the compute dtype, and the cache with these tokens in it.
     """
     model: Decoder = nnx.merge(graph, parameters)
-    return model.with_cache(token_ids, positions, cache, adapter, parts)
+    return model.with_cache(token_ids, positions, cache, layer_adapter(adapter), parts)

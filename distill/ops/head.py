@@ -1,37 +1,44 @@
-"""The language-model head of training: log-probabilities at named tokens, never the logits.
+"""The language-model head of training: losses of rows and their gradients, never the logits.
 
-Everything an objective needs of the student's logits z is log q on the support S and the
-probability outside it. This op gives both, with an analytic gradient, over chunks of positions:
-neither the forward nor the backward pass ever holds more than one chunk of logits [P, V].
+Everything an objective needs of the student's logits is log q on the support S and the probability
+outside it. The head computes both over chunks of rows and, while it has a chunk's logits, the
+gradient as well: neither pass holds more than one chunk [P, V], and no logit is computed twice.
 
-With g_k = dL/d log q_k, g_t = dL/d log q_tail and z already divided by the temperature:
+With g_k = dL/d log q_k, g_t = dL/d log q_tail and z the logits after temperature:
 
     dL/dz = sum_k g_k (e_k - q) + g_t (q_tail_only - q)
 
 where q_tail_only is the softmax over the tokens outside S.
+
+Letters: N rows, P rows of a chunk, K support size, D hidden size, V vocabulary.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-MAX_CHUNK_BYTES = 32 << 20
-"""Bound on one chunk of float32 logits: large enough for a full-speed matmul, small enough that
-several passes over it stay cheap."""
-
-VOCABULARY_BLOCK = 512
-"""Longest run of products that the backward pass on a CPU sums before it starts another."""
+from distill.ops.logits import Head, chunk_row_count, head_gradients, head_logits
+from distill.ops.objectives import ObjectiveParameters, RowLoss, StudentRows, TargetRows
+from distill.ops.topk import summarize_support
+from distill.ops.vocabulary import exact_top_k, first_occurrences, sum_weights
 
 MAX_OVERLAP_SUPPORT = 128
 """Largest K for which the overlap of the two supports is measured: beyond it the student's own
-top-K would cost more than the loss."""
+top K would cost more than the loss."""
+
+_UNUSED = ObjectiveParameters(0.0, 0.0, 0.0)  # type: ignore[arg-type]  # traced as scalars
+
+Tree = TypeVar("Tree")
 
 
-class HeadOutput(NamedTuple):
-    """What the head knows about each of N positions."""
+class HeadRows(NamedTuple):
+    """What the head knows about each of N rows; none of it carries a gradient."""
+
+    losses: jax.Array
+    """Of each row, before its scale, [N] float32."""
 
     log_probs: jax.Array
     """log q at the named tokens, [N, K] float32."""
@@ -41,247 +48,299 @@ class HeadOutput(NamedTuple):
     vocabulary; 0 (unused) without `with_tail`."""
 
     entropies: jax.Array
-    """Entropy of q in nats, [N] float32. Carries no gradient."""
+    """Entropy of q in nats, [N] float32."""
 
     top_token_ids: jax.Array
     """The most probable token, [N] int32."""
 
     support_overlaps: jax.Array
     """Share of the named tokens that are among the student's own K most probable, [N] float32.
-    0 (unused) without `with_tail` or beyond MAX_OVERLAP_SUPPORT. Carries no gradient."""
+    0 (unused) without `with_tail` or beyond MAX_OVERLAP_SUPPORT."""
 
 
-def chunk_row_count(row_count: int, vocab_size: int) -> int:
-    """Rows of logits computed at a time: a power of two that divides any row bucket above it."""
-    fitting = max(8, MAX_CHUNK_BYTES // (4 * vocab_size))
-    power_of_two = 1 << (fitting.bit_length() - 1)
-    return min(row_count, power_of_two)
+class HeadTargets(NamedTuple):
+    """What each of N rows is trained towards."""
+
+    token_ids: jax.Array
+    """[N, K] in [0, V). What falls on a repeated id adds up."""
+
+    rows: TargetRows
+    """The objective's targets."""
+
+    scales: jax.Array
+    """Factor of each row's loss, [N] float32. A row of scale 0 adds exactly 0."""
 
 
-def selected_log_probs(
+class HeadSettings(NamedTuple):
+    """What is known when the program is compiled."""
+
+    row_loss: RowLoss
+    """The objective."""
+
+    with_tail: bool
+    """Whether it reads the probability outside the support."""
+
+    kernel_gradient: bool = True
+    """False where the kernel is frozen: saves a third of the products."""
+
+
+def head_loss(
     hidden: jax.Array,
-    kernel: jax.Array,
-    token_ids: jax.Array,
-    temperature: jax.Array | float = 1.0,
+    head: Head,
+    targets: HeadTargets,
+    settings: HeadSettings,
     *,
-    with_tail: bool = False,
-    kernel_gradient: bool = True,
-) -> HeadOutput:
-    """log q at K named tokens per position, and of everything else together.
+    temperature: jax.Array | float = 1.0,
+    parameters: ObjectiveParameters | None = None,
+    row_count: jax.Array | int | None = None,
+) -> tuple[jax.Array, HeadRows]:
+    """The sum over rows of scale times loss, and what is known of each row.
 
     Args:
-        hidden: [N, D] final hidden states. N must be a multiple of `chunk_row_count(N, V)`.
-        kernel: [V, D] head weights, in the dtype of `hidden`.
-        token_ids: [N, K] ids in [0, V). Repeated ids are allowed: their gradients add up.
-        temperature: divides the logits; greater than 0. Gets no gradient.
-        with_tail: also compute `tail_log_probs`.
-        kernel_gradient: False where the kernel is frozen: saves a third of the backward matmuls.
+        hidden: [N, D] final hidden states.
+        head: the weights.
+        targets: of every row.
+        settings: the objective, and what is trained.
+        temperature: divides the logits; greater than 0.
+        parameters: of the objective.
+        row_count: rows in use, from the first on; the others cost nothing. None: all.
 
     Returns:
-        HeadOutput, all float32. Differentiable in `hidden` and `kernel`.
+        A float32 scalar, differentiable in `hidden` and `head`, and the rows' values.
     """
-    row_count = hidden.shape[0]
-    chunk_rows = chunk_row_count(row_count, kernel.shape[0])
-    if row_count % chunk_rows:
-        raise ValueError(f"hidden: rows must be a multiple of {chunk_rows}, got {row_count}")
-    return _selected_log_probs(
-        with_tail, kernel_gradient, chunk_rows, hidden, kernel, token_ids, jnp.float32(temperature)
+    total_rows = hidden.shape[0]
+    chunk_rows = chunk_row_count(total_rows, head.kernel.shape[0])
+    padding = -total_rows % chunk_rows
+    if padding:
+        hidden, targets = _pad_rows((hidden, targets), padding)
+    loss, rows = _head_loss(
+        settings,
+        chunk_rows,
+        hidden,
+        head,
+        targets,
+        jnp.float32(temperature),
+        _UNUSED if parameters is None else parameters,
+        jnp.int32(total_rows if row_count is None else row_count),
     )
+    return loss, jax.tree.map(lambda array: array[:total_rows], rows)
 
 
-def _logits(hidden: jax.Array, kernel: jax.Array, temperature: jax.Array) -> jax.Array:
-    # float32 out of the matmul: bf16 logits are off by 0.06 nats at V = 151936.
-    logits = jnp.einsum("pd,vd->pv", hidden, kernel, preferred_element_type=jnp.float32)
-    return logits / temperature
-
-
-def _over_vocabulary(logit_gradient: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[P, V] @ [V, D], float32."""
-    summed: jax.Array = lax.platform_dependent(
-        logit_gradient, kernel, cpu=_blocked_product, default=_float32_product
+def _pad_rows(tree: Tree, count: int) -> Tree:
+    padded: Tree = jax.tree.map(
+        lambda array: jnp.pad(array, ((0, count), *((0, 0) for _ in array.shape[1:]))), tree
     )
-    return summed
+    return padded
 
 
-def _float32_product(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _head_loss(
+    settings: HeadSettings,
+    chunk_rows: int,
+    hidden: jax.Array,
+    head: Head,
+    targets: HeadTargets,
+    temperature: jax.Array,
+    parameters: ObjectiveParameters,
+    row_count: jax.Array,
+) -> tuple[jax.Array, HeadRows]:
+    loss, rows, _ = _visit_chunks(
+        settings, chunk_rows, hidden, head, targets, temperature, parameters, row_count, None
+    )
+    return loss, rows
 
 
-def _blocked_product(left: jax.Array, right: jax.Array) -> jax.Array:
-    # The CPU's matmul sums thousands of products one after the other, and the many small ones of
-    # a vocabulary round off in one direction: kernels have a common component, which cancels
-    # against the few large products. The error is the same in all rows, so that sums over rows
-    # do not average it out. Shorter runs cost no time.
-    vocab_size = left.shape[1]
-    block_size = min(VOCABULARY_BLOCK, vocab_size)
-    block_count = vocab_size // block_size
-    rest = block_count * block_size
-
-    def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
-        start = index * block_size
-        return total + _float32_product(
-            lax.dynamic_slice_in_dim(left, start, block_size, axis=1),
-            lax.dynamic_slice_in_dim(right, start, block_size, axis=0),
-        )
-
-    product = _float32_product(left[:, rest:], right[rest:])
-    summed: jax.Array = lax.fori_loop(0, block_count, add_block, product)
-    return summed
-
-
-def _chunked(array: jax.Array, chunk_rows: int) -> jax.Array:
-    return array.reshape(-1, chunk_rows, *array.shape[1:])
-
-
-def _flat(array: jax.Array) -> jax.Array:
-    return array.reshape(-1, *array.shape[2:])
-
-
-class _Normalizers(NamedTuple):
-    """What the backward pass keeps of the forward pass, per position."""
-
-    log_normalizer: jax.Array  # logsumexp over V, [N]
-    tail_log_normalizer: jax.Array  # logsumexp outside the support, [N]
+_Gradients = tuple[jax.Array, Head]
 
 
 def _forward(
-    with_tail: bool,
+    settings: HeadSettings,
     chunk_rows: int,
     hidden: jax.Array,
-    kernel: jax.Array,
-    token_ids: jax.Array,
+    head: Head,
+    targets: HeadTargets,
     temperature: jax.Array,
-) -> tuple[HeadOutput, _Normalizers]:
-    def one_chunk(
-        _: None, chunk: tuple[jax.Array, jax.Array]
-    ) -> tuple[None, tuple[HeadOutput, _Normalizers]]:
-        chunk_hidden, chunk_ids = chunk
-        logits = _logits(chunk_hidden, kernel, temperature)  # [P, V]
-        rows = jnp.arange(chunk_rows)[:, None]
-        top = jnp.argmax(logits, axis=-1)
-        peak = jnp.take_along_axis(logits, top[:, None], axis=-1)  # [P, 1]
-        shifted = logits - peak
-        unnormalized = jnp.exp(shifted)
-        total = unnormalized.sum(-1)  # [P]
-        log_total = jnp.log(total)
-        if with_tail:
-            # Summed without the support, not as 1 - sum: the difference of two numbers near 1
-            # has no correct digit left once the tail is below 1e-7.
-            tail_total = unnormalized.at[rows, chunk_ids].set(0.0).sum(-1)
-            tail_log_total = jnp.log(tail_total)
-        else:
-            tail_log_total = log_total
-        support_size = chunk_ids.shape[-1]
-        if with_tail and support_size <= MAX_OVERLAP_SUPPORT:
-            # The barrier keeps the slice out of top_k: XLA's CPU backend would turn the two into a
-            # full sort over V, which takes 100 times as long and more than the rest of the step.
-            own_top = lax.optimization_barrier(  # type: ignore[no-untyped-call]
-                lax.top_k(logits, support_size)
-            )
-            least_of_top = own_top[0][:, -1:]
-            at_support = jnp.take_along_axis(logits, chunk_ids, axis=-1)
-            overlap = (at_support >= least_of_top).mean(-1, dtype=jnp.float32)
-        else:
-            overlap = jnp.zeros_like(total)
-        entropy = log_total - (unnormalized * shifted).sum(-1) / total
-        selected = jnp.take_along_axis(shifted, chunk_ids, axis=-1) - log_total[:, None]
-        output = HeadOutput(
-            log_probs=selected,
-            tail_log_probs=tail_log_total - log_total,
-            entropies=entropy,
-            top_token_ids=top.astype(jnp.int32),
-            support_overlaps=overlap,
+    parameters: ObjectiveParameters,
+    row_count: jax.Array,
+) -> tuple[tuple[jax.Array, HeadRows], tuple[_Gradients, jax.Array, Head]]:
+    trains_kernel = settings.kernel_gradient
+    zeros: Head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), head)
+    start = zeros if trains_kernel else zeros._replace(kernel=jnp.float32(0.0))
+    # Rows that no chunk visits keep a gradient of 0.
+    gradients = (jnp.zeros(hidden.shape, hidden.dtype), start)
+    loss, rows, found = _visit_chunks(
+        settings, chunk_rows, hidden, head, targets, temperature, parameters, row_count, gradients
+    )
+    assert found is not None
+    # Empty arrays carry the dtypes, and the shape of a kernel without a gradient.
+    return (loss, rows), (found, hidden[:0], head)
+
+
+def _backward(
+    settings: HeadSettings,
+    chunk_rows: int,  # noqa: ARG001 - the signature of a custom gradient
+    residuals: tuple[_Gradients, jax.Array, Head],
+    cotangents: tuple[jax.Array, HeadRows],
+) -> tuple[Any, ...]:
+    (hidden_gradient, head_gradient), like, head = residuals
+    factor = cotangents[0]
+    if not settings.kernel_gradient:
+        # Never used, and compiled away.
+        head_gradient = head_gradient._replace(kernel=jnp.zeros_like(head.kernel))
+    of_head = jax.tree.map(
+        lambda gradient, leaf: (gradient * factor).astype(leaf.dtype), head_gradient, head
+    )
+    return (hidden_gradient * factor).astype(like.dtype), of_head, None, None, None, None
+
+
+_head_loss.defvjp(_forward, _backward)
+
+
+class _Chunk(NamedTuple):
+    """What one chunk adds."""
+
+    loss: jax.Array
+    rows: HeadRows
+    gradients: _Gradients | None
+
+
+def _visit_chunks(
+    settings: HeadSettings,
+    chunk_rows: int,
+    hidden: jax.Array,
+    head: Head,
+    targets: HeadTargets,
+    temperature: jax.Array,
+    parameters: ObjectiveParameters,
+    row_count: jax.Array,
+    gradients: _Gradients | None,
+) -> tuple[jax.Array, HeadRows, _Gradients | None]:
+    """Visit the chunks that have a row in use; with `gradients` as zeros, add those up as well."""
+    total_rows, support_size = targets.token_ids.shape
+    empty = jnp.zeros(total_rows)
+    rows = HeadRows(
+        losses=empty,
+        log_probs=jnp.zeros((total_rows, support_size)),
+        tail_log_probs=empty,
+        entropies=empty,
+        top_token_ids=jnp.zeros(total_rows, jnp.int32),
+        support_overlaps=empty,
+    )
+
+    def visit(index: jax.Array, carry: Any) -> Any:
+        loss, rows, gradients = carry
+        start = index * chunk_rows
+        chunk_hidden, chunk_targets = jax.tree.map(
+            lambda array: lax.dynamic_slice_in_dim(array, start, chunk_rows), (hidden, targets)
         )
-        normalizers = _Normalizers(peak[:, 0] + log_total, peak[:, 0] + tail_log_total)
-        return None, (output, normalizers)
-
-    chunks = (_chunked(hidden, chunk_rows), _chunked(token_ids, chunk_rows))
-    _, results = lax.scan(one_chunk, None, chunks)
-    output, normalizers = jax.tree.map(_flat, results)
-    return output, normalizers
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _selected_log_probs(
-    with_tail: bool,
-    kernel_gradient: bool,  # noqa: ARG001 - the backward pass reads it
-    chunk_rows: int,
-    hidden: jax.Array,
-    kernel: jax.Array,
-    token_ids: jax.Array,
-    temperature: jax.Array,
-) -> HeadOutput:
-    return _forward(with_tail, chunk_rows, hidden, kernel, token_ids, temperature)[0]
-
-
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, _Normalizers]
-
-
-def _vjp_forward(
-    with_tail: bool,
-    kernel_gradient: bool,  # noqa: ARG001 - same signature as the function
-    chunk_rows: int,
-    hidden: jax.Array,
-    kernel: jax.Array,
-    token_ids: jax.Array,
-    temperature: jax.Array,
-) -> tuple[HeadOutput, _Residuals]:
-    output, normalizers = _forward(with_tail, chunk_rows, hidden, kernel, token_ids, temperature)
-    return output, (hidden, kernel, token_ids, temperature, normalizers)
-
-
-def _vjp_backward(
-    with_tail: bool,
-    kernel_gradient: bool,
-    chunk_rows: int,
-    residuals: _Residuals,
-    cotangents: HeadOutput,
-) -> tuple[jax.Array, jax.Array | None, None, None]:
-    hidden, kernel, token_ids, temperature, normalizers = residuals
-    tail_cotangents = (
-        cotangents.tail_log_probs if with_tail else jnp.zeros_like(cotangents.tail_log_probs)
-    )
-
-    def one_chunk(
-        kernel_sum: jax.Array | None, chunk: tuple[jax.Array, ...]
-    ) -> tuple[jax.Array | None, jax.Array]:
-        chunk_hidden, ids, log_normalizer, tail_log_normalizer, g, g_tail = chunk
-        logits = _logits(chunk_hidden, kernel, temperature)
-        rows = jnp.arange(chunk_rows)[:, None]
-        g_total = g.sum(-1) + g_tail
-        logit_gradient = -g_total[:, None] * jnp.exp(logits - log_normalizer[:, None])
-        if with_tail:
-            # An empty tail has normalizer -inf and no gradient; exp(logits + inf) must not meet 0.
-            reachable = jnp.isfinite(tail_log_normalizer)
-            safe = jnp.where(reachable, tail_log_normalizer, log_normalizer)
-            tail_only = jnp.exp(logits - safe[:, None]).at[rows, ids].set(0.0)
-            logit_gradient += jnp.where(reachable, g_tail, 0.0)[:, None] * tail_only
-        logit_gradient = logit_gradient.at[rows, ids].add(g) / temperature
-        logit_gradient = logit_gradient.astype(kernel.dtype)
-        hidden_gradient = _over_vocabulary(logit_gradient, kernel)
-        if kernel_sum is not None:
-            kernel_sum = kernel_sum + jnp.einsum(
-                "pv,pd->vd", logit_gradient, chunk_hidden, preferred_element_type=jnp.float32
-            )
-        return kernel_sum, hidden_gradient
-
-    chunks = tuple(
-        _chunked(array, chunk_rows)
-        for array in (
-            hidden,
-            token_ids,
-            normalizers.log_normalizer,
-            normalizers.tail_log_normalizer,
-            cotangents.log_probs,
-            tail_cotangents,
+        chunk = _compute_chunk(
+            settings,
+            chunk_hidden,
+            head,
+            chunk_targets,
+            1.0 / temperature,
+            parameters,
+            with_gradients=gradients is not None,
         )
+        rows = jax.tree.map(partial(_write, start), rows, chunk.rows)
+        if gradients is not None:
+            assert chunk.gradients is not None
+            gradients = (
+                _write(start, gradients[0], chunk.gradients[0].astype(hidden.dtype)),
+                jax.tree.map(jnp.add, gradients[1], chunk.gradients[1]),
+            )
+        return loss + chunk.loss, rows, gradients
+
+    chunk_count = (row_count + chunk_rows - 1) // chunk_rows
+    carry = (jnp.float32(0.0), rows, gradients)
+    result: tuple[jax.Array, HeadRows, _Gradients | None] = lax.fori_loop(
+        0, chunk_count, visit, carry
     )
-    start = jnp.zeros(kernel.shape, jnp.float32) if kernel_gradient else None
-    kernel_sum, hidden_gradient = lax.scan(one_chunk, start, chunks)
-    kernel_cotangent = (
-        jnp.zeros_like(kernel) if kernel_sum is None else kernel_sum.astype(kernel.dtype)
-    )
-    return _flat(hidden_gradient).astype(hidden.dtype), kernel_cotangent, None, None
+    return result
 
 
-_selected_log_probs.defvjp(_vjp_forward, _vjp_backward)
+def _write(start: jax.Array, whole: jax.Array, part: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(whole, part, start, axis=0)
+
+
+def _compute_chunk(
+    settings: HeadSettings,
+    hidden: jax.Array,
+    head: Head,
+    targets: HeadTargets,
+    scale: jax.Array,
+    parameters: ObjectiveParameters,
+    *,
+    with_gradients: bool,
+) -> _Chunk:
+    """One chunk of P rows; `scale` is the inverse temperature."""
+    ids = targets.token_ids
+    chunk_rows, support_size = ids.shape
+    each = jnp.arange(chunk_rows)[:, None]
+    logits = head_logits(hidden, head)  # [P, V], before temperature
+    measures_overlap = settings.with_tail and support_size <= MAX_OVERLAP_SUPPORT
+    own_top = exact_top_k(logits, min(support_size, logits.shape[1]) if measures_overlap else 1)
+    peak = own_top[0][:, :1]
+    named = jnp.take_along_axis(logits, ids, axis=-1)
+    overlap = (
+        (named >= own_top[0][:, -1:]).mean(-1, dtype=jnp.float32)
+        if measures_overlap
+        else jnp.zeros(chunk_rows)
+    )
+    # Without a tail everything counts as outside: one sum gives the normaliser.
+    outside = logits.at[each, ids].set(-jnp.inf) if settings.with_tail else logits
+    is_counted = first_occurrences(ids) & settings.with_tail
+    # Relative to its own maximum: a tail of any smallness keeps its digits and its gradient.
+    outside_peak = outside.max(-1)
+    outside_peak = jnp.where(jnp.isfinite(outside_peak), outside_peak * scale, 0.0)
+    scales = jnp.broadcast_to(scale, (chunk_rows,))
+    sums = sum_weights(outside, outside_peak, scales, lambda block, _: block > -jnp.inf)
+    summary = summarize_support(
+        (named - peak) * scale,
+        is_counted,
+        outside_peak - peak[:, 0] * scale,
+        sums,
+    )
+    student = StudentRows(
+        summary.log_probs,
+        summary.tail_log_probs if settings.with_tail else jnp.zeros(chunk_rows),
+    )
+    losses, pull_back = jax.vjp(
+        lambda rows: settings.row_loss(rows, targets.rows, parameters), student
+    )
+    counted = targets.scales != 0.0
+    loss = jnp.where(counted, losses * targets.scales, 0.0).sum()
+    rows = HeadRows(
+        losses=losses,
+        log_probs=student.log_probs,
+        tail_log_probs=student.tail_log_probs,
+        entropies=summary.entropies,
+        top_token_ids=own_top[1][:, 0].astype(jnp.int32),
+        support_overlaps=overlap,
+    )
+    if not with_gradients:
+        return _Chunk(loss, rows, None)
+    (g,) = pull_back(targets.scales)
+    g = StudentRows(*(_zero_unless(counted, array) for array in g))
+    g_total = g.log_probs.sum(-1) + (g.tail_log_probs if settings.with_tail else 0.0)
+    # Of the tokens outside: -g_total q + g_t q_tail_only, both multiples of exp(z - outside_peak).
+    outside_share = jnp.exp(outside_peak - peak[:, 0] * scale - summary.log_total)
+    factor = -g_total * outside_share
+    if settings.with_tail:
+        # An empty tail has no token and no gradient.
+        factor += jnp.where(sums[0] > 0.0, g.tail_log_probs / jnp.maximum(sums[0], 1.0), 0.0)
+    logit_gradient = factor[:, None] * jnp.exp(outside * scale - outside_peak[:, None])
+    at_support = g.log_probs
+    if settings.with_tail:
+        at_support -= jnp.where(is_counted, g_total[:, None] * jnp.exp(student.log_probs), 0.0)
+    logit_gradient = logit_gradient.at[each, ids].add(at_support) * scale
+    return _Chunk(
+        loss,
+        rows,
+        head_gradients(hidden, head, logit_gradient, kernel_gradient=settings.kernel_gradient),
+    )
+
+
+def _zero_unless(counted: jax.Array, array: jax.Array) -> jax.Array:
+    """0 in the rows that do not count, whatever an objective made of their unused slots."""
+    return jnp.where(counted.reshape(-1, *(1 for _ in array.shape[1:])), array, 0.0)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from distill.ops.logits import Head
 from distill.ops.topk import TopKRows, relative_logits, summarize_rows
+from distill.ops.vocabulary import exact_top_k, first_occurrences
 
 DRAW_BLOCK = 256
 """Tokens of a block: a draw takes a block by its mass, then a token in it, so that it looks at
@@ -30,7 +31,7 @@ class SampledRows(NamedTuple):
 
 def candidate_rows(
     hidden: jax.Array,
-    kernel: jax.Array,
+    head: Head,
     prompt_token_ids: jax.Array,
     temperatures: jax.Array,
     support_sizes: jax.Array,
@@ -40,7 +41,7 @@ def candidate_rows(
 
     Args:
         hidden: [P, D] final hidden states. The caller bounds P with `scoring_chunk_rows`.
-        kernel: [V, D] head weights.
+        head: the weights.
         prompt_token_ids: [P] int32, the tokens whose log-probability is wanted.
         temperatures: [P] float32, greater than 0; divide the logits.
         support_sizes: [P] int32 in [1, K]. Columns beyond a row's size are to be cut off.
@@ -49,14 +50,14 @@ def candidate_rows(
     Returns:
         TopKRows, in the order of the candidates.
     """
-    logits = relative_logits(hidden, kernel, temperatures)
+    logits = relative_logits(hidden, head, temperatures)
     named = jnp.arange(candidate_ids.shape[1]) < support_sizes[:, None]
     return _rows_of_set(logits, candidate_ids, named, named, prompt_token_ids)
 
 
 def sampled_rows(
     hidden: jax.Array,
-    kernel: jax.Array,
+    head: Head,
     prompt_token_ids: jax.Array,
     temperatures: jax.Array,
     support_sizes: jax.Array,
@@ -81,7 +82,7 @@ def sampled_rows(
     Returns:
         SampledRows of `slot_count` columns.
     """
-    logits = relative_logits(hidden, kernel, temperatures)
+    logits = relative_logits(hidden, head, temperatures)
     slots = jnp.arange(slot_count)
     rows = jnp.arange(hidden.shape[0])[:, None]
     is_exact = slots < exact_counts[:, None]
@@ -90,7 +91,7 @@ def sampled_rows(
     outside, head_total = logits, jnp.zeros_like(logits[:, 0])
     head_ids = jnp.zeros((hidden.shape[0], slot_count), jnp.int32)
     if head_slot_count:
-        values, ids = lax.top_k(logits, head_slot_count)
+        values, ids = exact_top_k(logits, head_slot_count)
         in_head = jnp.arange(head_slot_count) < exact_counts[:, None]
         outside = logits.at[rows, ids].set(jnp.where(in_head, -jnp.inf, values))
         head_total = jnp.where(in_head, jnp.exp(values), 0.0).sum(-1)
@@ -131,15 +132,10 @@ def _first_draws(
 ) -> tuple[jax.Array, jax.Array]:
     """Whether a slot is the first draw of its token, and how often the token was drawn, [P, K]."""
     slot_count = token_ids.shape[1]
-    rows = jnp.arange(token_ids.shape[0])[:, None]
     # A slot that is no draw gets a number of its own, so that it is nothing's repetition.
     numbers = jnp.where(is_drawn, token_ids, vocab_size + jnp.arange(slot_count))
-    order = jnp.argsort(numbers, axis=-1, stable=True)
-    ordered = jnp.take_along_axis(numbers, order, axis=-1)
-    starts = jnp.concatenate(
-        [jnp.ones_like(ordered[:, :1], bool), ordered[:, 1:] != ordered[:, :-1]], axis=-1
-    )
-    is_first = jnp.zeros_like(is_drawn).at[rows, order].set(starts) & is_drawn
+    is_first = first_occurrences(numbers) & is_drawn
+    ordered = jnp.sort(numbers, axis=-1)
 
     def occurrences(ordered: jax.Array, numbers: jax.Array) -> jax.Array:
         after = jnp.searchsorted(ordered, numbers, side="right")

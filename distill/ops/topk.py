@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from distill.ops.head import chunk_row_count
+from distill.ops.logits import Head, chunk_row_count, head_logits
+from distill.ops.vocabulary import exact_top_k, sum_weights
 
-MAX_CHUNK_ROWS = 128
+MAX_CHUNK_ROWS = 256
 """Positions per call where V allows it: the matmul runs at full speed and a call stays short."""
 
 
@@ -41,7 +41,7 @@ def scoring_chunk_rows(vocab_size: int) -> int:
 
 def top_k_rows(
     hidden: jax.Array,
-    kernel: jax.Array,
+    head: Head,
     prompt_token_ids: jax.Array,
     temperatures: jax.Array,
     support_sizes: jax.Array,
@@ -55,7 +55,7 @@ def top_k_rows(
 
     Args:
         hidden: [P, D] final hidden states. The caller bounds P with `scoring_chunk_rows`.
-        kernel: [V, D] head weights.
+        head: the weights.
         prompt_token_ids: [P] int32, the tokens whose log-probability is wanted.
         temperatures: [P] float32, greater than 0; divide the logits.
         support_sizes: [P] int32 in [1, top_k]. The tail is what lies outside a row's first
@@ -65,23 +65,35 @@ def top_k_rows(
     Returns:
         TopKRows.
     """
-    logits = relative_logits(hidden, kernel, temperatures)
-    values, token_ids = lax.top_k(logits, top_k)
-
-    rows = jnp.arange(hidden.shape[0])[:, None]
+    logits = head_logits(hidden, head)
+    vocab_size = logits.shape[1]
+    scale = 1.0 / temperatures
+    # One more than asked for: the largest outside of the support.
+    candidates, candidate_ids = exact_top_k(logits, min(top_k + 1, vocab_size))
+    top = candidates[:, :1]
+    least = jnp.take_along_axis(candidates, support_sizes[:, None] - 1, axis=1)
+    beyond = jnp.minimum(support_sizes, candidates.shape[1] - 1)[:, None]
+    tail_peak = jnp.take_along_axis(candidates, beyond, axis=1)[:, 0] * scale
     in_support = jnp.arange(top_k) < support_sizes[:, None]
-    outside = logits.at[rows, token_ids].set(jnp.where(in_support, -jnp.inf, values))
-    return summarize_rows(logits, outside, token_ids, values, in_support, prompt_token_ids)
+    values, token_ids = candidates[:, :top_k], candidate_ids[:, :top_k]
+    # Of the tokens as probable as the last of the support, those of lower ids are in it.
+    last_of_equals = jnp.where(in_support & (values == least), token_ids, -1).max(-1)[:, None]
 
+    def is_outside(block: jax.Array, ids: jax.Array) -> jax.Array:
+        return (block < least) | ((block == least) & (ids > last_of_equals))
 
-def relative_logits(hidden: jax.Array, kernel: jax.Array, temperatures: jax.Array) -> jax.Array:
-    """Logits [P, V] after temperature, float32, relative to each row's maximum."""
-    # float32 before everything else: bf16 logits are off by 0.06 nats at V = 151936.
-    logits = jnp.einsum(
-        "pd,vd->pv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
-    logits = logits / temperatures[:, None]
+    tail_sums = sum_weights(logits, tail_peak, scale, is_outside)
+    own = jnp.take_along_axis(logits, prompt_token_ids[:, None], axis=-1)
     # Relative to the maximum: an entropy near 0 keeps its digits however large the logits are.
+    summary = summarize_support(
+        (values - top) * scale[:, None], in_support, tail_peak - top[:, 0] * scale, tail_sums
+    )
+    return _as_rows(token_ids, ((own - top) * scale[:, None])[:, 0], summary)
+
+
+def relative_logits(hidden: jax.Array, head: Head, temperatures: jax.Array) -> jax.Array:
+    """Logits [P, V] after temperature, float32, relative to each row's maximum."""
+    logits = head_logits(hidden, head) / temperatures[:, None]
     return logits - logits.max(-1, keepdims=True)
 
 
@@ -103,23 +115,66 @@ def summarize_rows(
         is_counted: [P, K], true in exactly one slot of every token of the support.
         prompt_token_ids: [P].
     """
-    tail_peak = outside.max(-1, keepdims=True)
+    tail_peak = outside.max(-1)
     tail_peak = jnp.where(jnp.isfinite(tail_peak), tail_peak, 0.0)  # K = V: nothing is outside
-    tail_weights = jnp.exp(outside - tail_peak)
-    tail_total = tail_weights.sum(-1)
-    log_tail = tail_peak[:, 0] + jnp.log(tail_total)
+    ones = jnp.ones_like(tail_peak)
+    tail_sums = sum_weights(outside, tail_peak, ones, lambda block, _: block > -jnp.inf)
+    own = jnp.take_along_axis(logits, prompt_token_ids[:, None], axis=-1)[:, 0]
+    return _as_rows(token_ids, own, summarize_support(values, is_counted, tail_peak, tail_sums))
 
+
+class SupportSummary(NamedTuple):
+    """A support and everything outside it, normalised together."""
+
+    log_probs: jax.Array
+    """[P, K]."""
+
+    tail_log_probs: jax.Array
+    """[P]; -inf where nothing is outside."""
+
+    entropies: jax.Array
+    """[P], in nats."""
+
+    log_total: jax.Array
+    """[P], log of the sum of all weights, relative to the row's maximum."""
+
+
+def summarize_support(
+    values: jax.Array,
+    is_counted: jax.Array,
+    tail_peak: jax.Array,
+    tail_sums: tuple[jax.Array, jax.Array],
+) -> SupportSummary:
+    """Normalise a support together with what is outside it.
+
+    Args:
+        values: [P, K], logits after temperature, relative to the row's maximum.
+        is_counted: [P, K], true in exactly one slot of every token that is not outside.
+        tail_peak: [P], what the sums are relative to, relative to the row's maximum.
+        tail_sums: over the tokens outside, from `sum_weights`.
+    """
+    tail_total, tail_weighted = tail_sums
+    log_tail = tail_peak + jnp.log(tail_total)
     support_weights = jnp.where(is_counted, jnp.exp(values), 0.0)
     log_total = jnp.logaddexp(jnp.log(support_weights.sum(-1)), log_tail)
     tail_share = jnp.exp(log_tail - log_total)
-    mean_outside = (tail_weights * logits).sum(-1) / jnp.maximum(tail_total, 1.0)
     # tail_total is at least 1, its largest weight, or 0 where nothing is outside.
+    mean_outside = tail_peak + tail_weighted / jnp.maximum(tail_total, 1.0)
     mean_inside = (support_weights * values).sum(-1) * jnp.exp(-log_total)
-    own = jnp.take_along_axis(logits, prompt_token_ids[:, None], axis=-1)[:, 0]
-    return TopKRows(
-        token_ids=token_ids,
+    return SupportSummary(
         log_probs=values - log_total[:, None],
-        prompt_log_probs=own - log_total,
         tail_log_probs=log_tail - log_total,
         entropies=log_total - mean_inside - tail_share * mean_outside,
+        log_total=log_total,
+    )
+
+
+def _as_rows(token_ids: jax.Array, own: jax.Array, summary: SupportSummary) -> TopKRows:
+    """With the prompt's own tokens, whose logits [P] are relative to the row's maximum."""
+    return TopKRows(
+        token_ids=token_ids,
+        log_probs=summary.log_probs,
+        prompt_log_probs=own - summary.log_total,
+        tail_log_probs=summary.tail_log_probs,
+        entropies=summary.entropies,
     )

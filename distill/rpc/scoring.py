@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distill.engine.scorer import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.supports import Candidates, Draws, Support
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits

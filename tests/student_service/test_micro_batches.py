@@ -1,16 +1,16 @@
-"""Ragged batches into few shapes."""
+"""Ragged batches into packs of few shapes."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.ops.head import chunk_row_count
-from student_service.micro_batches import MIN_ROWS, row_bucket, split_into_micro_batches
+from distill.engine.packs import pack_slots
+from student_service.micro_batches import split_into_micro_batches
 from tests.student_service.batches import batch_of, distribution_example
 
 VOCAB = 50
 BUDGET = 256
-MAX_LENGTH = 120
+MAX_LENGTH = 300
 
 
 @st.composite
@@ -36,23 +36,22 @@ def batches(draw):
 
 @settings(deadline=None)
 @given(batches())
-def test_every_weighted_row_appears_once_with_its_token_and_scale(batch):
-    split = split_into_micro_batches(
-        batch, token_budget=BUDGET, max_length=MAX_LENGTH, vocab_size=VOCAB
-    )
+def test_every_weighted_row_appears_once_behind_its_own_prefix_and_nothing_else(batch):
     seen = set()
-    for micro_batch in split:
-        length = micro_batch.token_ids.shape[1]
+    for micro_batch in split_into_micro_batches(batch, token_budget=BUDGET):
+        segments = micro_batch.pack.segments
         start = 0
-        for row, (index, rows) in enumerate(micro_batch.sources):
+        for index, rows in micro_batch.sources:
             example = batch.examples[index]
             targets = example.targets
             for entry, target_row in enumerate(rows, start=start):
                 seen.add((index, int(target_row)))
+                slot = micro_batch.row_slots[entry]
+                visible = micro_batch.pack.token_ids[segments.starts[slot] : slot + 1]
                 position = targets.offset + target_row
-                assert micro_batch.row_positions[entry] == row * length + position
-                prefix = example.input_tokens[: position + 1]
-                np.testing.assert_array_equal(micro_batch.token_ids[row, : position + 1], prefix)
+                np.testing.assert_array_equal(visible, example.input_tokens[: position + 1])
+                assert segments.positions[slot] == position
+                assert segments.prefix_starts[slot] == segments.prefix_ends[slot] == 0
                 np.testing.assert_array_equal(
                     micro_batch.target_ids[entry], targets.token_ids[target_row]
                 )
@@ -60,6 +59,7 @@ def test_every_weighted_row_appears_once_with_its_token_and_scale(batch):
                 expected = np.float32(targets.row_weights[target_row]) / divisor
                 np.testing.assert_allclose(micro_batch.row_scales[entry], expected, rtol=1e-6)
             start += len(rows)
+        assert start == micro_batch.weighted_row_count
         assert not micro_batch.row_scales[start:].any()
     expected_rows = {
         (index, int(row))
@@ -71,18 +71,8 @@ def test_every_weighted_row_appears_once_with_its_token_and_scale(batch):
 
 @settings(deadline=None)
 @given(batches())
-def test_micro_batches_stay_within_the_budget_or_hold_one_row(batch):
-    for micro_batch in split_into_micro_batches(
-        batch, token_budget=BUDGET, max_length=MAX_LENGTH, vocab_size=VOCAB
-    ):
-        rows, length = micro_batch.token_ids.shape
-        assert rows == 1 or rows * length <= BUDGET
-        assert length <= MAX_LENGTH
-
-
-@given(st.integers(1, 5000), st.sampled_from([64, 5000, 49152, 151936]))
-def test_row_buckets_hold_the_rows_in_whole_chunks(row_count, vocab_size):
-    bucket = row_bucket(row_count, vocab_size)
-    assert bucket >= row_count
-    assert bucket % chunk_row_count(bucket, vocab_size) == 0
-    assert bucket <= max(MIN_ROWS, 2 * row_count)
+def test_packs_stay_within_the_budget_or_hold_one_example(batch):
+    for micro_batch in split_into_micro_batches(batch, token_budget=BUDGET):
+        slot_count = len(micro_batch.pack.token_ids)
+        assert slot_count <= BUDGET or len(micro_batch.sources) == 1
+        assert slot_count <= pack_slots(MAX_LENGTH)

@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 from distill.models.adapters import scale_adapter
 from distill.models.config import ModelConfig
 from distill.models.export import hf_tensors
-from distill.models.functional import Adapter, Graph, Parameters, head_kernel, hidden_states
+from distill.models.functional import (
+    Adapter,
+    Graph,
+    Parameters,
+    head_weights,
+    hidden_states,
+)
 from distill.models.loading import LoadedModel
-from distill.ops.head import selected_log_probs
+from distill.ops.head import HeadSettings, HeadTargets, head_loss
+from distill.ops.logits import head_logits
+from distill.ops.objectives import TargetRows, cross_entropy
 from tests.support.comparison import FloatArray, SoftTargets
 
 
@@ -65,7 +73,7 @@ def _dense_log_probs(
     adapter: Adapter | None,
 ) -> jax.Array:
     hidden = hidden_states(graph, parameters, token_ids[None], adapter=adapter)[0]
-    logits = hidden.astype(jnp.float32) @ head_kernel(config, parameters).astype(jnp.float32).T
+    logits = head_logits(hidden, head_weights(config, parameters, adapter))
     return jax.nn.log_softmax(logits, axis=-1)
 
 
@@ -78,10 +86,18 @@ def _loss(
     targets: SoftTargets,
 ) -> jax.Array:
     hidden = hidden_states(graph, parameters, jnp.asarray(token_ids)[None], adapter=adapter)[0]
-    head = selected_log_probs(
+    row_count = len(targets.token_ids)
+    weights = jnp.asarray(targets.weights)
+    unused = jnp.zeros(row_count)
+    loss, _ = head_loss(
         hidden,
-        head_kernel(config, parameters),
-        jnp.asarray(targets.token_ids),
-        targets.temperature,
+        head_weights(config, parameters, adapter),
+        HeadTargets(
+            jnp.asarray(targets.token_ids),
+            TargetRows(weights, unused, jnp.zeros_like(weights)),
+            jnp.ones(row_count),
+        ),
+        HeadSettings(cross_entropy, with_tail=False),
+        temperature=targets.temperature,
     )
-    return -jnp.sum(jnp.asarray(targets.weights) * head.log_probs)
+    return loss

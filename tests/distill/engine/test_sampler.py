@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from distill.engine.samples import SampleJob, StopReason
-from distill.engine.scorer import ScoreJob, Scorer
+from distill.engine.scorer import Scorer
+from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import ModelWeights
-from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
 from tests.distill.engine.sampling_laws import DenseLogits, RunJob, assert_same
@@ -62,14 +62,13 @@ def test_greedy_is_the_argmax_of_an_uncached_forward_pass(
 def test_log_probs_are_those_of_scoring_the_whole(
     run_job: RunJob,
     model: LoadedModel,
-    limits: RequestLimits,
     weights: ModelWeights,
     prompts: list[Int32Array],
     temperature: float,
     top_k: int | None,
     top_p: float,
 ) -> None:
-    scorer = Scorer(model, limits)
+    scorer = Scorer(model)
     job = SampleJob(
         prompts=prompts, max_tokens=30, temperature=temperature, top_k=top_k, top_p=top_p
     )

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from distill.engine.device_queue import DeviceQueue
-from distill.engine.scorer import ScoredChunk, ScoreJob, Scorer
+from distill.engine.scorer import Scorer
+from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.weights import ModelWeights
-from distill.limits import RequestLimits
 from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
@@ -21,8 +21,8 @@ DenseLogits = Callable[..., NDArray[np.float64]]
 
 
 @pytest.fixture(scope="module")
-def scorer(model: LoadedModel, limits: RequestLimits) -> Scorer:
-    return Scorer(model, limits)
+def scorer(model: LoadedModel) -> Scorer:
+    return Scorer(model)
 
 
 def tokens(model: LoadedModel, length: int, seed: int = 0) -> Int32Array:
@@ -162,10 +162,8 @@ def test_an_adapter_changes_the_scores_as_it_changes_the_model(
     assert np.abs(adapted["log_probs"] - base["log_probs"]).max() > 0.01
 
 
-def test_warm_shapes_compile_nothing(
-    model: LoadedModel, limits: RequestLimits, weights: ModelWeights
-) -> None:
-    scorer = Scorer(model, limits)
+def test_warm_shapes_compile_nothing(model: LoadedModel, weights: ModelWeights) -> None:
+    scorer = Scorer(model)
 
     def score(length: int, seed: int, top_k: int, temperature: float) -> None:
         jobs = [

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distill.engine.scorer import ScoredChunk, ScoreJob, Scorer
+from distill.engine.scorer import Scorer
+from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.supports import Candidates, Draws, Support
 from distill.engine.weights import ModelWeights
-from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
 from tests.distill.ops import reference
@@ -18,8 +18,8 @@ VOCAB = 512
 
 
 @pytest.fixture(scope="module")
-def scorer(model: LoadedModel, limits: RequestLimits) -> Scorer:
-    return Scorer(model, limits)
+def scorer(model: LoadedModel) -> Scorer:
+    return Scorer(model)
 
 
 def tokens(length: int, seed: int = 0) -> Int32Array:
@@ -132,10 +132,8 @@ def test_an_exact_head_is_the_top_k_with_its_probabilities_as_weights(
     np.testing.assert_allclose(headed["weights"].sum(-1), 1.0, atol=1e-5)
 
 
-def test_warm_supports_compile_nothing(
-    model: LoadedModel, limits: RequestLimits, weights: ModelWeights
-) -> None:
-    scorer = Scorer(model, limits)
+def test_warm_supports_compile_nothing(model: LoadedModel, weights: ModelWeights) -> None:
+    scorer = Scorer(model)
 
     def score(seed: int, top_k: int, exact_count: int) -> None:
         by_prompt(scorer, [job(tokens(50, seed), random_candidates(49, top_k), top_k)], weights)

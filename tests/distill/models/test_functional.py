@@ -248,7 +248,7 @@ def test_initial_a_depends_on_seed_and_target_alone() -> None:
     [
         (0, ("q_proj",), r"lora\.rank: must be at least 1, got 0"),
         (1, (), r"lora\.target_modules: must name at least one"),
-        (1, ("lm_head",), r"lora\.target_modules: must be among .*'lm_head'"),
+        (1, ("embed_tokens",), r"lora\.target_modules: must be among .*'embed_tokens'"),
         (1, ("q_proj", "q_proj"), r"lora\.target_modules: must not name a projection twice"),
     ],
 )

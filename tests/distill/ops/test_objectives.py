@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.ops.head import selected_log_probs
+from distill.ops.head import HeadSettings, HeadTargets, head_loss
+from distill.ops.logits import Head
 from distill.ops.objectives import OBJECTIVES, ObjectiveParameters, StudentRows, TargetRows
 from tests.distill.ops import reference
 
@@ -30,21 +31,23 @@ POLICY_OBJECTIVES = sorted(name for name, spec in OBJECTIVES.items() if spec.nee
 BETAS = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 
-def row_losses(logits, token_ids, targets, parameters, name):
+def loss_and_rows(logits, token_ids, targets, parameters, name):
     """With the identity as head, so that the logits are the hidden states."""
-    output = selected_log_probs(
+    spec = OBJECTIVES[name]
+    return head_loss(
         logits,
-        jnp.eye(logits.shape[-1]),
-        token_ids,
-        with_tail=OBJECTIVES[name].needs_distribution,
+        Head(jnp.eye(logits.shape[-1])),
+        HeadTargets(token_ids, targets, jnp.ones(len(logits))),
+        HeadSettings(spec.row_loss, with_tail=spec.needs_distribution),
+        parameters=parameters,
     )
-    student = StudentRows(output.log_probs, output.tail_log_probs)
-    return OBJECTIVES[name].row_loss(student, targets, parameters)
 
 
-compiled_losses = jax.jit(row_losses, static_argnames="name")
+compiled_losses = jax.jit(
+    lambda *args, name: loss_and_rows(*args, name=name)[1].losses, static_argnames="name"
+)
 compiled_gradient = jax.jit(
-    jax.grad(lambda *args, name: row_losses(*args, name=name).sum()), static_argnames="name"
+    jax.grad(lambda *args, name: loss_and_rows(*args, name=name)[0]), static_argnames="name"
 )
 
 

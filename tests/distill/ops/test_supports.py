@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill.ops.logits import Head
 from distill.ops.objectives import OBJECTIVES, ObjectiveParameters, StudentRows, TargetRows
 from distill.ops.supports import DRAW_BLOCK, candidate_rows, sampled_rows
 from tests.distill.ops import reference
@@ -18,7 +19,7 @@ def head_arguments(logits, sizes, temperature=1.0):
     row_count, vocab_size = logits.shape
     return (
         jnp.asarray(logits, jnp.float32),
-        jnp.eye(vocab_size),
+        Head(jnp.eye(vocab_size)),
         jnp.arange(row_count, dtype=jnp.int32) % vocab_size,
         jnp.full(row_count, temperature, jnp.float32),
         jnp.broadcast_to(jnp.asarray(sizes, jnp.int32), row_count),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from client.decoding import decode_chunk
 from client.errors import BrokenStreamError
-from distill.engine.scorer import ScoredChunk
+from distill.engine.scoring_jobs import ScoredChunk
 from distill.engine.supports import Candidates, Draws
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits

@@ -1,0 +1,49 @@
+"""Several sequences on one axis of tokens, without padding between them.
+
+A *pack* is a row of N token slots. It holds sequences one after the other; a token sees the tokens
+of its own sequence up to itself and, where its sequence continues a prefix that others of the pack
+continue too, the slots of that prefix.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+
+SlotArray: TypeAlias = Any
+"""[N] int32: NumPy's on the host, JAX's in compiled code."""
+
+
+class Segments(NamedTuple):
+    """What each slot of a pack sees. All [N] int32.
+
+    Slot i sees the slots [starts[i], i] and [prefix_starts[i], prefix_ends[i]).
+    """
+
+    positions: SlotArray
+    """Of each token in its sequence, the prefix counted: what rotary angles are made of."""
+
+    starts: SlotArray
+    """First slot of the token's own part of its sequence."""
+
+    prefix_starts: SlotArray
+    """First slot of the shared prefix."""
+
+    prefix_ends: SlotArray
+    """One past its last; not above the start of it where there is none."""
+
+
+def rows_as_segments(row_count: int, row_length: int) -> Segments:
+    """The segments of rows [B, T] laid one after the other: each is a sequence of its own."""
+    slots = jnp.arange(row_count * row_length)
+    positions = slots % row_length
+    nothing = jnp.zeros_like(slots)
+    return Segments(positions, slots - positions, nothing, nothing)
+
+
+def pad_segments(segments: Segments, slot_count: int) -> Segments:
+    """With slots added at the end that see themselves alone and that nothing else sees."""
+    count = segments.positions.shape[0]
+    padding = (0, slot_count - count)
+    nothing = [jnp.pad(array, padding) for array in segments]
+    own = jnp.arange(count, slot_count, dtype=segments.starts.dtype)
+    return Segments(nothing[0], jnp.concatenate([segments.starts, own]), nothing[2], nothing[3])
