@@ -13,19 +13,12 @@ from distill.errors import (
     UnavailableError,
     WrongStateError,
 )
-from distill.limits import MAX_MESSAGE_BYTES
+from distill.rpc.channel import CHANNEL_OPTIONS
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
 
 INFO_TIMEOUT_SECONDS = 10.0
 """For asking a teacher what it serves."""
 
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A frozen teacher is seen within 15 s; the keepalive time-out alone takes a minute.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-)
 
 
 class TeacherPool:

@@ -44,15 +44,20 @@ def teacher():
 
 
 @pytest.fixture
-def pool(teacher):
+def address(teacher):
     server = grpc.server(ThreadPoolExecutor(2))
     teacher_service_pb2_grpc.add_TeacherServiceServicer_to_server(teacher, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    pool = TeacherPool({"main": f"127.0.0.1:{port}"}, tokenizer_fingerprint=FINGERPRINT)
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def pool(address):
+    pool = TeacherPool({"main": address}, tokenizer_fingerprint=FINGERPRINT)
     yield pool
     pool.close()
-    server.stop(None).wait()
 
 
 SCORING = scoring_pb2.Scoring(prompts=[scoring_pb2.ScoredPrompt()] * 3, top_k=4)
@@ -84,6 +89,11 @@ def test_errors_of_the_teacher_name_it(pool, teacher, status, error):
     teacher.status = status
     with pytest.raises(error, match="'main'"):
         pool.pull("main", SCORING, 20.0)
+
+
+@pytest.mark.usefixtures("proxy_for_the_web")
+def test_proxy_for_the_web_is_not_asked_for_a_teacher(pool):
+    assert len(pool.pull("main", SCORING, 20.0)) == 3
 
 
 def test_unreachable_teacher_is_unavailable():
