@@ -280,8 +280,9 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         chunks, pulled_bytes = list(received.chunks), 0
         if received.batch.HasField("pull"):
             pull = received.batch.pull
-            chunks = self._teachers.pull(pull.teacher, pull.scoring, remaining_seconds(context))
-            pulled_bytes = sum(chunk.ByteSize() for chunk in chunks)
+            chunks, pulled_bytes = self._teachers.pull(
+                pull.teacher, pull.scoring, context, max_bytes=self._limits.max_request_bytes
+            )
         prompts = assemble_prompts(chunks, self._limits, self._vocab_size)
         batch = TrainingBatch(
             loss=received.loss, examples=attach_targets(received.examples, prompts)
