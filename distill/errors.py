@@ -50,6 +50,13 @@ class LimitExceededError(DistillError):
         self.value = value
 
 
+class BusyError(DistillError):
+    """Every request slot, or every place to wait, of the service is taken."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "TOO_MANY_REQUESTS"
+
+
 class NotFoundError(DistillError):
     """The named thing does not exist."""
 

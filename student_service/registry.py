@@ -8,6 +8,7 @@ from distill.models.adapters import LoraSpec
 from distill.models.loading import LoadedModel
 from student_service.checkpoints import CheckpointStore
 from student_service.runs import Run
+from student_service.sequencer import Sequencer
 from student_service.trainer import Trainer
 
 
@@ -24,12 +25,27 @@ class RunRegistry:
     """All runs of the service."""
 
     def __init__(
-        self, model: LoadedModel, *, trainer: Trainer, queue: DeviceQueue, store: CheckpointStore
+        self,
+        model: LoadedModel,
+        *,
+        trainer: Trainer,
+        queue: DeviceQueue,
+        store: CheckpointStore,
+        max_waiting_requests: int,
     ) -> None:
+        """Args:
+        model: the base of all runs.
+        trainer: computes for them.
+        queue: the device.
+        store: their checkpoints.
+        max_waiting_requests: most mutations that wait for their turn, over all runs; fewer than
+            the service has request slots.
+        """
         self._model = model
         self._trainer = trainer
         self._queue = queue
         self._store = store
+        self._waiting_slots = threading.Semaphore(max_waiting_requests)
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
 
@@ -49,6 +65,7 @@ class RunRegistry:
                     queue=self._queue,
                     store=self._store,
                     base_version=self._model.weights_version,
+                    sequencer=Sequencer(waiting_slots=self._waiting_slots),
                 )
                 self._runs[run_id] = run
                 return run

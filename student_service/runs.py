@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.weights import ModelWeights
@@ -26,10 +26,8 @@ from student_service.run_state import (
     named_arrays,
     state_tree,
 )
-from student_service.sequencer import Sequencer, Ticket
+from student_service.sequencer import Sequencer
 from student_service.trainer import Trainer, parameter_count
-
-Answer = TypeVar("Answer")
 
 KEPT_CHECKPOINT_WEIGHTS = 2
 """Checkpoints whose weights stay in memory for sampling and scoring."""
@@ -78,10 +76,11 @@ class Run:
         queue: DeviceQueue,
         store: CheckpointStore,
         base_version: str,
+        sequencer: Sequencer,
     ) -> None:
         self.run_id = run_id
         self.lora = lora
-        self.sequencer = Sequencer()
+        self.sequencer = sequencer
         self._trainer = trainer
         self._queue = queue
         self._store = store
@@ -101,16 +100,10 @@ class Run:
         """The present state; it stays valid when the run goes on."""
         return self._state
 
-    def apply(
-        self, ticket: Ticket, operation: Callable[[], Answer], timeout_seconds: float | None
-    ) -> tuple[Answer, bool]:
-        """Run a mutation in its turn; see Sequencer.execute."""
-        return self.sequencer.execute(ticket, operation, timeout_seconds=timeout_seconds)
-
     def forward_backward(
         self, batch: TrainingBatch, timeout_seconds: float | None
     ) -> tuple[BatchOutcome, BatchTiming]:
-        """Add the gradient of a batch to the sum. Call through `apply`."""
+        """Add the gradient of a batch to the sum. Call through the sequencer."""
         state = self._state
         outcome, timing = self._finish_stream(
             lambda: self._trainer.forward_backward(state.trainable, self.lora, batch),
@@ -144,7 +137,7 @@ class Run:
     def optim_step(
         self, settings: AdamWSettings, normalization: str, sequence_number: int
     ) -> StepReport:
-        """Apply the gradient sum and clear it. Call through `apply`.
+        """Apply the gradient sum and clear it. Call through the sequencer.
 
         Args:
             settings: of this step.
@@ -187,7 +180,7 @@ class Run:
         )
 
     def save_checkpoint(self, name: str, overwrite: bool, sequence_number: int) -> CheckpointInfo:
-        """Save the whole state. Call through `apply`."""
+        """Save the whole state. Call through the sequencer."""
         state = self._state
         info = {
             "name": name,
@@ -201,7 +194,7 @@ class Run:
         return self._store.save(self.run_id, info, arrays, overwrite=overwrite)
 
     def load_checkpoint(self, name: str) -> None:
-        """Replace the state by a saved one; the sequence goes on. Call through `apply`."""
+        """Replace the state by a saved one; the sequence goes on. Call through the sequencer."""
         self._state = self._restore(name)[0]
 
     def list_checkpoints(self) -> list[CheckpointInfo]:

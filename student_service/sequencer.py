@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from distill.errors import (
     AlreadyAppliedError,
+    BusyError,
+    CallEndedError,
     DeadlineError,
     SequenceConflictError,
     WrongStateError,
@@ -40,9 +42,22 @@ class Ticket:
 class Sequencer:
     """Applies mutations exactly once and in order, whatever order they arrive in."""
 
-    def __init__(self, *, last: int = 0, window: int = WINDOW) -> None:
+    def __init__(
+        self,
+        *,
+        last: int = 0,
+        window: int = WINDOW,
+        waiting_slots: threading.Semaphore | None = None,
+    ) -> None:
+        """Args:
+        last: the last applied sequence number.
+        window: answers kept, and how far ahead a request may be.
+        waiting_slots: bounds the requests that wait for their turn; the sequencers of a service
+            share one. None: as many as the window allows.
+        """
         self._changed = threading.Condition()
         self._window = window
+        self._waiting_slots = waiting_slots or threading.Semaphore(window)
         self._last = last
         self._epoch = 1
         self._in_flight: bytes | None = None
@@ -75,6 +90,11 @@ class Sequencer:
             self._closed = True
             self._changed.notify_all()
 
+    def wake(self) -> None:
+        """Let those who wait for their turn look again whether their caller is still there."""
+        with self._changed:
+            self._changed.notify_all()
+
     def repeated(self, ticket: Ticket) -> object | None:
         """The kept answer of a mutation that was applied before, or None.
 
@@ -84,11 +104,22 @@ class Sequencer:
             return self._find_answer(ticket)
 
     def execute(
-        self, ticket: Ticket, operation: Callable[[], Answer], *, timeout_seconds: float | None
+        self,
+        ticket: Ticket,
+        operation: Callable[[], Answer],
+        *,
+        timeout_seconds: float | None,
+        is_active: Callable[[], bool] = lambda: True,
     ) -> tuple[Answer, bool]:
         """Run `operation` in its turn, or return the kept answer.
 
         `operation` must change nothing when it raises: then its number is not consumed.
+
+        Args:
+            ticket: what identifies the mutation.
+            operation: the mutation.
+            timeout_seconds: longest wait for its turn. None: no limit.
+            is_active: whether the caller is still there; looked at after every `wake`.
 
         Returns:
             The answer, and whether it repeats one given before.
@@ -97,29 +128,17 @@ class Sequencer:
             SequenceConflictError: fenced epoch, or the number was used for something else.
             AlreadyAppliedError: applied so long ago that the answer is gone.
             WrongStateError: further ahead than the window.
+            BusyError: too many wait for their turn already.
+            CallEndedError: the caller left before its turn.
             DeadlineError: the predecessors did not arrive in time.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         with self._changed:
-            while True:
-                known = self._find_answer(ticket)
-                if known is not None:
-                    return known, True  # type: ignore[return-value] # same digest, same operation
-                is_next = ticket.sequence_number == self._last + 1
-                if is_next and self._in_flight is None:
-                    break
-                if is_next and self._in_flight != ticket.digest:
-                    raise SequenceConflictError(
-                        f"mutation.sequence_number: {ticket.sequence_number} is in flight with "
-                        "other content"
-                    )
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    raise DeadlineError(
-                        f"mutation.sequence_number: {ticket.sequence_number} still waits for "
-                        f"{self._last + 1}"
-                    )
-                self._changed.wait(remaining)
+            if not self._is_settled(ticket, is_active):
+                self._wait_until_settled(ticket, is_active, deadline)
+            known = self._find_answer(ticket)
+            if known is not None:
+                return known, True  # type: ignore[return-value] # same digest, same operation
             self._in_flight = ticket.digest
         try:
             answer = operation()
@@ -128,6 +147,45 @@ class Sequencer:
             raise
         self._finish(ticket, answer)
         return answer, False
+
+    def _is_settled(self, ticket: Ticket, is_active: Callable[[], bool]) -> bool:
+        """Whether there is an answer, or it is the ticket's turn. Raises what `execute` would."""
+        if self._find_answer(ticket) is not None:
+            return True
+        if not is_active():
+            raise CallEndedError(
+                f"mutation.sequence_number: the call ended before {ticket.sequence_number} had "
+                "its turn"
+            )
+        is_next = ticket.sequence_number == self._last + 1
+        if is_next and self._in_flight not in (None, ticket.digest):
+            raise SequenceConflictError(
+                f"mutation.sequence_number: {ticket.sequence_number} is in flight with other "
+                "content"
+            )
+        return is_next and self._in_flight is None
+
+    def _wait_until_settled(
+        self, ticket: Ticket, is_active: Callable[[], bool], deadline: float | None
+    ) -> None:
+        # Whoever waits holds a thread and a request slot: were there no bound, the very request
+        # that all of them wait for could find none.
+        if not self._waiting_slots.acquire(blocking=False):
+            raise BusyError(
+                f"mutation.sequence_number: {ticket.sequence_number} would have to wait for "
+                f"{self._last + 1}, and too many requests wait already"
+            )
+        try:
+            while not self._is_settled(ticket, is_active):
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    raise DeadlineError(
+                        f"mutation.sequence_number: {ticket.sequence_number} still waits for "
+                        f"{self._last + 1}"
+                    )
+                self._changed.wait(remaining)
+        finally:
+            self._waiting_slots.release()
 
     def _find_answer(self, ticket: Ticket) -> object | None:
         number = ticket.sequence_number

@@ -139,8 +139,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             )
             return pb.ForwardBackwardResponse(result=result)
 
-        answer, replayed = run.apply(ticket, apply, remaining_seconds(context))
-        return _replayed(answer) if replayed else answer
+        return _apply(run, ticket, apply, context)
 
     def Forward(
         self, request_iterator: Iterator[pb.ForwardRequest], context: grpc.ServicerContext
@@ -303,10 +302,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         payload.ClearField("mutation")
         digest = hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
         ticket = _ticket(header, type(request).__name__, digest)
-        answer, replayed = run.apply(
-            ticket, lambda: operation(run, header), remaining_seconds(context)
-        )
-        return _replayed(answer) if replayed else answer
+        return _apply(run, ticket, lambda: operation(run, header), context)
 
 
 def _ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:
@@ -315,6 +311,21 @@ def _ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:
         sequence_number=header.sequence_number,
         digest=operation.encode() + digest,
     )
+
+
+def _apply(
+    run: Run, ticket: Ticket, operation: Callable[[], Answer], context: grpc.ServicerContext
+) -> Answer:
+    """Run a mutation in its turn; see Sequencer.execute."""
+    # One that waits for its turn must notice when its caller leaves.
+    context.add_callback(run.sequencer.wake)
+    answer, replayed = run.sequencer.execute(
+        ticket,
+        operation,
+        timeout_seconds=remaining_seconds(context),
+        is_active=context.is_active,
+    )
+    return _replayed(answer) if replayed else answer
 
 
 def _replayed(answer: Answer) -> Answer:

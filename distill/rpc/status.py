@@ -12,7 +12,7 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from distill.errors import DistillError, InvalidFieldError, LimitExceededError
+from distill.errors import BusyError, DistillError, InvalidFieldError, LimitExceededError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -24,13 +24,6 @@ ERROR_DOMAIN = "distill"
 _EXEMPT_SERVICE = "/grpc.health.v1.Health/"
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
-
-
-class BusyError(DistillError):
-    """Every request slot of the service is taken."""
-
-    code = "RESOURCE_EXHAUSTED"
-    reason = "TOO_MANY_REQUESTS"
 
 
 def to_status(error: BaseException) -> status_pb2.Status:

@@ -125,7 +125,8 @@ class Mutation(google.protobuf.message.Message):
     flight together and arrive in any order; they apply in sequence order.
     A repeated number with the same content gets the first answer back; with
     other content, ABORTED; when the answer is no longer kept, OUT_OF_RANGE.
-    A number too far ahead is FAILED_PRECONDITION.
+    A number too far ahead is FAILED_PRECONDITION; one that would have to wait
+    while too many requests of the service wait already is RESOURCE_EXHAUSTED.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -1,6 +1,7 @@
 """What the contract says of single messages, asked of real services through bare stubs."""
 
 import threading
+import time
 
 import grpc
 import jax
@@ -207,6 +208,60 @@ def test_requests_that_arrive_out_of_order_apply_in_order(stub, run_name):
         thread.join(60)
     assert sorted(answers) == [1, 2, 3]
     assert stub.GetRun(pb.GetRunRequest(run_id=run_name)).run.accumulated_batches == 3
+
+
+def steps(stub, run_name, numbers, timeout=None):
+    """Steps under way, one for each number."""
+    settings = training_pb2.AdamW(learning_rate=0.1)
+    return [
+        stub.OptimStep.future(
+            pb.OptimStepRequest(mutation=mutation(run_name, number), adamw=settings),
+            timeout=timeout,
+        )
+        for number in numbers
+    ]
+
+
+def wait_until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+PLACES_TO_WAIT = 32  # half of the service's 64 request slots
+
+
+def test_waiting_requests_leave_room_for_the_one_they_wait_for(stub, run_name):
+    create(stub, run_name)
+    waiting = {
+        number: stub.ForwardBackward.future(parts(mutation(run_name, number), [hard()]), timeout=60)
+        for number in range(2, 65)
+    }
+    wait_until(lambda: sum(call.done() for call in waiting.values()) == 63 - PLACES_TO_WAIT)
+    refusals = [call for call in waiting.values() if call.done()]
+    assert {decode_error(call.exception()).reason for call in refusals} == {"TOO_MANY_REQUESTS"}
+    assert not stub.ForwardBackward(parts(mutation(run_name), [hard()]), timeout=20).replayed
+    for number, call in sorted(waiting.items()):
+        if call in refusals:
+            stub.ForwardBackward(parts(mutation(run_name, number), [hard()]), timeout=20)
+        else:
+            call.result(timeout=20)
+    assert stub.GetRun(pb.GetRunRequest(run_id=run_name)).run.accumulated_batches == 64
+
+
+def test_cancelled_requests_give_their_places_back(stub, run_name):
+    create(stub, run_name)
+    cancelled = steps(stub, run_name, range(2, 65))
+    wait_until(lambda: sum(call.done() for call in cancelled) == 63 - PLACES_TO_WAIT)
+    for call in cancelled:
+        call.cancel()
+
+    def all_may_wait():
+        probes = steps(stub, run_name, range(2, 2 + PLACES_TO_WAIT), timeout=0.5)
+        return {call.code().name for call in probes} == {"DEADLINE_EXCEEDED"}
+
+    wait_until(all_may_wait)
 
 
 def test_new_writer_fences_the_one_before(stub, run_name):
