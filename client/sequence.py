@@ -17,7 +17,6 @@ _REFUSALS = frozenset(
         "FAILED_PRECONDITION",
         "NOT_FOUND",
         "ALREADY_EXISTS",
-        "RESOURCE_EXHAUSTED",
         "ABORTED",
         "OUT_OF_RANGE",
         "UNAUTHENTICATED",
@@ -26,6 +25,14 @@ _REFUSALS = frozenset(
         "DATA_LOSS",
     }
 )
+
+
+def _is_refusal(error: ServiceError) -> bool:
+    # gRPC says RESOURCE_EXHAUSTED also of an answer that is too large to be sent: then the mutation
+    # was applied. What the service says itself has a reason.
+    if error.code == "RESOURCE_EXHAUSTED":
+        return bool(error.reason)
+    return error.code in _REFUSALS
 
 
 class MutationSequence:
@@ -67,7 +74,7 @@ class MutationSequence:
             try:
                 answer = mutate(header)
             except ServiceError as error:
-                if error.code not in _REFUSALS:
+                if not _is_refusal(error):
                     self._uncertain = operation
                 raise
             except KeyboardInterrupt:

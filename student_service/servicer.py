@@ -27,7 +27,12 @@ from distill.v1 import student_service_pb2_grpc, training_pb2
 from student_service.batch import TrainingBatch
 from student_service.batch_stream import BatchReader, ReceivedBatch
 from student_service.distributions import assemble_prompts, attach_targets
-from student_service.encoding import encode_batch_result, encode_checkpoint, encode_run
+from student_service.encoding import (
+    check_result_size,
+    encode_batch_result,
+    encode_checkpoint,
+    encode_run,
+)
 from student_service.export import export_files
 from student_service.registry import RunRegistry
 from student_service.runs import Run
@@ -286,6 +291,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         batch = TrainingBatch(
             loss=received.loss, examples=attach_targets(received.examples, prompts)
         )
+        check_result_size(batch, received.batch)
         return batch, pulled_bytes, time.monotonic() - started
 
     def _mutate(

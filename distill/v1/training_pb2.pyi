@@ -365,9 +365,11 @@ class Batch(google.protobuf.message.Message):
     example_count: builtins.int
     """Number of Example messages that follow; at least 1."""
     return_log_probs: builtins.bool
-    """Return the student's log-probs with the shape of the targets."""
+    """Return the student's log-probs with the shape of the targets. Results that
+    would not fit into one message are RESOURCE_EXHAUSTED before any compute.
+    """
     return_row_losses: builtins.bool
-    """Return the loss of each target row."""
+    """Return the loss of each target row. The same limit holds."""
     @property
     def pull(self) -> Global___PulledScoring:
         """Present: the student asks this teacher for the distributions, and no chunk
