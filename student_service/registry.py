@@ -7,7 +7,7 @@ from distill.errors import AlreadyExistsError, NotFoundError
 from distill.models.adapters import LoraSpec
 from distill.models.loading import LoadedModel
 from student_service.checkpoints import CheckpointStore
-from student_service.runs import Run
+from student_service.runs import Remaining, Run
 from student_service.sequencer import Sequencer
 from student_service.trainer import Trainer
 
@@ -49,11 +49,12 @@ class RunRegistry:
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
 
-    def create(self, run_id: str, lora: LoraSpec | None, *, take_over: bool) -> Run:
-        """The run of that name, made if it does not exist.
+    def create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
+        """The run of that name, and whether it was made just now.
 
         Raises:
             AlreadyExistsError: it exists with another configuration.
+            DeadlineError: the device was not free in time.
         """
         with self._lock:
             run = self._runs.get(run_id)
@@ -66,17 +67,16 @@ class RunRegistry:
                     store=self._store,
                     base_version=self._model.weights_version,
                     sequencer=Sequencer(waiting_slots=self._waiting_slots),
+                    remaining=remaining,
                 )
                 self._runs[run_id] = run
-                return run
+                return run, True
         if run.lora != lora:
             raise AlreadyExistsError(
                 f"run_id: run {run_id!r} exists with another configuration: it trains "
                 f"{_described(run.lora)}, asked for {_described(lora)}"
             )
-        if take_over:
-            run.sequencer.take_over()
-        return run
+        return run, False
 
     def get(self, run_id: str, field: str = "run_id") -> Run:
         """Raises NotFoundError when there is none of that name."""

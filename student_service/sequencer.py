@@ -76,10 +76,26 @@ class Sequencer:
         with self._changed:
             return self._epoch
 
-    def take_over(self) -> int:
-        """Fence the current writer and return the new epoch, once nothing is in flight."""
+    def take_over(
+        self,
+        *,
+        timeout_seconds: float | None = None,
+        is_active: Callable[[], bool] = lambda: True,
+    ) -> int:
+        """Fence the current writer and return the new epoch, once nothing is in flight.
+
+        Raises:
+            DeadlineError: what is in flight did not end in time; the epoch is the old one.
+            CallEndedError: the caller left meanwhile; the same.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight is None)
+            ended = self._changed.wait_for(
+                lambda: self._in_flight is None or not is_active(), timeout_seconds
+            )
+            if not is_active():
+                raise CallEndedError("the call ended before it could take the run over")
+            if not ended:
+                raise DeadlineError("a mutation is still in flight")
             self._epoch += 1
             self._changed.notify_all()
             return self._epoch

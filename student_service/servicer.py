@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,7 +92,12 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         run_id = parse_name(request.run_id, "run_id")
         lora = parse_run_config(request.config)
-        run = self._runs.create(run_id, lora, take_over=request.take_over)
+        run, is_new = self._runs.create(run_id, lora, partial(remaining_seconds, context))
+        if request.take_over and not is_new:
+            context.add_callback(run.sequencer.wake)
+            run.sequencer.take_over(
+                timeout_seconds=remaining_seconds(context), is_active=context.is_active
+            )
         return pb.CreateRunResponse(run=encode_run(run))
 
     def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
@@ -134,7 +140,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         batch, pulled_bytes, target_seconds = self._with_targets(received, context)
 
         def apply() -> pb.ForwardBackwardResponse:
-            outcome, timing = run.forward_backward(batch, remaining_seconds(context))
+            outcome, timing = run.forward_backward(batch, partial(remaining_seconds, context))
             result = encode_batch_result(
                 outcome,
                 timing,
@@ -159,7 +165,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             batch,
             header.weights.checkpoint or None,
             header.weights.HasField("base"),
-            remaining_seconds(context),
+            partial(remaining_seconds, context),
         )
         result = encode_batch_result(
             outcome, timing, header.batch, pulled_bytes=pulled_bytes, target_seconds=target_seconds
@@ -174,7 +180,12 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         normalization = parse_normalization(request.normalization)
 
         def step(run: Run, header: MutationHeader) -> pb.OptimStepResponse:
-            report = run.optim_step(settings, normalization, header.sequence_number)
+            report = run.optim_step(
+                settings,
+                normalization,
+                header.sequence_number,
+                partial(remaining_seconds, context),
+            )
             return pb.OptimStepResponse(
                 step=report.step,
                 gradient_norm=report.gradient_norm,
@@ -192,7 +203,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         job = parse_sampling(
             request.sampling, field="sampling", limits=self._limits, vocab_size=self._vocab_size
         )
-        weights = self._weights(request.run_id, request.weights)
+        weights = self._weights(request.run_id, request.weights, context)
         for sample in stream_results(self._queue, self._sampler.sample(job, weights), context):
             yield pb.StudentServiceSampleResponse(sequence=encode_sample(sample))
 
@@ -203,7 +214,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         jobs = parse_scoring(
             request.scoring, field="scoring", limits=self._limits, vocab_size=self._vocab_size
         )
-        weights = self._weights(request.run_id, request.weights)
+        weights = self._weights(request.run_id, request.weights, context)
         for chunk in stream_results(self._queue, self._scorer.score(jobs, weights), context):
             yield pb.StudentServiceStreamTopKResponse(chunk=encode_chunk(chunk))
 
@@ -214,7 +225,12 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         name = parse_name(request.name, "name")
 
         def save(run: Run, header: MutationHeader) -> pb.SaveCheckpointResponse:
-            saved = run.save_checkpoint(name, request.overwrite, header.sequence_number)
+            saved = run.save_checkpoint(
+                name,
+                request.overwrite,
+                header.sequence_number,
+                partial(remaining_seconds, context),
+            )
             return pb.SaveCheckpointResponse(checkpoint=encode_checkpoint(saved))
 
         return self._mutate(request, context, save)
@@ -226,7 +242,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         name = parse_name(request.name, "name")
 
         def load(run: Run, header: MutationHeader) -> pb.LoadCheckpointResponse:
-            run.load_checkpoint(name)
+            run.load_checkpoint(name, partial(remaining_seconds, context))
             described = encode_run(run)
             # The number is consumed when this answer is given.
             described.last_sequence_number = header.sequence_number
@@ -250,13 +266,26 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         if request.weights.HasField("base"):
             raise InvalidFieldError("weights.base", "the base model is not a run's to export")
         checkpoint = request.weights.checkpoint
-        trainable = run.checkpoint_trainable(checkpoint) if checkpoint else run.state.trainable
+        trainable = (
+            run.checkpoint_trainable(checkpoint, partial(remaining_seconds, context))
+            if checkpoint
+            else run.state.trainable
+        )
         with tempfile.TemporaryDirectory(prefix="distill-export-") as directory:
-            export_files(self._model, run.lora, trainable, Path(directory), self._queue)
+            export_files(
+                self._model,
+                run.lora,
+                trainable,
+                Path(directory),
+                self._queue,
+                remaining_seconds(context),
+            )
             for path in sorted(Path(directory).iterdir()):
                 yield from _file_pieces(path)
 
-    def _weights(self, run_id: str, reference: training_pb2.WeightsRef) -> ModelWeights:
+    def _weights(
+        self, run_id: str, reference: training_pb2.WeightsRef, context: grpc.ServicerContext
+    ) -> ModelWeights:
         """What to score or sample under.
 
         Raises:
@@ -270,11 +299,12 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
                 raise InvalidFieldError("run_id", f"must be given for {source} weights")
             return ModelWeights(self._model.parameters, None)
         run = self._runs.get(run_id)
+        remaining = partial(remaining_seconds, context)
         if source == "base":
             return ModelWeights(self._model.parameters, None)
         if source == "checkpoint":
-            return run.checkpoint_weights(reference.checkpoint)
-        return run.current_weights()
+            return run.checkpoint_weights(reference.checkpoint, remaining)
+        return run.current_weights(remaining)
 
     def _with_targets(
         self, received: ReceivedBatch, context: grpc.ServicerContext

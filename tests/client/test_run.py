@@ -150,6 +150,35 @@ def test_a_limit_that_the_service_names_is_a_refusal(
     assert run.optim_step(STEP).step == 1
 
 
+def _make_uncertain(run: StudentRun, fake: FakeStudent) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake, "_apply", _lose_every_answer(fake))
+        with pytest.raises(ServiceError, match="UNAVAILABLE"):
+            run.optim_step(STEP)
+
+
+def test_resynchronizing_does_not_fence_a_writer_that_took_over(
+    run: StudentRun, student: StudentClient, fake_student: FakeStudent
+) -> None:
+    _make_uncertain(run, fake_student)
+    successor = student.create_run("run", lora=LoraSettings(rank=4), take_over=True)
+    with pytest.raises(ServiceError, match=r"ABORTED.*another writer took over"):
+        run.resynchronize()
+    assert successor.optim_step(STEP).step == 2
+
+
+def test_resynchronizing_can_be_repeated_when_its_own_answer_is_lost(
+    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make_uncertain(run, fake_student)
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_student, "lose_take_overs", True)
+        with pytest.raises(ServiceError, match="UNAVAILABLE"):
+            run.resynchronize()
+    assert run.resynchronize()
+    assert run.optim_step(STEP).step == 2
+
+
 def _always_unavailable(*_: object) -> None:
     raise UnavailableError("away")
 

@@ -162,6 +162,29 @@ def test_take_over_fences_the_writer_before():
     assert apply(sequencer, 2, epoch=2) == ("done", False)
 
 
+def test_take_over_waits_for_what_is_in_flight_within_its_own_time():
+    sequencer = Sequencer()
+    begun, release = threading.Event(), threading.Event()
+
+    def slow():
+        begun.set()
+        release.wait(5)
+        return "answer"
+
+    thread = threading.Thread(target=lambda: apply(sequencer, 1, slow))
+    thread.start()
+    assert begun.wait(5)
+    with pytest.raises(DeadlineError, match="in flight"):
+        sequencer.take_over(timeout_seconds=0.05)
+    with pytest.raises(CallEndedError):
+        sequencer.take_over(is_active=lambda: False)
+    assert sequencer.epoch == 1
+    release.set()
+    assert sequencer.take_over(timeout_seconds=5) == 2
+    assert sequencer.last == 1
+    thread.join(5)
+
+
 def test_take_over_fences_a_request_that_already_waits():
     sequencer = Sequencer()
     errors = []
