@@ -20,6 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+from student_service.validation import parse_name
 
 FORMAT_VERSION = 1
 """Raised when the files change in a way that older code would misread."""
@@ -49,7 +50,11 @@ class CheckpointInfo:
 
 
 class CheckpointStore:
-    """The checkpoints of all runs below one directory. Names are checked by the caller."""
+    """The checkpoints of all runs below one directory.
+
+    Both names become parts of a path: here, at the last moment, whatever is no name is refused,
+    though the edge has checked them.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -75,7 +80,7 @@ class CheckpointStore:
         """
         directory = self._directory(run_id)
         directory.mkdir(parents=True, exist_ok=True)
-        manifest_path = directory / f"{info['name']}.json"
+        manifest_path = self._manifest_path(run_id, info["name"])
         previous = json.loads(manifest_path.read_text()) if manifest_path.exists() else None
         if previous is not None and not overwrite:
             raise AlreadyExistsError(
@@ -117,7 +122,7 @@ class CheckpointStore:
 
     def manifest(self, run_id: str, name: str) -> Mapping[str, Any]:
         """What a checkpoint says of itself; errors are those of `load`."""
-        path = self._directory(run_id) / f"{name}.json"
+        path = self._manifest_path(run_id, name)
         if not path.is_file() or path.is_symlink():
             raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}")
         try:
@@ -139,10 +144,13 @@ class CheckpointStore:
 
     def delete_all(self, run_id: str) -> None:
         """Remove everything of a run."""
-        shutil.rmtree(self._root / run_id, ignore_errors=True)
+        shutil.rmtree(self._directory(run_id).parent, ignore_errors=True)
 
     def _directory(self, run_id: str) -> Path:
-        return self._root / run_id / "checkpoints"
+        return self._root / parse_name(run_id, "run_id") / "checkpoints"
+
+    def _manifest_path(self, run_id: str, name: str) -> Path:
+        return self._directory(run_id) / f"{parse_name(name, 'name')}.json"
 
 
 def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:

@@ -102,7 +102,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
 
     def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
         """See the proto."""
-        return pb.GetRunResponse(run=encode_run(self._runs.get(request.run_id)))
+        return pb.GetRunResponse(run=encode_run(self._run(request.run_id)))
 
     def ListRuns(
         self, request: pb.ListRunsRequest, context: grpc.ServicerContext
@@ -158,12 +158,13 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         reader = BatchReader(request_iterator, self._limits, self._vocab_size)
         header: pb.ForwardHeader = reader.header()
-        run = self._runs.get(parse_name(header.run_id, "header.run_id"), "header.run_id")
+        run = self._run(header.run_id, "header.run_id")
+        checkpoint = _parse_checkpoint(header.weights, "header.weights")
         received = reader.batch(header.batch, self._teachers)
         batch, pulled_bytes, target_seconds = self._with_targets(received, context)
         outcome, timing = run.forward(
             batch,
-            header.weights.checkpoint or None,
+            checkpoint,
             header.weights.HasField("base"),
             partial(remaining_seconds, context),
         )
@@ -254,22 +255,21 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         self, request: pb.ListCheckpointsRequest, context: grpc.ServicerContext
     ) -> pb.ListCheckpointsResponse:
         """See the proto."""
-        found = self._runs.get(request.run_id).list_checkpoints()
+        found = self._run(request.run_id).list_checkpoints()
         return pb.ListCheckpointsResponse(checkpoints=[encode_checkpoint(info) for info in found])
 
     def ExportWeights(
         self, request: pb.ExportWeightsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ExportWeightsResponse]:
         """See the proto."""
-        run = self._runs.get(request.run_id)
-        _check_weights(request.weights)
+        run = self._run(request.run_id)
+        checkpoint = _parse_checkpoint(request.weights)
         if request.weights.HasField("base"):
             raise InvalidFieldError("weights.base", "the base model is not a run's to export")
-        checkpoint = request.weights.checkpoint
         trainable = (
-            run.checkpoint_trainable(checkpoint, partial(remaining_seconds, context))
-            if checkpoint
-            else run.state.trainable
+            run.state.trainable
+            if checkpoint is None
+            else run.checkpoint_trainable(checkpoint, partial(remaining_seconds, context))
         )
         with tempfile.TemporaryDirectory(prefix="distill-export-") as directory:
             export_files(
@@ -283,6 +283,10 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             for path in sorted(Path(directory).iterdir()):
                 yield from _file_pieces(path)
 
+    def _run(self, run_id: str, field: str = "run_id") -> Run:
+        """Raises InvalidFieldError for what is no name, NotFoundError where there is no run."""
+        return self._runs.get(parse_name(run_id, field), field)
+
     def _weights(
         self, run_id: str, reference: training_pb2.WeightsRef, context: grpc.ServicerContext
     ) -> ModelWeights:
@@ -292,18 +296,18 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             InvalidFieldError: a run's weights are asked for without a run.
             NotFoundError: no such run or checkpoint.
         """
-        _check_weights(reference)
+        checkpoint = _parse_checkpoint(reference)
         source = reference.WhichOneof("source")
         if not run_id:
             if source not in (None, "base"):
                 raise InvalidFieldError("run_id", f"must be given for {source} weights")
             return ModelWeights(self._model.parameters, None)
-        run = self._runs.get(run_id)
+        run = self._run(run_id)
         remaining = partial(remaining_seconds, context)
         if source == "base":
             return ModelWeights(self._model.parameters, None)
-        if source == "checkpoint":
-            return run.checkpoint_weights(reference.checkpoint, remaining)
+        if checkpoint is not None:
+            return run.checkpoint_weights(checkpoint, remaining)
         return run.current_weights(remaining)
 
     def _with_targets(
@@ -373,9 +377,11 @@ def _replayed(answer: Answer) -> Answer:
     return copy
 
 
-def _check_weights(reference: training_pb2.WeightsRef) -> None:
-    if reference.HasField("checkpoint"):
-        parse_name(reference.checkpoint, "weights.checkpoint")
+def _parse_checkpoint(reference: training_pb2.WeightsRef, field: str = "weights") -> str | None:
+    """The name of the checkpoint that is asked for; None where it is none."""
+    if not reference.HasField("checkpoint"):
+        return None
+    return parse_name(reference.checkpoint, f"{field}.checkpoint")
 
 
 def _file_pieces(path: Path) -> Iterator[pb.ExportWeightsResponse]:

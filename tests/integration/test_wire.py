@@ -274,14 +274,70 @@ def test_new_writer_fences_the_one_before(stub, run_name):
     assert not stub.ForwardBackward(parts(header, [hard()])).replayed
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".x", "x" * 65])
-def test_names_that_could_leave_their_directory_are_refused(stub, run_name, name):
+def named_calls(stub, run_name, name):
+    """Every request that names a run or a checkpoint, with `name` there → the field."""
     config = training_pb2.RunConfig(full=training_pb2.FullConfig())
-    create_request = pb.CreateRunRequest(run_id=name, config=config)
-    assert refused(lambda: stub.CreateRun(create_request)).field == "run_id"
+    weights = training_pb2.WeightsRef(checkpoint=name)
+    prompt = encode_int32(tokens(0, 4))
+    sampling = scoring_pb2.Sampling(prompts=[prompt], params={"max_tokens": 1})
+    scoring = scoring_pb2.Scoring(prompts=[{"token_ids": prompt}], top_k=2)
+
+    def evaluate(run_id, weights=None):
+        header = pb.ForwardHeader(
+            run_id=run_id,
+            weights=weights,
+            batch=training_pb2.Batch(objective=CROSS_ENTROPY, example_count=1),
+        )
+        requests = [pb.ForwardRequest(header=header), pb.ForwardRequest(example=hard())]
+        return stub.Forward(iter(requests))
+
+    def sample(run_id, weights=None):
+        return list(
+            stub.Sample(
+                pb.StudentServiceSampleRequest(run_id=run_id, weights=weights, sampling=sampling)
+            )
+        )
+
+    def score(run_id, weights=None):
+        return list(
+            stub.StreamTopK(
+                pb.StudentServiceStreamTopKRequest(run_id=run_id, weights=weights, scoring=scoring)
+            )
+        )
+
+    def export(run_id, weights=None):
+        return list(stub.ExportWeights(pb.ExportWeightsRequest(run_id=run_id, weights=weights)))
+
+    header = mutation(run_name)
+    calls = [
+        ("run_id", lambda: stub.CreateRun(pb.CreateRunRequest(run_id=name, config=config))),
+        ("run_id", lambda: stub.GetRun(pb.GetRunRequest(run_id=name))),
+        ("run_id", lambda: stub.ListCheckpoints(pb.ListCheckpointsRequest(run_id=name))),
+        ("name", lambda: stub.SaveCheckpoint(pb.SaveCheckpointRequest(mutation=header, name=name))),
+        ("name", lambda: stub.LoadCheckpoint(pb.LoadCheckpointRequest(mutation=header, name=name))),
+        ("mutation.run_id", lambda: stub.DeleteRun(pb.DeleteRunRequest(mutation=mutation(name)))),
+        ("header.run_id", lambda: evaluate(name)),
+        ("header.weights.checkpoint", lambda: evaluate(run_name, weights)),
+        ("run_id", lambda: export(name)),
+        ("weights.checkpoint", lambda: export(run_name, weights)),
+        ("weights.checkpoint", lambda: sample(run_name, weights)),
+        ("weights.checkpoint", lambda: score(run_name, weights)),
+    ]
+    if name:  # without a run these two are of the base model
+        calls += [("run_id", lambda: sample(name)), ("run_id", lambda: score(name))]
+    return calls
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../up", "../../other/checkpoints/first", "a/b", "", ".x", "x" * 65, "x" * 20_000],
+    ids=lambda name: name[:12] or "empty",
+)
+def test_names_that_could_leave_their_directory_are_refused_everywhere(stub, run_name, name):
     create(stub, run_name)
-    save = pb.SaveCheckpointRequest(mutation=mutation(run_name), name=name)
-    assert refused(lambda: stub.SaveCheckpoint(save)).field == "name"
+    for field, call in named_calls(stub, run_name, name):
+        error = refused(call)
+        assert (error.code, error.field) == ("INVALID_ARGUMENT", field)
 
 
 def test_unknown_run_and_checkpoint_are_not_found(stub, run_name):

@@ -5,7 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+from distill.errors import (
+    AlreadyExistsError,
+    CorruptDataError,
+    InvalidFieldError,
+    NotFoundError,
+)
 from student_service import checkpoints
 from student_service.checkpoints import CheckpointStore
 
@@ -98,6 +103,26 @@ def test_checkpoints_are_listed_oldest_first(store):
         store.save("run", INFO | {"name": name}, arrays(), overwrite=False)
     assert [info.name for info in store.list("run")] == ["zeta", "alpha", "middle"]
     assert store.list("other") == []
+
+
+@pytest.mark.parametrize("name", ["../../other/checkpoints/first", "/etc/x", "", ".x", "a\0b"])
+def test_what_is_no_name_reaches_no_file(store, tmp_path, name):
+    store.save("other", INFO, arrays(), overwrite=False)
+    before = sorted(tmp_path.rglob("*"))
+    for call in (
+        lambda: store.manifest("run", name),
+        lambda: store.load("run", name),
+        lambda: store.load(name, "first"),
+        lambda: store.list(name),
+        lambda: store.delete_all(name),
+        lambda: store.save("run", INFO | {"name": name}, arrays(), overwrite=True),
+        lambda: store.save(name, INFO, arrays(), overwrite=True),
+    ):
+        with pytest.raises(InvalidFieldError):
+            call()
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        path for path in before if path.is_file()
+    ]
 
 
 def test_a_link_in_place_of_a_manifest_is_not_followed(store, tmp_path):
