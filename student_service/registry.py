@@ -8,7 +8,7 @@ from distill.models.adapters import LoraSpec
 from distill.models.loading import LoadedModel
 from student_service.checkpoints import CheckpointStore
 from student_service.runs import Remaining, Run
-from student_service.sequencer import Sequencer
+from student_service.sequencer import Sequencer, Ticket
 from student_service.trainer import Trainer
 
 
@@ -48,6 +48,7 @@ class RunRegistry:
         self._waiting_slots = threading.Semaphore(max_waiting_requests)
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
+        self._deletions: dict[str, Ticket] = {}
 
     def create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
         """The run of that name, and whether it was made just now.
@@ -66,7 +67,7 @@ class RunRegistry:
                     queue=self._queue,
                     store=self._store,
                     base_version=self._model.weights_version,
-                    sequencer=Sequencer(waiting_slots=self._waiting_slots),
+                    sequencer=self._new_sequencer(run_id),
                     remaining=remaining,
                 )
                 self._runs[run_id] = run
@@ -77,6 +78,14 @@ class RunRegistry:
                 f"{_described(run.lora)}, asked for {_described(lora)}"
             )
         return run, False
+
+    def _new_sequencer(self, run_id: str) -> Sequencer:
+        # The writer of a deleted run must not be taken for that of a new one of its name.
+        deletion = self._deletions.get(run_id)
+        return Sequencer(
+            epoch=1 if deletion is None else deletion.writer_epoch + 1,
+            waiting_slots=self._waiting_slots,
+        )
 
     def get(self, run_id: str, field: str = "run_id") -> Run:
         """Raises NotFoundError when there is none of that name."""
@@ -91,8 +100,19 @@ class RunRegistry:
         with self._lock:
             return [self._runs[name] for name in sorted(self._runs)]
 
-    def remove(self, run: Run) -> None:
-        """Forget a run. Later mutations of it are refused."""
+    def remove(self, run: Run, ticket: Ticket) -> None:
+        """Forget a run. Later mutations of it are refused.
+
+        Args:
+            run: to be forgotten.
+            ticket: of the mutation that deletes it; all that is remembered.
+        """
         with self._lock:
             self._runs.pop(run.run_id, None)
+            self._deletions[run.run_id] = ticket
         run.sequencer.close()
+
+    def deleted_by(self, run_id: str) -> Ticket | None:
+        """The mutation that deleted the last run of that name; None where none was."""
+        with self._lock:
+            return self._deletions.get(run_id)

@@ -46,11 +46,13 @@ class Sequencer:
         self,
         *,
         last: int = 0,
+        epoch: int = 1,
         window: int = WINDOW,
         waiting_slots: threading.Semaphore | None = None,
     ) -> None:
         """Args:
         last: the last applied sequence number.
+        epoch: of the first writer.
         window: answers kept, and how far ahead a request may be.
         waiting_slots: bounds the requests that wait for their turn; the sequencers of a service
             share one. None: as many as the window allows.
@@ -59,7 +61,7 @@ class Sequencer:
         self._window = window
         self._waiting_slots = waiting_slots or threading.Semaphore(window)
         self._last = last
-        self._epoch = 1
+        self._epoch = epoch
         self._in_flight: bytes | None = None
         self._closed = False
         self._answers: OrderedDict[int, tuple[bytes, object]] = OrderedDict()
@@ -101,7 +103,7 @@ class Sequencer:
             return self._epoch
 
     def close(self) -> None:
-        """Refuse everything from now on; the run was deleted."""
+        """Refuse everything new from now on; the run was deleted."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -205,13 +207,13 @@ class Sequencer:
 
     def _find_answer(self, ticket: Ticket) -> object | None:
         number = ticket.sequence_number
-        if self._closed:
-            raise SequenceConflictError("mutation.run_id: the run was deleted")
         if ticket.writer_epoch != self._epoch:
             raise SequenceConflictError(
                 f"mutation.writer_epoch: the current epoch is {self._epoch}, got "
                 f"{ticket.writer_epoch}: another writer took over"
             )
+        if self._closed and number > self._last and self._in_flight != ticket.digest:
+            raise SequenceConflictError("mutation.run_id: the run was deleted")
         if number > self._last + self._window:
             raise WrongStateError(
                 f"mutation.sequence_number: must be at most {self._last + self._window} "

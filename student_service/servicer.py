@@ -15,7 +15,7 @@ from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
 from distill.engine.weights import ModelWeights
-from distill.errors import InvalidFieldError
+from distill.errors import InvalidFieldError, NotFoundError
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.rpc.deadline import remaining_seconds
@@ -115,13 +115,20 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
     ) -> pb.DeleteRunResponse:
         """See the proto."""
 
-        def delete(run: Run, _: MutationHeader) -> pb.DeleteRunResponse:
+        def delete(run: Run, header: MutationHeader) -> pb.DeleteRunResponse:
             if request.delete_checkpoints:
                 run.delete_checkpoints()
-            self._runs.remove(run)
+            self._runs.remove(run, _request_ticket(header, request))
             return pb.DeleteRunResponse()
 
-        return self._mutate(request, context, delete)
+        try:
+            return self._mutate(request, context, delete)
+        except NotFoundError:
+            # The run took its kept answers with it, except for this one.
+            header = parse_mutation(request.mutation)
+            if self._runs.deleted_by(header.run_id) != _request_ticket(header, request):
+                raise
+            return pb.DeleteRunResponse(replayed=True)
 
     def ForwardBackward(
         self, request_iterator: Iterator[pb.ForwardBackwardRequest], context: grpc.ServicerContext
@@ -337,11 +344,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """Run a unary mutation exactly once."""
         header = parse_mutation(request.mutation)  # type: ignore[attr-defined] # all have it
         run = self._runs.get(header.run_id, "mutation.run_id")
-        payload = type(request)()
-        payload.CopyFrom(request)
-        payload.ClearField("mutation")
-        digest = hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
-        ticket = _ticket(header, type(request).__name__, digest)
+        ticket = _request_ticket(header, request)
         return _apply(run, ticket, lambda: operation(run, header), context)
 
 
@@ -351,6 +354,15 @@ def _ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:
         sequence_number=header.sequence_number,
         digest=operation.encode() + digest,
     )
+
+
+def _request_ticket(header: MutationHeader, request: Message) -> Ticket:
+    """The ticket of a unary mutation."""
+    payload = type(request)()
+    payload.CopyFrom(request)
+    payload.ClearField("mutation")
+    digest = hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
+    return _ticket(header, type(request).__name__, digest)
 
 
 def _apply(

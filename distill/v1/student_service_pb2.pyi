@@ -223,9 +223,15 @@ class DeleteRunResponse(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    REPLAYED_FIELD_NUMBER: builtins.int
+    replayed: builtins.bool
+    """True when this answer repeats one given before."""
     def __init__(
         self,
+        *,
+        replayed: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["replayed", b"replayed"]) -> None: ...
 
 Global___DeleteRunResponse: typing_extensions.TypeAlias = DeleteRunResponse
 

@@ -377,6 +377,32 @@ def test_exported_adapter_has_the_files_that_peft_reads(student, run_name, tmp_p
     assert {path.name for path in files} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
+def test_repeated_deletion_gets_the_first_answer_again(stub, run_name):
+    create(stub, run_name)
+    stub.ForwardBackward(parts(mutation(run_name), [hard()]))
+    request = pb.DeleteRunRequest(mutation=mutation(run_name, 2))
+    assert not stub.DeleteRun(request).replayed
+    assert stub.DeleteRun(request).replayed
+    other = pb.DeleteRunRequest(mutation=mutation(run_name, 2), delete_checkpoints=True)
+    assert refused(lambda: stub.DeleteRun(other)).code == "NOT_FOUND"
+    late = refused(lambda: stub.ForwardBackward(parts(mutation(run_name, 3), [hard()])))
+    assert late.code == "NOT_FOUND"
+
+
+def test_writer_of_a_deleted_run_is_fenced_from_a_new_one_of_its_name(stub, run_name):
+    create(stub, run_name)
+    deletion = pb.DeleteRunRequest(mutation=mutation(run_name))
+    stub.DeleteRun(deletion)
+    again = create(stub, run_name)
+    assert (again.writer_epoch, again.last_sequence_number) == (2, 0)
+    for call in (
+        lambda: stub.ForwardBackward(parts(mutation(run_name), [hard()])),
+        lambda: stub.DeleteRun(deletion),
+    ):
+        assert refused(call).code == "ABORTED"
+    assert not stub.ForwardBackward(parts(mutation(run_name, epoch=2), [hard()])).replayed
+
+
 def test_deleted_run_can_come_back_with_its_checkpoint(student, run_name):
     lora = LoraSettings(rank=3)
     run = student.create_run(run_name, lora=lora)

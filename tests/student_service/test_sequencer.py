@@ -227,11 +227,29 @@ def test_duplicate_in_flight_waits_for_the_one_answer():
     assert sorted(answers) == [("answer", False), ("answer", True), ("answer", True)]
 
 
-def test_deleted_run_refuses_everything():
+def test_deleted_run_refuses_everything_but_the_repeated_deletion():
     sequencer = Sequencer()
-    sequencer.close()
+    begun, release, answers = threading.Event(), threading.Event(), []
+
+    def delete():
+        sequencer.close()
+        begun.set()
+        release.wait(5)
+        return "deleted"
+
+    def repeat():
+        answers.append(apply(sequencer, 1, delete))
+
+    threads = [threading.Thread(target=repeat) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(5)
+    release.set()
+    for thread in threads:
+        thread.join(5)
+    assert sorted(answers) == [("deleted", False), ("deleted", True)]
     with pytest.raises(SequenceConflictError, match="deleted"):
-        apply(sequencer, 1)
+        apply(sequencer, 2)
 
 
 @settings(deadline=None, max_examples=30)
