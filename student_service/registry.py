@@ -3,7 +3,7 @@
 import threading
 
 from distill.engine.device_queue import DeviceQueue
-from distill.errors import AlreadyExistsError, NotFoundError
+from distill.errors import AlreadyExistsError, DeadlineError, NotFoundError
 from distill.models.adapters import LoraSpec
 from distill.models.loading import LoadedModel
 from student_service.checkpoints import CheckpointStore
@@ -47,6 +47,7 @@ class RunRegistry:
         self._store = store
         self._waiting_slots = threading.Semaphore(max_waiting_requests)
         self._lock = threading.Lock()
+        self._creating = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._deletions: dict[str, Ticket] = {}
 
@@ -57,20 +58,10 @@ class RunRegistry:
             AlreadyExistsError: it exists with another configuration.
             DeadlineError: the device was not free in time.
         """
-        with self._lock:
-            run = self._runs.get(run_id)
-            if run is None:
-                run = Run(
-                    run_id,
-                    lora,
-                    trainer=self._trainer,
-                    queue=self._queue,
-                    store=self._store,
-                    base_version=self._model.weights_version,
-                    sequencer=self._new_sequencer(run_id),
-                    remaining=remaining,
-                )
-                self._runs[run_id] = run
+        run = self._find(run_id)
+        if run is None:
+            run, is_new = self._create(run_id, lora, remaining)
+            if is_new:
                 return run, True
         if run.lora != lora:
             raise AlreadyExistsError(
@@ -79,9 +70,39 @@ class RunRegistry:
             )
         return run, False
 
+    def _find(self, run_id: str) -> Run | None:
+        with self._lock:
+            return self._runs.get(run_id)
+
+    def _create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
+        # A lock of its own: a new run waits for the device, and the other runs' requests must not
+        # wait with it.
+        timeout = remaining()
+        if not self._creating.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise DeadlineError("the deadline passed while another run was created")
+        try:
+            run = self._find(run_id)
+            if run is not None:
+                return run, False
+            run = Run(
+                run_id,
+                lora,
+                trainer=self._trainer,
+                queue=self._queue,
+                store=self._store,
+                base_version=self._model.weights_version,
+                sequencer=self._new_sequencer(run_id),
+                remaining=remaining,
+            )
+            with self._lock:
+                self._runs[run_id] = run
+            return run, True
+        finally:
+            self._creating.release()
+
     def _new_sequencer(self, run_id: str) -> Sequencer:
         # The writer of a deleted run must not be taken for that of a new one of its name.
-        deletion = self._deletions.get(run_id)
+        deletion = self.deleted_by(run_id)
         return Sequencer(
             epoch=1 if deletion is None else deletion.writer_epoch + 1,
             waiting_slots=self._waiting_slots,
@@ -89,8 +110,7 @@ class RunRegistry:
 
     def get(self, run_id: str, field: str = "run_id") -> Run:
         """Raises NotFoundError when there is none of that name."""
-        with self._lock:
-            run = self._runs.get(run_id)
+        run = self._find(run_id)
         if run is None:
             raise NotFoundError(f"{field}: there is no run {run_id!r}")
         return run

@@ -75,3 +75,17 @@ def test_resynchronizing_waits_for_a_mutation_that_has_begun(in_process, run, mo
     assert run.state().step == 1
     run.forward_backward([EXAMPLE], HARD)
     assert run.optim_step(STEP).step == 2
+
+
+def test_creating_a_run_keeps_nobody_from_the_others(in_process, student, run):
+    name = f"new-{uuid.uuid4().hex[:8]}"
+    with ThreadPoolExecutor(2) as executor:
+        with in_process.device_held():
+            first, second = (executor.submit(student.create_run, name, lora=LORA) for _ in "ab")
+            with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+                student.create_run(f"{name}-late", lora=LORA, timeout_seconds=0.3)
+            assert run.state(timeout_seconds=5).last_sequence_number == 1
+            assert name not in [one.run_id for one in student.list_runs(timeout_seconds=5)]
+            assert not first.done()
+        assert first.result(20).created == second.result(20).created
+    assert f"{name}-late" not in [one.run_id for one in student.list_runs()]
