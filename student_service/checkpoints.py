@@ -88,19 +88,25 @@ class CheckpointStore:
                 "replace it"
             )
         state_path = directory / f"{info['name']}-{uuid.uuid4().hex}.safetensors"
-        save_file(dict(arrays), state_path)
-        _sync(state_path)
-        manifest = {
-            **info,
-            "format_version": FORMAT_VERSION,
-            "created_unix_seconds": time.time(),
-            "size_bytes": state_path.stat().st_size,
-            "state_file": state_path.name,
-            "state_sha256": _digest(state_path),
-        }
         aside = manifest_path.with_suffix(".json.tmp")
-        aside.write_text(json.dumps(manifest, indent=2))
-        _sync(aside)
+        try:
+            save_file(dict(arrays), state_path)
+            _sync(state_path)
+            manifest = {
+                **info,
+                "format_version": FORMAT_VERSION,
+                "created_unix_seconds": time.time(),
+                "size_bytes": state_path.stat().st_size,
+                "state_file": state_path.name,
+                "state_sha256": _digest(state_path),
+            }
+            aside.write_text(json.dumps(manifest, indent=2))
+            _sync(aside)
+        except BaseException:
+            # No manifest names it, so nobody would ever remove it: and a full disk is one reason.
+            state_path.unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
+            raise
         aside.replace(manifest_path)
         _sync(directory)
         if previous is not None:
@@ -115,10 +121,26 @@ class CheckpointStore:
             CorruptDataError: its state file is missing or does not match its digest.
         """
         manifest = self.manifest(run_id, name)
-        state_path = self._directory(run_id) / Path(manifest["state_file"]).name
-        if not state_path.is_file() or _digest(state_path) != manifest["state_sha256"]:
-            raise CorruptDataError(f"the state of checkpoint {name!r} does not match its digest")
-        return manifest, load_file(state_path)
+        while (arrays := self._arrays(run_id, manifest)) is None:
+            previous, manifest = manifest, self.manifest(run_id, name)
+            # Overwritten between the two reads, the state is gone with its manifest: that is no
+            # damage, and the new one is there.
+            if manifest["state_file"] == previous["state_file"]:
+                raise CorruptDataError(
+                    f"the state of checkpoint {name!r} does not match its digest"
+                )
+        return manifest, arrays
+
+    def _arrays(self, run_id: str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """The arrays of a manifest; None where they are missing or do not match it."""
+        path = self._directory(run_id) / Path(manifest["state_file"]).name
+        try:
+            if _digest(path) != manifest["state_sha256"]:
+                return None
+            arrays: dict[str, np.ndarray] = load_file(path)
+        except FileNotFoundError:
+            return None
+        return arrays
 
     def manifest(self, run_id: str, name: str) -> Mapping[str, Any]:
         """What a checkpoint says of itself; errors are those of `load`."""

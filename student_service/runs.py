@@ -239,9 +239,10 @@ class Run:
             if key in self._saved_weights:
                 self._saved_weights.move_to_end(key)
                 return self._saved_weights[key]
-        weights = self._weights(self._restore(name, remaining)[0].trainable, remaining)
+        state, manifest = self._restore(name, remaining)  # perhaps overwritten since
+        weights = self._weights(state.trainable, remaining)
         with self._saved_weights_lock:
-            self._saved_weights[key] = weights
+            self._saved_weights[manifest["state_file"]] = weights
             while len(self._saved_weights) > KEPT_CHECKPOINT_WEIGHTS:
                 self._saved_weights.popitem(last=False)
         return weights

@@ -51,10 +51,13 @@ def test_taken_name_is_refused_unless_overwritten(store, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["save_file", "_digest", "_sync"])
-def test_interrupted_save_leaves_the_checkpoint_before_it(store, monkeypatch, stage):
+def test_interrupted_save_leaves_the_checkpoint_before_it(store, tmp_path, monkeypatch, stage):
     save(store)
+    genuine = checkpoints.save_file
 
-    def fail(*_):
+    def fail(*arguments):
+        if stage == "save_file":
+            genuine(*arguments)  # a part of it is there
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
@@ -63,6 +66,27 @@ def test_interrupted_save_leaves_the_checkpoint_before_it(store, monkeypatch, st
             save(store, value=2.0, overwrite=True)
     assert [info.name for info in store.list("run")] == ["first"]
     assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 1.0
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2  # nothing of the failed one
+
+
+@pytest.mark.parametrize("moment", ["before the digest", "before the arrays"])
+def test_overwriting_while_a_reader_is_between_manifest_and_state_is_no_data_loss(
+    store, monkeypatch, moment
+):
+    save(store)
+    stage = "_digest" if moment == "before the digest" else "load_file"
+    genuine, overwritten = getattr(checkpoints, stage), []
+
+    def read(path):
+        if not overwritten:
+            overwritten.append(True)
+            save(store, value=2.0, overwrite=True)
+        return genuine(path)
+
+    monkeypatch.setattr(checkpoints, stage, read)
+    manifest, loaded = store.load("run", "first")
+    assert loaded["trainable/q_proj/a"][0, 0] == 2.0
+    assert manifest == store.manifest("run", "first")
 
 
 @pytest.mark.parametrize("position", [0, 9, -1])
