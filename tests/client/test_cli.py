@@ -174,6 +174,22 @@ def test_ctrl_c_exits_with_130_and_leaves_no_process(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
+def test_ctrl_c_during_the_imports_is_an_interruption_like_any_other(tmp_path: Path) -> None:
+    # A shadow of the first heavy import: the signal comes in the middle of it.
+    (tmp_path / "grpc.py").write_text(
+        "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(20)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "client.cli", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "distill: interrupted\n")
+
+
 def _first_number(path: Path) -> int:
     for _ in range(400):
         if path.exists() and path.read_text().endswith("\n"):
