@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.cli import build_parser, main
-from client.commands import COMMANDS
+from client.commands import COMMANDS, demo
 from client.teacher import TeacherClient
 from tests.client.fakes import FakeStudent, FakeTeacher, serving
 
@@ -203,3 +203,17 @@ def test_shipped_questions_are_enough_and_disjoint() -> None:
     for path in (arguments.training_file, arguments.heldout_file):
         for line in path.read_text().splitlines():
             assert json.loads(line)["demonstration"].startswith("Answer: ")
+
+
+@pytest.mark.parametrize("kind", ["training", "heldout"])
+def test_demo_without_the_source_tree_says_which_file_to_give(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "_EXAMPLES", tmp_path / "examples")
+    given = {"training": "--heldout-file", "heldout": "--training-file"}[kind]
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", given, str(tmp_path / "own.jsonl")])
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"distill: error: --{kind}-file: must be given")
+    assert "examples/questions_" in error
