@@ -89,6 +89,7 @@ class Sequencer:
         Raises:
             DeadlineError: what is in flight did not end in time; the epoch is the old one.
             CallEndedError: the caller left meanwhile; the same.
+            SequenceConflictError: the run was deleted meanwhile.
         """
         with self._changed:
             ended = self._changed.wait_for(
@@ -98,6 +99,8 @@ class Sequencer:
                 raise CallEndedError("the call ended before it could take the run over")
             if not ended:
                 raise DeadlineError("a mutation is still in flight")
+            if self._closed:
+                raise SequenceConflictError("run_id: the run was deleted")
             self._epoch += 1
             self._changed.notify_all()
             return self._epoch

@@ -250,6 +250,8 @@ def test_deleted_run_refuses_everything_but_the_repeated_deletion():
     assert sorted(answers) == [("deleted", False), ("deleted", True)]
     with pytest.raises(SequenceConflictError, match="deleted"):
         apply(sequencer, 2)
+    with pytest.raises(SequenceConflictError, match="deleted"):
+        sequencer.take_over()
 
 
 @settings(deadline=None, max_examples=30)
