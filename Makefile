@@ -8,10 +8,13 @@ ARGS ?=
 
 VENV := .venv
 VENV_PARITY := .venv-parity
+VENV_SKYRL := .venv-skyrl
+# On PyTorch only because the package imports it; version 0.4 of skyrl needs Python 3.12.
+SKYRL := 'torch==2.13.0' 'skyrl[jax,tinker]==0.3.0'
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-parity test-docker lint format protos bench clean environment-demo environment-dev environment-parity
+.PHONY: help demo test test-all test-parity test-docker lint format protos bench bench-peer clean environment-demo environment-dev environment-parity
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
@@ -68,10 +71,16 @@ protos: ## generate distill/v1 from protos/
 	@echo "==> protos/generate.sh"
 	@protos/generate.sh
 
-bench: environment-dev ## measure the machine's peak, scoring and training side by side
+bench: environment-dev ## measure beside plain JAX, PyTorch and skyrl (ARGS="--quick --json FILE --only NAME")
 	@echo "==> benchmarks"
 	@$(VENV)/bin/python -m benchmarks $(ARGS)
 
+# Never a dependency: it lives in an environment of its own and is spoken to through pipes.
+bench-peer: ## install skyrl's JAX backend for make bench; PyTorch: make environment-parity
+	@test -x $(VENV_SKYRL)/bin/pip || $(PYTHON) -m venv $(VENV_SKYRL)
+	@echo "==> installing $(SKYRL) into $(VENV_SKYRL)"
+	@$(VENV_SKYRL)/bin/pip install -qq --disable-pip-version-check --no-input $(SKYRL)
+
 clean: ## remove the environments, caches and outputs that the targets made
-	rm -rf .venv .venv-parity .venv-protos build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-parity .venv-protos .venv-skyrl build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""Measurements of the compute, beside what the machine can do: `make bench`."""
+"""Measurements of the compute, side by side with other ways to do it: `make bench`."""

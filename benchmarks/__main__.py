@@ -1,214 +1,171 @@
-"""`python -m benchmarks`: scoring and training in tokens per second, beside the machine's peak.
+"""`python -m benchmarks`: this project beside other ways to do the same, on this machine.
 
-The peak is what this process reaches on a large matrix product of the same dtype. All three are
-measured in turn, several rounds of them, because a shared machine's speed drifts: a ratio of
-figures from different minutes says nothing. Printed are the medians and the range.
+Every case runs ours, the straightforward JAX path, Transformers on PyTorch (where installed) and
+skyrl's JAX backend (where `make bench-peer` has installed it) in turn, round after round, and
+prints the median ratio of their seconds to ours. What a side computes is compared with ours first.
 """
 
 import argparse
+import os
 import platform
-import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from rich.console import Console
 
-from benchmarks.work import forward_flops, lora_training_flops
-from distill.engine.scorer import ScoreJob, Scorer
-from distill.engine.weights import ModelWeights
-from distill.models.adapters import ADAPTER_TARGETS, LoraSpec
-from distill.models.loading import LoadedModel, load_model
-from distill.rpc.model_info import request_limits
-from student_service.batch import ExampleTargets, LossSettings, TrainingBatch, TrainingExample
-from student_service.trainer import Trainer
+from benchmarks.agreement import DisagreementError
+from benchmarks.bench import Bench
+from benchmarks.cases import CASES, Case
+from benchmarks.models import MODEL_NAMES, open_model, scratch_directory
+from benchmarks.peak import Peak, find_peak
+from benchmarks.peers.process import Peer, PeerCommand, skyrl_python, torch_python
+from benchmarks.results import CaseResult, print_table, read_json, updated, write_json
+from benchmarks.rounds import RoundPlan
+from benchmarks.sizes import FULL, QUICK
 
-MICRO_BATCH_TOKENS = 1024
-"""The service's default."""
+FULL_PLAN = RoundPlan(most_rounds=5, most_seconds=40)
+QUICK_PLAN = RoundPlan(most_rounds=3, most_seconds=3)
 
-LORA = LoraSpec(rank=16, alpha=32.0, target_modules=ADAPTER_TARGETS, seed=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What is scored and trained on."""
-
-    sequence_count: int
-    """B."""
-
-    sequence_tokens: int
-    """T."""
-
-    top_k: int
-    """K."""
-
-    @property
-    def token_count(self) -> int:
-        """Tokens in all sequences."""
-        return self.sequence_count * self.sequence_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """One thing to measure."""
-
-    name: str
-    """Printed."""
-
-    run: Callable[[], object]
-    """Does it once and returns when it is done."""
-
-    flops: float
-    """Floating-point operations that one run needs."""
-
-    token_count: int | None
-    """Tokens in one run; None where that means nothing."""
+QUICK_PEER_CASES = (
+    "teacher_dense",
+    "teacher_ragged",
+    "student_lora_soft_dense",
+    "student_lora_soft_ragged",
+)
+"""With --quick the other programs are beside these alone: they take most of the time."""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, write."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.update and not arguments.json:
+        parser.error("argument --update: needs --json")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    peers = _peers(arguments, console)
+    started = time.monotonic()
+    failed: list[str] = []
+    results: list[CaseResult] = []
+    earlier = read_json(arguments.json) if arguments.update else []
+    with scratch_directory() as scratch, _closing(peers):
+        peak = find_peak()
+        console.print(_machine(arguments.dtype, peak), highlight=False)
+        for name, cases in _plan(arguments):
+            model = open_model(name, arguments.dtype, Path(scratch))
+            for case in cases:
+                bench = Bench(
+                    model=model,
+                    dtype=arguments.dtype,
+                    sizes=QUICK if arguments.quick else FULL,
+                    plan=_rounds(arguments),
+                    peak=peak,
+                    peers=peers if _takes_peers(arguments, case) else (),
+                    log=lambda line: print(
+                        f"[{time.monotonic() - started:5.0f} s] {line}", file=sys.stderr
+                    ),
+                )
+                try:
+                    results += case.run(bench)
+                except DisagreementError as error:
+                    failed.append(f"{case.name} on {name} was not timed: {error}")
+                # A file after every case: an interrupted run has what it measured.
+                if arguments.json:
+                    write_json(updated(earlier, results), arguments.json)
+                # Each case counts its own programs, whatever ran before it.
+                jax.clear_caches()  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+    print_table(results, console)
+    console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = [case.name for case in CASES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
-    add("--model", default="smollm2-135m", metavar="REF", help="default: %(default)s")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--sequences", type=int, default=8, metavar="COUNT", help="default: %(default)s")
-    add("--tokens", type=int, default=256, metavar="COUNT", help="each; default: %(default)s")
-    add("--top-k", type=int, default=20, metavar="K", help="default: %(default)s")
-    add("--rounds", type=int, default=5, metavar="COUNT", help="default: %(default)s")
-    arguments = parser.parse_args()
+    add("--quick", action="store_true", help="small workloads, few rounds: under 5 minutes")
+    add("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
+    add("--json", type=Path, metavar="FILE", help="also write the results there")
+    add("--update", action="store_true", help="keep what FILE has of other cases and models")
+    add("--rounds", type=int, metavar="COUNT", help="exactly so many, however long they take")
+    add("--model", nargs="+", metavar="REF", help=f"default: {' and '.join(MODEL_NAMES)}")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side")
+    add("--torch-python", metavar="PATH", help="interpreter with torch, transformers and peft")
+    add("--skyrl-python", metavar="PATH", help="interpreter with skyrl (make bench-peer)")
+    add("--no-peers", action="store_true", help="neither torch nor skyrl")
+    add("--verbose", action="store_true", help="let torch and skyrl write to stderr")
+    return parser
 
-    workload = Workload(
-        sequence_count=arguments.sequences,
-        sequence_tokens=arguments.tokens,
-        top_k=arguments.top_k,
-    )
-    model = load_model(arguments.model, compute_dtype=arguments.dtype)
-    print(
-        f"{model.name}, {arguments.dtype}, on {jax.devices()[0].device_kind} "
-        f"({platform.machine()}); {workload.sequence_count} sequences of "
-        f"{workload.sequence_tokens} tokens, K = {workload.top_k}, {arguments.rounds} rounds"
-    )
-    measurements = [
-        peak(arguments.dtype),
-        scoring(model, workload),
-        training(model, workload),
+
+def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Case]]]:
+    """The cases of each model: a model is loaded once."""
+    chosen = [
+        case
+        for case in CASES
+        if (case.name in arguments.only if arguments.only else case.is_quick or not arguments.quick)
     ]
-    report(measurements, measure(measurements, arguments.rounds))
+    for name in arguments.model or MODEL_NAMES:
+        cases = []
+        for case in chosen:
+            models = case.quick_models if arguments.quick else case.models
+            if arguments.model or name in models:
+                cases.append(case)
+        if cases:
+            yield name, cases
 
 
-def peak(dtype: str, size: int = 2048) -> Measurement:
-    """A square matrix product, large enough to be bound by arithmetic."""
-    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    return Measurement(
-        name="matrix product",
-        run=lambda: product(matrix, matrix).block_until_ready(),
-        flops=2.0 * size**3,
-        token_count=None,
+def _rounds(arguments: argparse.Namespace) -> RoundPlan:
+    if arguments.rounds is not None:
+        return RoundPlan(most_rounds=arguments.rounds, most_seconds=float("inf"))
+    return QUICK_PLAN if arguments.quick else FULL_PLAN
+
+
+def _takes_peers(arguments: argparse.Namespace, case: Case) -> bool:
+    return bool(arguments.only) or not arguments.quick or case.name in QUICK_PEER_CASES
+
+
+def _peers(arguments: argparse.Namespace, console: Console) -> tuple[Peer, ...]:
+    if arguments.no_peers:
+        return ()
+    commands = []
+    torch, skyrl = torch_python(arguments.torch_python), skyrl_python(arguments.skyrl_python)
+    if torch is None:
+        console.print("torch is not installed: --torch-python, or make environment-parity")
+    else:
+        module = "benchmarks.peers.torch_worker"
+        for name, dtype in (("torch_f32", "float32"), ("torch_bf16", "bfloat16")):
+            commands.append(PeerCommand(name=name, python=torch, module=module, dtype=dtype))
+    if skyrl is None:
+        console.print("skyrl is not installed: make bench-peer")
+    else:
+        module = "benchmarks.peers.skyrl_worker"
+        commands.append(PeerCommand(name="peer", python=skyrl, module=module, dtype="float32"))
+    threads = len(os.sched_getaffinity(0))
+    return tuple(
+        Peer(command, threads=threads, is_verbose=arguments.verbose) for command in commands
     )
 
 
-def scoring(model: LoadedModel, workload: Workload) -> Measurement:
-    """The teacher's part: the top K of every row, as chunks in host memory."""
-    limits = request_limits(model, max_sequence_tokens=None, max_top_k=None)
-    scorer = Scorer(model, limits)
-    weights = ModelWeights(model.parameters, None)
-    jobs = [
-        ScoreJob(row=row, token_ids=token_ids, score_from=1, top_k=workload.top_k, temperature=1.0)
-        for row, token_ids in enumerate(random_sequences(model, workload))
-    ]
-    flops = forward_flops(
-        model.config,
-        sequence_tokens=workload.sequence_tokens,
-        head_rows=workload.sequence_tokens - 1,
+@contextmanager
+def _closing(peers: tuple[Peer, ...]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def _machine(dtype: str, peak: Peak) -> str:
+    rate = peak.flops / peak.run() / 1e9
+    shape = " x ".join(str(extent) for extent in peak.shape)
+    return (
+        f"{dtype} on {jax.devices()[0].device_kind} ({platform.machine()}, "
+        f"{len(os.sched_getaffinity(0))} cores); float32 matrix product {shape}: {rate:.0f} GFLOP/s"
     )
-    return Measurement(
-        name="teacher: score, top K",
-        run=lambda: sum(len(chunk.token_ids) for chunk in scorer.score(jobs, weights)),
-        flops=workload.sequence_count * flops,
-        token_count=workload.token_count,
-    )
-
-
-def training(model: LoadedModel, workload: Workload) -> Measurement:
-    """The student's part: the gradient of a LoRA adapter, with a target in every row."""
-    trainer = Trainer(model, token_budget=MICRO_BATCH_TOKENS, remat=False)
-    adapter = trainer.initial_trainable(LORA)
-    batch = training_batch(model, workload)
-
-    flops = lora_training_flops(
-        model.config,
-        sequence_tokens=workload.sequence_tokens,
-        head_rows=workload.sequence_tokens,
-    )
-    return Measurement(
-        name="student: forward_backward",
-        # Its last piece has checked that the gradient is finite, so it is there by then.
-        run=lambda: list(trainer.forward_backward(adapter, LORA, batch)),
-        flops=workload.sequence_count * flops,
-        token_count=workload.token_count,
-    )
-
-
-def random_sequences(model: LoadedModel, workload: Workload) -> np.ndarray:
-    """[B, T] token ids: the time of a matrix product does not depend on its values."""
-    generator = np.random.default_rng(0)
-    shape = (workload.sequence_count, workload.sequence_tokens)
-    return generator.integers(0, model.config.vocab_size, shape, dtype=np.int32)
-
-
-def training_batch(model: LoadedModel, workload: Workload) -> TrainingBatch:
-    """Random distributions over K random tokens at every position."""
-    generator = np.random.default_rng(1)
-    rows, top_k = workload.sequence_tokens, workload.top_k
-    examples = []
-    for token_ids in random_sequences(model, workload):
-        logits = generator.normal(size=(rows, top_k + 1))
-        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        log_probs[:, :top_k] = -np.sort(-log_probs[:, :top_k], axis=1)
-        support = [
-            generator.choice(model.config.vocab_size, top_k, replace=False) for _ in range(rows)
-        ]
-        targets = ExampleTargets(
-            offset=0,
-            token_ids=np.asarray(support, np.int32),
-            values=log_probs[:, :top_k].astype(np.float32),
-            tail_log_probs=log_probs[:, top_k].astype(np.float32),
-            teacher_entropies=(-np.exp(log_probs) * log_probs).sum(axis=1).astype(np.float32),
-            row_weights=np.ones(rows, np.float32),
-            hard=False,
-        )
-        examples.append(TrainingExample(input_tokens=token_ids, targets=targets))
-    return TrainingBatch(loss=LossSettings(objective="tail_bucket"), examples=tuple(examples))
-
-
-def measure(measurements: list[Measurement], round_count: int) -> list[list[float]]:
-    """Seconds of each measurement in each round, after one run of each that compiles."""
-    for measurement in measurements:
-        measurement.run()
-    seconds: list[list[float]] = [[] for _ in measurements]
-    for _ in range(round_count):
-        for measurement, samples in zip(measurements, seconds, strict=True):
-            started = time.perf_counter()
-            measurement.run()
-            samples.append(time.perf_counter() - started)
-    return seconds
-
-
-def report(measurements: list[Measurement], seconds: list[list[float]]) -> None:
-    """Print a table; the first measurement is the peak."""
-    peak_rate = measurements[0].flops / statistics.median(seconds[0])
-    print(f"{'':28}{'seconds (min-max)':>26}{'tokens/s':>12}{'GFLOP/s':>10}{'of peak':>9}")
-    for measurement, samples in zip(measurements, seconds, strict=True):
-        median = statistics.median(samples)
-        rate = measurement.flops / median
-        count = measurement.token_count
-        tokens = "" if count is None else f"{count / median:,.0f}"
-        times = f"{median:.3f} ({min(samples):.3f}-{max(samples):.3f})"
-        share = f"{rate / peak_rate:.0%}"
-        print(f"{measurement.name:28}{times:>26}{tokens:>12}{rate / 1e9:>10.1f}{share:>9}")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,42 @@
-"""How many floating-point operations a computation needs; what more it does counts as lost."""
+"""How many floating-point operations a computation needs; what more it does counts as lost.
+
+Two for each parameter and token in a forward pass, one pass more for each gradient: of the
+activations, and of the weights where they are trained. The products of attention are not counted,
+nor is the look-up of an embedding, nor an adapter, which is a small share.
+"""
+
+from dataclasses import dataclass
 
 from distill.models.config import ModelConfig
 
+SCORING_PASSES = 1
+LORA_PASSES = 2
+"""Forward, and the gradient of every product's input."""
+FULL_PASSES = 3
+"""The gradient of every weight as well."""
 
-def forward_flops(config: ModelConfig, *, sequence_tokens: int, head_rows: int) -> float:
-    """Multiplications and additions in the matrix products of one sequence.
 
-    Args:
-        config: of the model.
-        sequence_tokens: T.
-        head_rows: rows whose logits are wanted.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a computation needs, however it is done."""
+
+    body_tokens: int
+    """Tokens that must go through the layers; padding is none, and a shared prefix counts once."""
+
+    head_rows: int
+    """Rows whose logits are wanted."""
+
+    passes: int
+    """One of the `*_PASSES`."""
+
+    def flops(self, config: ModelConfig) -> float:
+        """Multiplications and additions for one run."""
+        body = self.body_tokens * body_parameter_count(config)
+        head = self.head_rows * config.hidden_size * config.vocab_size
+        return 2.0 * self.passes * (body + head)
+
+
+def body_parameter_count(config: ModelConfig) -> int:
+    """Weights of the layers' projections; those of the norms are none of a matrix product."""
     projections = sum(inputs * outputs for inputs, outputs in config.projection_shapes.values())
-    # Causal: position t has t + 1 keys; a product for the scores and one for the values.
-    attended = sequence_tokens * (sequence_tokens + 1) / 2
-    attention = 2 * attended * config.head_count * config.head_dim
-    body = config.layer_count * (sequence_tokens * projections + attention)
-    head = head_rows * config.hidden_size * config.vocab_size
-    return 2 * (body + head)
-
-
-def lora_training_flops(config: ModelConfig, *, sequence_tokens: int, head_rows: int) -> float:
-    """The same for a forward and backward pass that trains an adapter.
-
-    The backward pass goes through every product once more, for the gradient of its input; the
-    frozen weights need none. The adapter itself is left out: it is a small share.
-    """
-    return 2 * forward_flops(config, sequence_tokens=sequence_tokens, head_rows=head_rows)
+    return config.layer_count * projections

@@ -75,10 +75,16 @@ def decode_chunk(message: scoring_pb2.TopKChunk) -> ScoreChunk:
         prompt_log_probs=decode_floats(message.prompt_log_probs, "chunk.prompt_log_probs", (1,)),
         tail_log_probs=decode_floats(message.tail_log_probs, "chunk.tail_log_probs", (1,)),
         entropies=decode_floats(message.entropies, "chunk.entropies", (1,)),
+        weights=decode_floats(message.weights, "chunk.weights", (2,))
+        if message.HasField("weights")
+        else None,
     )
     rows = chunk.token_ids.shape[:1]
     arrays = (chunk.prompt_log_probs, chunk.tail_log_probs, chunk.entropies)
-    if chunk.log_probs.shape != chunk.token_ids.shape or any(a.shape != rows for a in arrays):
+    on_support = [chunk.log_probs] if chunk.weights is None else [chunk.log_probs, chunk.weights]
+    if any(a.shape != chunk.token_ids.shape for a in on_support) or any(
+        a.shape != rows for a in arrays
+    ):
         raise BrokenStreamError(f"the arrays of a chunk of prompt {chunk.prompt_index} disagree")
     return chunk
 

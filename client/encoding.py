@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.settings import (
     AdamW,
@@ -15,6 +16,7 @@ from client.settings import (
     Objective,
     PulledTargets,
     Reduction,
+    SampledSupport,
     SamplingSettings,
     ScoredPrompt,
     Tokens,
@@ -24,13 +26,7 @@ from client.settings import (
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2, tensor_pb2, training_pb2
 
-_OBJECTIVES = {
-    Objective.CROSS_ENTROPY: training_pb2.OBJECTIVE_CROSS_ENTROPY,
-    Objective.RENORMALIZED: training_pb2.OBJECTIVE_RENORMALIZED,
-    Objective.TRUNCATED: training_pb2.OBJECTIVE_TRUNCATED,
-    Objective.SUPPORT: training_pb2.OBJECTIVE_SUPPORT,
-    Objective.TAIL_BUCKET: training_pb2.OBJECTIVE_TAIL_BUCKET,
-}
+_OBJECTIVES = {one: training_pb2.Objective.Value(f"OBJECTIVE_{one.name}") for one in Objective}
 
 _REDUCTIONS = {
     Reduction.SUM: training_pb2.REDUCTION_SUM,
@@ -71,19 +67,50 @@ def _encode_integers(
 
 
 def encode_scoring(
-    prompts: Sequence[ScoredPrompt], top_k: int, temperature: float | None
+    prompts: Sequence[ScoredPrompt],
+    top_k: int | None,
+    temperature: float | None,
+    sampled: SampledSupport | None = None,
 ) -> scoring_pb2.Scoring:
-    """Encode what to score."""
-    return scoring_pb2.Scoring(
+    """Encode what to score.
+
+    Raises:
+        ValueError: K both given and named by candidates, or neither; names the field.
+    """
+    with_candidates = [prompt.candidate_ids is not None for prompt in prompts]
+    if any(with_candidates) and not all(with_candidates):
+        raise ValueError("prompts: all must have candidate_ids, or none")
+    names_candidates = any(with_candidates)
+    if names_candidates and (top_k is not None or sampled is not None):
+        raise ValueError("top_k, sampled: must be None where the prompts have candidate_ids")
+    if not names_candidates and top_k is None:
+        raise ValueError("top_k: must be given where the prompts have no candidate_ids")
+    scoring = scoring_pb2.Scoring(
         prompts=[
-            scoring_pb2.ScoredPrompt(
-                token_ids=encode_tokens(prompt.token_ids, f"prompts[{index}]"),
-                score_from=prompt.score_from,
-            )
-            for index, prompt in enumerate(prompts)
+            _encode_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)
         ],
-        top_k=top_k,
+        top_k=top_k or 0,
         temperature=temperature,
+    )
+    if names_candidates:
+        scoring.candidates.SetInParent()
+    if sampled is not None:
+        scoring.sampled.CopyFrom(
+            scoring_pb2.SampledSupport(exact_count=sampled.exact_count, seed=sampled.seed)
+        )
+    return scoring
+
+
+def _encode_prompt(prompt: ScoredPrompt, field: str) -> scoring_pb2.ScoredPrompt:
+    candidates = None
+    if prompt.candidate_ids is not None:
+        candidates = _encode_integers(
+            np.asarray(prompt.candidate_ids), f"{field}.candidate_ids", ranks=(2,)
+        )
+    return scoring_pb2.ScoredPrompt(
+        token_ids=encode_tokens(prompt.token_ids, field),
+        score_from=prompt.score_from,
+        candidate_ids=candidates,
     )
 
 
@@ -157,8 +184,11 @@ def encode_batch(
         if pull is None
         else training_pb2.PulledScoring(
             teacher=pull.teacher,
-            scoring=encode_scoring(pull.prompts, pull.top_k, pull.temperature),
+            scoring=encode_scoring(pull.prompts, pull.top_k, pull.temperature, pull.sampled),
         ),
+        jsd_beta=settings.jsd_beta,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
     )
 
 
@@ -185,7 +215,13 @@ def encode_example(example: Example, index: int) -> training_pb2.Example:
             token_ids=_encode_integers(
                 np.asarray(example.token_ids), f"{field}.token_ids", ranks=(1, 2)
             ),
-            weights=None if example.weights is None else encode_floats(np.asarray(example.weights)),
+            weights=_encode_optional(example.weights),
+            advantages=_encode_optional(example.advantages),
+            old_log_probs=_encode_optional(example.old_log_probs),
         )
     )
     return encoded
+
+
+def _encode_optional(array: NDArray[np.floating] | None) -> tensor_pb2.FloatTensor | None:
+    return None if array is None else encode_floats(np.asarray(array))

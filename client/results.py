@@ -89,7 +89,7 @@ def check_pair(teacher: ModelInfo, student: ModelInfo) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreChunk:
-    """Top-K distributions of consecutive rows of one prompt."""
+    """Distributions of consecutive rows of one prompt on a support of K tokens."""
 
     prompt_index: int
     """Index of the prompt in the request."""
@@ -98,7 +98,8 @@ class ScoreChunk:
     """First row of the prompt that the chunk describes."""
 
     token_ids: Int32Array
-    """The support, [P, K], by descending log-probability."""
+    """The support, [P, K]: by descending log-probability; or the candidates as they were named;
+    or the exact head, descending, and then the draws."""
 
     log_probs: FloatArray
     """Log-probabilities of the support over the full vocabulary, [P, K]."""
@@ -112,6 +113,9 @@ class ScoreChunk:
     entropies: FloatArray
     """Entropy of the full distribution in nats, [P]."""
 
+    weights: FloatArray | None = None
+    """Importance weights of a sampled support, [P, K]; 0 in the slots of repeated draws."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptScores:
@@ -121,7 +125,8 @@ class PromptScores:
     """The prompt row of the arrays' first row."""
 
     token_ids: Int32Array
-    """The support, [R, K], by descending log-probability."""
+    """The support, [R, K]: by descending log-probability; or the candidates as they were named;
+    or the exact head, descending, and then the draws."""
 
     log_probs: FloatArray
     """Log-probabilities of the support over the full vocabulary, [R, K]."""
@@ -134,6 +139,9 @@ class PromptScores:
 
     entropies: FloatArray
     """Entropy of the full distribution in nats, [R]."""
+
+    weights: FloatArray | None = None
+    """Importance weights of a sampled support, [R, K]; 0 in the slots of repeated draws."""
 
 
 class StopReason(StrEnum):

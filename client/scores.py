@@ -73,6 +73,9 @@ def _first_row(prompt: ScoredPrompt) -> int:
 
 
 def _join(score_from: int, parts: Sequence[ScoreChunk]) -> PromptScores:
+    weights = [part.weights for part in parts if part.weights is not None]
+    if len(weights) not in (0, len(parts)):
+        raise BrokenStreamError("some chunks of a prompt have weights and others have none")
     return PromptScores(
         score_from=score_from,
         token_ids=np.concatenate([part.token_ids for part in parts]),
@@ -80,4 +83,5 @@ def _join(score_from: int, parts: Sequence[ScoreChunk]) -> PromptScores:
         prompt_log_probs=np.concatenate([part.prompt_log_probs for part in parts]),
         tail_log_probs=np.concatenate([part.tail_log_probs for part in parts]),
         entropies=np.concatenate([part.entropies for part in parts]),
+        weights=np.concatenate(weights) if weights else None,
     )

@@ -20,6 +20,27 @@ class Objective(StrEnum):
     TRUNCATED = "truncated"
     SUPPORT = "support"
     TAIL_BUCKET = "tail_bucket"
+    REVERSE_SUPPORT = "reverse_support"
+    REVERSE_TRUNCATED = "reverse_truncated"
+    REVERSE_TAIL_BUCKET = "reverse_tail_bucket"
+    JSD = "jsd"
+    SAMPLED = "sampled"
+    IMPORTANCE_SAMPLING = "importance_sampling"
+    PPO = "ppo"
+    CISPO = "cispo"
+
+
+DISTRIBUTION_OBJECTIVES = (
+    Objective.RENORMALIZED,
+    Objective.TRUNCATED,
+    Objective.SUPPORT,
+    Objective.TAIL_BUCKET,
+    Objective.REVERSE_SUPPORT,
+    Objective.REVERSE_TRUNCATED,
+    Objective.REVERSE_TAIL_BUCKET,
+    Objective.JSD,
+)
+"""Those that a teacher's distributions on the top K, or on candidates, are enough for."""
 
 
 class Reduction(StrEnum):
@@ -119,6 +140,21 @@ class ScoredPrompt:
     score_from: int | None = None
     """First row wanted, in [1, T); row i is the distribution over token i. None: 1."""
 
+    candidate_ids: NDArray[np.integer] | None = None
+    """The support of each row, [T - score_from, K], no token twice in a row. All prompts of a
+    request name candidates, with one K, or none does. None: the service chooses the support."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledSupport:
+    """A support of the most probable tokens and draws from the others, with importance weights."""
+
+    exact_count: int = 0
+    """How many of the K tokens are the most probable ones, in [0, K); the others are drawn."""
+
+    seed: int | None = None
+    """Seed of the draws. None: 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PulledTargets:
@@ -130,11 +166,14 @@ class PulledTargets:
     prompts: Sequence[ScoredPrompt]
     """What the teacher scores; examples name a prompt by its index."""
 
-    top_k: int
-    """K, the support size."""
+    top_k: int | None = None
+    """K, the support size. None: the prompts name their candidates."""
 
     temperature: float | None = None
     """Divides the teacher's logits. None: 1."""
+
+    sampled: SampledSupport | None = None
+    """How the support is drawn. None: the K most probable tokens, or the candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +206,11 @@ class DistributionExample:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenExample:
-    """A training sequence whose targets are named tokens with weights (cross_entropy)."""
+    """A training sequence whose targets are named tokens.
+
+    With weights for cross_entropy; with advantages and old log-probs for importance_sampling, ppo
+    and cispo.
+    """
 
     input_tokens: Tokens
     """The student's input, [T]."""
@@ -180,6 +223,12 @@ class TokenExample:
 
     weights: NDArray[np.floating] | None = None
     """Weights of any sign, of the same shape. None: 1 everywhere."""
+
+    advantages: NDArray[np.floating] | None = None
+    """Advantages of any sign, of the same shape."""
+
+    old_log_probs: NDArray[np.floating] | None = None
+    """The log-probs with which the tokens were sampled, of the same shape."""
 
 
 Example: TypeAlias = DistributionExample | TokenExample
@@ -197,6 +246,15 @@ class BatchSettings:
 
     reduction: Reduction = Reduction.SUM
     """How the rows of an example add up."""
+
+    jsd_beta: float | None = None
+    """beta of jsd, in [0, 1]: 0 is tail_bucket, 1 reverse_tail_bucket. None: 0.5."""
+
+    clip_low: float | None = None
+    """Lower bound on the ratio of ppo and cispo. None: 0.8 and 0."""
+
+    clip_high: float | None = None
+    """Upper bound on the ratio of ppo and cispo. None: 1.2 and 4."""
 
     return_log_probs: bool = False
     """Return the student's log-probs in the shape of the targets."""

@@ -18,6 +18,7 @@ from client.run import StudentRun
 from client.scores import scored_prompts
 from client.settings import (
     LoraSettings,
+    SampledSupport,
     SamplingSettings,
     ScoredPrompt,
     Tokens,
@@ -182,29 +183,33 @@ class StudentClient:
     def stream_top_k(
         self,
         prompts: Sequence[Tokens | ScoredPrompt],
-        top_k: int,
+        top_k: int | None = None,
         *,
         run_id: str = "",
         weights: WeightsChoice = Weights.CURRENT,
         temperature: float | None = None,
         score_from: int | Sequence[int] | None = None,
+        sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
     ) -> Iterator[ScoreChunk]:
         """The teacher's `stream_top_k` under a run's weights, or the base model's.
 
         Args:
             prompts: token ids, [T] each, or ScoredPrompt.
-            top_k: K.
+            top_k: K. None: the prompts name their candidates.
             run_id: a run; empty scores under the base model.
             weights: which weights of the run.
             temperature: divides the logits. None: 1.
             score_from: first row wanted, for all prompts or for each. None: row 1.
+            sampled: draw the support. None: the K most probable tokens, or the candidates.
             timeout_seconds: deadline of the whole stream.
         """
         request = messages.StudentServiceStreamTopKRequest(
             run_id=run_id,
             weights=encode_weights(weights) if run_id else None,
-            scoring=encode_scoring(scored_prompts(prompts, score_from), top_k, temperature),
+            scoring=encode_scoring(
+                scored_prompts(prompts, score_from), top_k, temperature, sampled
+            ),
         )
         responses = self._connection.stream(
             lambda timeout: self._stub.StreamTopK(request, timeout=timeout),

@@ -9,7 +9,7 @@ from client.decoding import decode_chunk, decode_completion, decode_model_info
 from client.encoding import encode_sampling, encode_scoring
 from client.results import Completion, ModelInfo, PromptScores, ScoreChunk
 from client.scores import assemble_scores, scored_prompts
-from client.settings import SamplingSettings, ScoredPrompt, Tokens
+from client.settings import SampledSupport, SamplingSettings, ScoredPrompt, Tokens
 from distill.tokenizer import TextTokenizer
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
 
@@ -78,21 +78,23 @@ class TeacherClient:
     def stream_top_k(
         self,
         prompts: Sequence[Tokens | ScoredPrompt],
-        top_k: int,
+        top_k: int | None = None,
         *,
         temperature: float | None = None,
         score_from: int | Sequence[int] | None = None,
+        sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
     ) -> Iterator[ScoreChunk]:
-        """Stream the top-K distributions of the requested rows as they finish.
+        """Stream the distributions of the requested rows on their support as they finish.
 
         Closing the iterator early stops the work on the service.
 
         Args:
             prompts: token ids, [T] each, or ScoredPrompt.
-            top_k: K.
+            top_k: K. None: the prompts name their candidates.
             temperature: divides the logits. None: 1.
             score_from: first row wanted, for all prompts or for each. None: row 1.
+            sampled: draw the support. None: the K most probable tokens, or the candidates.
             timeout_seconds: deadline of the whole stream.
 
         Yields:
@@ -103,6 +105,7 @@ class TeacherClient:
             top_k,
             temperature=temperature,
             score_from=score_from,
+            sampled=sampled,
             timeout_seconds=timeout_seconds,
         )
         return (decode_chunk(message) for message in messages)
@@ -110,23 +113,25 @@ class TeacherClient:
     def stream_top_k_messages(
         self,
         prompts: Sequence[Tokens | ScoredPrompt],
-        top_k: int,
+        top_k: int | None = None,
         *,
         temperature: float | None = None,
         score_from: int | Sequence[int] | None = None,
+        sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
     ) -> Iterator[scoring_pb2.TopKChunk]:
         """The chunks of `stream_top_k` as they came, to relay to a student unread."""
-        scoring = encode_scoring(scored_prompts(prompts, score_from), top_k, temperature)
+        scoring = encode_scoring(scored_prompts(prompts, score_from), top_k, temperature, sampled)
         return self._stream_scoring(scoring, timeout_seconds)
 
     def score(
         self,
         prompts: Sequence[Tokens | ScoredPrompt],
-        top_k: int,
+        top_k: int | None = None,
         *,
         temperature: float | None = None,
         score_from: int | Sequence[int] | None = None,
+        sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
     ) -> list[PromptScores]:
         """Score prompts and put the rows of each together, in the order of the prompts.
@@ -137,7 +142,7 @@ class TeacherClient:
             BrokenStreamError: the chunks did not tile the requested rows exactly once.
         """
         scored = scored_prompts(prompts, score_from)
-        scoring = encode_scoring(scored, top_k, temperature)
+        scoring = encode_scoring(scored, top_k, temperature, sampled)
         messages = self._stream_scoring(scoring, timeout_seconds)
         return assemble_scores(scored, (decode_chunk(message) for message in messages))
 

@@ -2,32 +2,87 @@
 
 The only place that reads or writes `FloatTensor` and `Int32Tensor`. Knows no JAX, for the client
 uses it too.
+
+NumPy writes the values as they lie in memory, and reads them by one copy: a hundred times as fast
+as through a Python object per value.
 """
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import InvalidFieldError
 from distill.v1 import tensor_pb2
+from distill.wire import payload_header, varint
 
 FloatArray = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
 
+_WIRE_FLOAT: Final[np.dtype[np.float32]] = np.dtype("<f4")
+_WIRE_INT32: Final[np.dtype[np.int32]] = np.dtype("<i4")
+
+# Both messages have the same layout: packed varints, then packed values of four bytes.
+_SHAPE_NUMBER = tensor_pb2.FloatTensor.SHAPE_FIELD_NUMBER
+_VALUES_NUMBER = tensor_pb2.FloatTensor.VALUES_FIELD_NUMBER
+_VALUE_BYTES = 4
+
 
 def encode_floats(array: NDArray[np.floating]) -> tensor_pb2.FloatTensor:
     """Encode an array of any rank as float32, row-major."""
-    flat = np.ascontiguousarray(array, dtype=np.float32)
-    # ravel().tolist() parses faster than an ndarray, whose items arrive as NumPy scalars.
-    return tensor_pb2.FloatTensor(shape=array.shape, values=flat.ravel().tolist())
+    values = np.asarray(array, _WIRE_FLOAT, order="C")
+    return tensor_pb2.FloatTensor.FromString(b"".join((_tensor_header(values.shape), values.data)))
 
 
 def encode_int32(array: NDArray[np.integer]) -> tensor_pb2.Int32Tensor:
     """Encode an array of any rank as int32, row-major."""
-    flat = np.ascontiguousarray(array, dtype=np.int32)
-    return tensor_pb2.Int32Tensor(shape=array.shape, values=flat.ravel().tolist())
+    values = np.asarray(array, _WIRE_INT32, order="C")
+    return tensor_pb2.Int32Tensor.FromString(b"".join((_tensor_header(values.shape), values.data)))
+
+
+def float_field(number: int, array: NDArray[np.floating]) -> tuple[bytes, memoryview]:
+    """A field of type `FloatTensor`, for a message that is written as bytes.
+
+    Args:
+        number: of the field in its message.
+        array: of any rank.
+
+    Returns:
+        Two pieces for `b"".join`: joined once with those of other fields, the values are copied
+        once.
+    """
+    values = np.asarray(array, _WIRE_FLOAT, order="C")
+    return _field_header(number, values.shape), values.data
+
+
+def int32_field(number: int, array: NDArray[np.integer]) -> tuple[bytes, memoryview]:
+    """A field of type `Int32Tensor`. Arguments and result are those of `float_field`."""
+    values = np.asarray(array, _WIRE_INT32, order="C")
+    return _field_header(number, values.shape), values.data
+
+
+# Cached, because the chunks of a stream have few shapes and a header in Python takes as long as
+# copying the values.
+@lru_cache(maxsize=1024)
+def _field_header(number: int, shape: tuple[int, ...]) -> bytes:
+    header = _tensor_header(shape)
+    return payload_header(number, len(header) + math.prod(shape) * _VALUE_BYTES) + header
+
+
+@lru_cache(maxsize=1024)
+def _tensor_header(shape: tuple[int, ...]) -> bytes:
+    """Everything of a tensor message but the values. Empty lists are left out, as by protobuf."""
+    header = b""
+    if shape:
+        extents = b"".join(map(varint, shape))
+        header += payload_header(_SHAPE_NUMBER, len(extents)) + extents
+    value_count = math.prod(shape)
+    if value_count:
+        header += payload_header(_VALUES_NUMBER, value_count * _VALUE_BYTES)
+    return header
 
 
 def decode_floats(tensor: tensor_pb2.FloatTensor, field: str, ranks: tuple[int, ...]) -> FloatArray:

@@ -20,6 +20,15 @@ class LossSettings:
     sequence_mean: bool = False
     """Divide an example's loss by its number of weighted rows; otherwise sum."""
 
+    beta: float = 0.5
+    """Of `jsd`; the others ignore it."""
+
+    clip_low: float = 0.0
+    """Lower bound on the ratio, of `ppo` and `cispo`; the others ignore it."""
+
+    clip_high: float = np.inf
+    """Upper bound on the ratio, of `ppo` and `cispo`; the others ignore it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleTargets:
@@ -32,24 +41,27 @@ class ExampleTargets:
     """[N, K]."""
 
     values: FloatArray
-    """Weights for cross entropy, the teacher's log p otherwise. [N, K]."""
+    """Weights, advantages, or the teacher's log p: as the objective needs. [N, K]."""
 
     tail_log_probs: FloatArray
-    """Log of the teacher's probability outside the support, [N]. Zeros for cross entropy."""
+    """Log of the teacher's probability outside the support, [N]. Zeros for named tokens."""
 
     teacher_entropies: FloatArray
-    """Entropy of the teacher in nats, [N]. Zeros for cross entropy."""
+    """Entropy of the teacher in nats, [N]. Zeros for named tokens."""
 
     row_weights: FloatArray
-    """Weight of each row's loss, [N]. Ones for cross entropy, whose weights are its values."""
+    """Weight of each row's loss, [N]. Ones for named tokens, whose weights are their values."""
 
     hard: bool
     """The caller named one token per row, with shape (N,): results have that shape too."""
 
-    def weighted_rows(self, objective_needs_distribution: bool) -> Int32Array:
+    old_log_probs: FloatArray | None = None
+    """The sampling policy's log-probs of the tokens, [N, K]; with advantages only."""
+
+    def weighted_rows(self, objective_reads_prompts: bool) -> Int32Array:
         """Indices of the rows that count; the others cost no head compute."""
         weights = self.row_weights
-        if not objective_needs_distribution:
+        if not objective_reads_prompts:
             weights = np.abs(self.values).max(axis=-1)
         return np.flatnonzero(weights).astype(np.int32)
 

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
+from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.v1 import scoring_pb2, student_service_pb2, training_pb2
 from student_service.batch import LossSettings
 from student_service.examples import CheckedExample, ExampleParser, PromptRows
@@ -72,6 +73,7 @@ class BatchReader(Generic[RequestT]):
         pulls = batch.HasField("pull")
         if pulls:
             teachers.check_name(batch.pull.teacher, "batch.pull.teacher")
+            _check_pulled_support(batch.pull.scoring, OBJECTIVES[loss.objective])
         digest = hashlib.sha256(batch.SerializeToString(deterministic=True))
         parser = ExampleParser(loss, self._limits, self._vocab_size)
         examples = []
@@ -124,6 +126,18 @@ class BatchReader(Generic[RequestT]):
 
 def _digest(message: "training_pb2.Example | scoring_pb2.TopKChunk") -> bytes:
     return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+
+
+def _check_pulled_support(scoring: scoring_pb2.Scoring, objective: ObjectiveSpec) -> None:
+    """Refuse a support that the objective cannot use, before the teacher computes it."""
+    is_sampled = scoring.HasField("sampled")
+    if is_sampled != objective.needs_chunk_weights:
+        wanted = "must be" if objective.needs_chunk_weights else "must not be"
+        raise InvalidFieldError(
+            "batch.pull.scoring.support",
+            f"{wanted} sampled for the objective {objective.name}, got "
+            f"{scoring.WhichOneof('support') or 'top_k'}",
+        )
 
 
 def _check_pulled_rows(examples: list[CheckedExample], scoring: scoring_pb2.Scoring) -> None:

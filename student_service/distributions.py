@@ -7,13 +7,17 @@ import numpy as np
 
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
+from distill.ops.objectives import ObjectiveSpec
 from distill.tensors import FloatArray, Int32Array, decode_floats, decode_int32
 from distill.v1 import scoring_pb2
 from student_service.batch import ExampleTargets, TrainingExample
-from student_service.examples import CheckedExample, NamedTokens, PromptRows, check_token_ids
-
-MAX_LOG_PROB = 1e-3
-"""Largest log-probability taken for rounding above 0."""
+from student_service.examples import (
+    MAX_LOG_PROB,
+    CheckedExample,
+    NamedTokens,
+    PromptRows,
+    check_token_ids,
+)
 
 MASS_TOLERANCE = 1e-2
 """Support and tail must add up to 1 within this: it tells unnormalised or reweighted input from
@@ -39,11 +43,17 @@ class PromptDistributions:
     entropies: FloatArray
     """[R]."""
 
+    weights: FloatArray | None = None
+    """Importance weights of a sampled support, [R, K]."""
+
 
 def assemble_prompts(
-    chunks: Iterable[scoring_pb2.TopKChunk], limits: RequestLimits, vocab_size: int
+    chunks: Iterable[scoring_pb2.TopKChunk],
+    limits: RequestLimits,
+    vocab_size: int,
+    objective: ObjectiveSpec,
 ) -> dict[int, PromptDistributions]:
-    """Join the chunks of each prompt, checking every value.
+    """Join the chunks of each prompt, checking every value and that the objective can use it.
 
     Raises:
         InvalidFieldError: a bad chunk, different K, or chunks that overlap or leave a gap.
@@ -54,7 +64,7 @@ def assemble_prompts(
         field = f"chunks[{index}]"
         if chunk.row < 0:
             raise InvalidFieldError(f"{field}.row", f"must be at least 0, got {chunk.row}")
-        part = _parse_chunk(chunk, field, limits, vocab_size)
+        part = _parse_chunk(chunk, field, limits, vocab_size, objective)
         if support_size is None:
             support_size = part.token_ids.shape[1]
         if part.token_ids.shape[1] != support_size:
@@ -84,11 +94,21 @@ def _join(prompt: int, parts: Sequence[PromptDistributions]) -> PromptDistributi
         log_probs=np.concatenate([part.log_probs for part in ordered]),
         tail_log_probs=np.concatenate([part.tail_log_probs for part in ordered]),
         entropies=np.concatenate([part.entropies for part in ordered]),
+        weights=_join_weights(ordered),
     )
 
 
+def _join_weights(parts: Sequence[PromptDistributions]) -> FloatArray | None:
+    weights = [part.weights for part in parts if part.weights is not None]
+    return np.concatenate(weights) if weights else None
+
+
 def _parse_chunk(
-    chunk: scoring_pb2.TopKChunk, field: str, limits: RequestLimits, vocab_size: int
+    chunk: scoring_pb2.TopKChunk,
+    field: str,
+    limits: RequestLimits,
+    vocab_size: int,
+    objective: ObjectiveSpec,
 ) -> PromptDistributions:
     token_ids = decode_int32(chunk.token_ids, f"{field}.token_ids", (2,))
     row_count, support_size = token_ids.shape
@@ -104,7 +124,11 @@ def _parse_chunk(
             f"{field}.position_offset", f"must be at least 1, got {chunk.position_offset}"
         )
     check_token_ids(token_ids, f"{field}.token_ids", vocab_size)
-    ordered = np.sort(token_ids, axis=-1)
+    weights = _parse_weights(chunk, field, token_ids.shape, objective)
+    used = np.ones(token_ids.shape, bool) if weights is None else weights > 0
+    # An unused slot gets a number of its own, for it may hold a token that another slot names.
+    numbers = np.where(used, token_ids, vocab_size + np.arange(support_size))
+    ordered = np.sort(numbers, axis=-1)
     if (ordered[:, 1:] == ordered[:, :-1]).any():
         raise InvalidFieldError(f"{field}.token_ids", "a row must not name a token twice")
     log_probs = decode_floats(chunk.log_probs, f"{field}.log_probs", (2,))
@@ -126,7 +150,13 @@ def _parse_chunk(
         raise InvalidFieldError(
             f"{field}.tail_log_probs", f"must be at most {MAX_LOG_PROB}, got {float(tails[bad][0])}"
         )
-    mass = np.exp(log_probs).sum(-1) + np.exp(tails)
+    if objective.needs_teacher_tail and support_size < vocab_size and np.isneginf(tails).any():
+        raise InvalidFieldError(
+            f"{field}.tail_log_probs",
+            f"must be above -inf for the objective {objective.name} and K below {vocab_size}: "
+            "the student's probability outside the support would cost infinitely much",
+        )
+    mass = np.where(used, np.exp(log_probs), 0.0).sum(-1) + np.exp(tails)
     bad = np.abs(mass - 1.0) > MASS_TOLERANCE
     if bad.any():
         raise InvalidFieldError(
@@ -143,7 +173,46 @@ def _parse_chunk(
         log_probs=log_probs,
         tail_log_probs=tails,
         entropies=entropies,
+        weights=weights,
     )
+
+
+def _parse_weights(
+    chunk: scoring_pb2.TopKChunk, field: str, shape: tuple[int, ...], objective: ObjectiveSpec
+) -> FloatArray | None:
+    """The importance weights, where the objective needs them and nowhere else."""
+    field = f"{field}.weights"
+    if not objective.needs_chunk_weights:
+        if chunk.HasField("weights"):
+            raise InvalidFieldError(
+                field,
+                f"a sampled support is no distribution, which the objective {objective.name} needs",
+            )
+        return None
+    if not chunk.HasField("weights"):
+        raise InvalidFieldError(
+            field, f"must be given for the objective {objective.name}: score a sampled support"
+        )
+    weights = decode_floats(chunk.weights, field, (2,))
+    if weights.shape != shape:
+        raise InvalidFieldError(
+            f"{field}.shape",
+            f"must be that of the token ids {list(shape)}, got {list(weights.shape)}",
+        )
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        raise InvalidFieldError(
+            field, f"must be finite and at least 0, got {float(weights[bad][0])}"
+        )
+    total = weights.sum(-1, dtype=np.float64)
+    off = np.abs(total - 1.0) > MASS_TOLERANCE
+    if off.any():
+        raise InvalidFieldError(
+            field,
+            f"those of a row must add up to 1 within {MASS_TOLERANCE}, "
+            f"got {float(total[off][0]):.6g}",
+        )
+    return weights
 
 
 def _one_per_row(tensor: object, field: str, row_count: int) -> FloatArray:
@@ -184,6 +253,7 @@ def _named(example: CheckedExample, targets: NamedTokens) -> ExampleTargets:
         teacher_entropies=np.zeros(rows, np.float32),
         row_weights=np.ones(rows, np.float32),
         hard=targets.hard,
+        old_log_probs=targets.old_log_probs,
     )
 
 
@@ -208,10 +278,11 @@ def _distributed(
             f"{rows.prompt_index} are wanted, but its chunks describe "
             f"[{prompt.first_row}, {prompt.first_row + len(prompt.token_ids)})",
         )
+    values = prompt.log_probs if prompt.weights is None else prompt.weights
     return ExampleTargets(
         offset=example.target_offset,
         token_ids=prompt.token_ids[start:end],
-        values=prompt.log_probs[start:end],
+        values=values[start:end],
         tail_log_probs=prompt.tail_log_probs[start:end],
         teacher_entropies=prompt.entropies[start:end],
         row_weights=rows.row_weights,

@@ -12,6 +12,9 @@ from distill.tensors import FloatArray, Int32Array, decode_floats, decode_int32
 from distill.v1 import training_pb2
 from student_service.batch import LossSettings
 
+MAX_LOG_PROB = 1e-3
+"""Largest log-probability taken for rounding above 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamedTokens:
@@ -21,10 +24,13 @@ class NamedTokens:
     """[N, K]."""
 
     weights: FloatArray
-    """[N, K]."""
+    """Weights, or advantages, as the objective needs. [N, K]."""
 
     hard: bool
     """Came with shape (N,)."""
+
+    old_log_probs: FloatArray | None = None
+    """With advantages: the log-probs that the tokens were sampled with, [N, K]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,7 @@ class ExampleParser:
         self._token_count += len(tokens)
         check_limit("examples.input_tokens", self._token_count, self._limits.max_request_tokens)
         targets: NamedTokens | PromptRows
-        expected = "distribution_targets" if self._objective.needs_distribution else "token_targets"
+        expected = "distribution_targets" if self._objective.reads_prompts else "token_targets"
         kind = example.WhichOneof("targets")
         if kind != expected:
             raise InvalidFieldError(
@@ -136,17 +142,23 @@ class ExampleParser:
                 f"K must be {self._first_support} as in the examples before it, got {support}",
             )
         check_token_ids(ids, ids_field, self._vocab_size)
-        if named.HasField("weights"):
-            weights_field = f"{field}.token_targets.weights"
-            weights = decode_floats(named.weights, weights_field, (1, 2))
-            if weights.shape != ids.shape:
+        targets_field = f"{field}.token_targets"
+        old_log_probs = None
+        if self._objective.needs_advantages:
+            weights = self._parse_values(named, "advantages", targets_field, ids.shape)
+            old_log_probs = self._parse_values(named, "old_log_probs", targets_field, ids.shape)
+            above = old_log_probs > MAX_LOG_PROB
+            if above.any():
                 raise InvalidFieldError(
-                    f"{weights_field}.shape",
-                    f"must be that of the token ids {list(ids.shape)}, got {list(weights.shape)}",
+                    f"{targets_field}.old_log_probs",
+                    f"must be at most {MAX_LOG_PROB}, got {float(old_log_probs[above].flat[0])}",
                 )
-            check_finite(weights, weights_field)
+            self._refuse_values(named, ("weights",), targets_field)
         else:
+            self._refuse_values(named, ("advantages", "old_log_probs"), targets_field)
             weights = np.ones(ids.shape, np.float32)
+            if named.HasField("weights"):
+                weights = self._parse_values(named, "weights", targets_field, ids.shape)
         if example.HasField("row_weights"):
             raise InvalidFieldError(
                 f"{field}.row_weights", "only with distribution_targets; use token_targets.weights"
@@ -155,7 +167,34 @@ class ExampleParser:
             token_ids=ids.reshape(-1, support),
             weights=weights.reshape(-1, support),
             hard=rank == 1,
+            old_log_probs=None if old_log_probs is None else old_log_probs.reshape(-1, support),
         )
+
+    def _parse_values(
+        self, named: training_pb2.TokenTargets, name: str, field: str, shape: tuple[int, ...]
+    ) -> FloatArray:
+        """Finite floats of the shape of the token ids."""
+        if not named.HasField(name):  # type: ignore[arg-type] # one of the fields' names
+            raise InvalidFieldError(
+                f"{field}.{name}", f"must be given for the objective {self._objective.name}"
+            )
+        values = decode_floats(getattr(named, name), f"{field}.{name}", (1, 2))
+        if values.shape != shape:
+            raise InvalidFieldError(
+                f"{field}.{name}.shape",
+                f"must be that of the token ids {list(shape)}, got {list(values.shape)}",
+            )
+        check_finite(values, f"{field}.{name}")
+        return values
+
+    def _refuse_values(
+        self, named: training_pb2.TokenTargets, names: tuple[str, ...], field: str
+    ) -> None:
+        for name in names:
+            if named.HasField(name):  # type: ignore[arg-type] # one of the fields' names
+                raise InvalidFieldError(
+                    f"{field}.{name}", f"the objective {self._objective.name} does not use it"
+                )
 
 
 def _parse_prompt_rows(example: training_pb2.Example, field: str) -> PromptRows:

@@ -36,10 +36,13 @@ class MicroBatch:
     """[N, K]."""
 
     target_values: FloatArray
-    """Weights or log p, [N, K]."""
+    """Weights, advantages or log p, [N, K]."""
 
     tail_log_probs: FloatArray
     """[N]."""
+
+    old_log_probs: FloatArray
+    """[N, K]; zeros where the objective has no use for them."""
 
     teacher_entropies: FloatArray
     """[N]."""
@@ -84,11 +87,11 @@ def split_into_micro_batches(
         max_length: the model's longest sequence; no row is padded beyond it.
         vocab_size: V, which sets the head's chunk.
     """
-    needs_distribution = OBJECTIVES[batch.loss.objective].needs_distribution
+    reads_prompts = OBJECTIVES[batch.loss.objective].reads_prompts
     lengths: dict[int, int] = {}
     weighted: dict[int, Int32Array] = {}
     for index, example in enumerate(batch.examples):
-        rows = example.targets.weighted_rows(needs_distribution)
+        rows = example.targets.weighted_rows(reads_prompts)
         if len(rows):
             weighted[index] = rows
             lengths[index] = example.targets.offset + int(rows[-1]) + 1
@@ -120,6 +123,7 @@ def _micro_batch(
     target_ids = np.zeros((target_count, support_size), np.int32)
     target_values = np.zeros((target_count, support_size), np.float32)
     tail_log_probs = np.zeros(target_count, np.float32)
+    old_log_probs = np.zeros((target_count, support_size), np.float32)
     teacher_entropies = np.zeros(target_count, np.float32)
     row_scales = np.zeros(target_count, np.float32)
     start = 0
@@ -133,6 +137,8 @@ def _micro_batch(
         target_ids[here] = targets.token_ids[rows]
         target_values[here] = targets.values[rows]
         tail_log_probs[here] = targets.tail_log_probs[rows]
+        if targets.old_log_probs is not None:
+            old_log_probs[here] = targets.old_log_probs[rows]
         teacher_entropies[here] = targets.teacher_entropies[rows]
         factor = 1.0 / len(rows) if batch.loss.sequence_mean else 1.0
         row_scales[here] = targets.row_weights[rows] * np.float32(factor)
@@ -143,6 +149,7 @@ def _micro_batch(
         target_ids=target_ids,
         target_values=target_values,
         tail_log_probs=tail_log_probs,
+        old_log_probs=old_log_probs,
         teacher_entropies=teacher_entropies,
         row_scales=row_scales,
         sources=tuple(zip(indices, rows_of, strict=True)),

@@ -31,7 +31,7 @@ class RowOutcomes(NamedTuple):
     """[N]."""
 
     tail_bucket_kls: FloatArray
-    """[N]; zeros for cross entropy."""
+    """[N]; zeros where the targets are no distribution."""
 
 
 def summarize(
@@ -90,10 +90,13 @@ def _metrics(
     log_q = over_rows([r.log_probs for r in rows])
     student_entropy = mean(over_rows([r.student_entropies for r in rows]))
     student_mass = mean(np.exp(log_q).sum(-1))
-    if not OBJECTIVES[batch.loss.objective].needs_distribution:
+    spec = OBJECTIVES[batch.loss.objective]
+    if not spec.needs_distribution:
         return BatchMetrics(
             tail_bucket_kl=None,
-            teacher_entropy=None,
+            teacher_entropy=mean(over_rows([m.teacher_entropies for m in micro_batches]))
+            if spec.reads_prompts
+            else None,
             student_entropy=student_entropy,
             teacher_support_mass=None,
             student_support_mass=student_mass,

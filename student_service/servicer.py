@@ -18,10 +18,11 @@ from distill.engine.weights import ModelWeights
 from distill.errors import InvalidFieldError, NotFoundError
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
+from distill.ops.objectives import OBJECTIVES
 from distill.rpc.deadline import remaining_seconds
 from distill.rpc.model_info import describe_model
 from distill.rpc.sampling import encode_sample, parse_sampling
-from distill.rpc.scoring import encode_chunk, parse_scoring
+from distill.rpc.scoring import chunk_bytes, parse_scoring
 from distill.rpc.streaming import stream_results
 from distill.v1 import student_service_pb2 as pb
 from distill.v1 import student_service_pb2_grpc, training_pb2
@@ -224,7 +225,9 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         )
         weights = self._weights(request.run_id, request.weights, context)
         for chunk in stream_results(self._queue, self._scorer.score(jobs, weights), context):
-            yield pb.StudentServiceStreamTopKResponse(chunk=encode_chunk(chunk))
+            response = pb.StudentServiceStreamTopKResponse()
+            response.chunk.MergeFromString(chunk_bytes(chunk))
+            yield response
 
     def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: grpc.ServicerContext
@@ -328,7 +331,8 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             chunks, pulled_bytes = self._teachers.pull(
                 pull.teacher, pull.scoring, context, max_bytes=self._limits.max_request_bytes
             )
-        prompts = assemble_prompts(chunks, self._limits, self._vocab_size)
+        objective = OBJECTIVES[received.loss.objective]
+        prompts = assemble_prompts(chunks, self._limits, self._vocab_size, objective)
         batch = TrainingBatch(
             loss=received.loss, examples=attach_targets(received.examples, prompts)
         )

@@ -20,7 +20,13 @@ from distill.models.config import ModelConfig
 from distill.models.functional import Graph, head_kernel, hidden_states
 from distill.models.loading import LoadedModel
 from distill.ops.head import selected_log_probs
-from distill.ops.objectives import OBJECTIVES, StudentRows, TargetRows, tail_bucket
+from distill.ops.objectives import (
+    OBJECTIVES,
+    ObjectiveParameters,
+    StudentRows,
+    TargetRows,
+    tail_bucket,
+)
 from student_service.batch import BatchOutcome, TrainingBatch
 from student_service.micro_batches import MicroBatch, split_into_micro_batches
 from student_service.optimizer import (
@@ -176,6 +182,11 @@ class Trainer:
             "base": self._model.parameters,
             "lora_scale": np.float32(1.0 if lora is None else lora.scale),
             "temperature": np.float32(batch.loss.temperature),
+            "objective_parameters": ObjectiveParameters(
+                jnp.float32(batch.loss.beta),
+                jnp.float32(batch.loss.clip_low),
+                jnp.float32(batch.loss.clip_high),
+            ),
             "arrays": _arrays(micro_batch),
             "graph": self._model.graph,
             "config": self._model.config,
@@ -205,6 +216,7 @@ class _Arrays(NamedTuple):
     target_ids: jax.Array  # [N, K]
     target_values: jax.Array  # [N, K]
     tail_log_probs: jax.Array  # [N]
+    old_log_probs: jax.Array  # [N, K]
     row_scales: jax.Array  # [N]
 
 
@@ -222,6 +234,7 @@ def _loss(
     base: Mapping[str, Any],
     lora_scale: jax.Array,
     temperature: jax.Array,
+    objective_parameters: ObjectiveParameters,
     arrays: _Arrays,
     graph: Graph,
     config: ModelConfig,
@@ -246,8 +259,8 @@ def _loss(
         kernel_gradient=not is_lora,
     )
     student = StudentRows(head.log_probs, head.tail_log_probs)
-    targets = TargetRows(arrays.target_values, arrays.tail_log_probs)
-    row_losses = spec.row_loss(student, targets)
+    targets = TargetRows(arrays.target_values, arrays.tail_log_probs, arrays.old_log_probs)
+    row_losses = spec.row_loss(student, targets, objective_parameters)
     no_values = jnp.zeros_like(row_losses)
     # Traced arrays here, NumPy arrays once they are fetched.
     outcomes: dict[str, Any] = {
@@ -256,7 +269,9 @@ def _loss(
         "student_entropies": head.entropies,
         "top_token_ids": head.top_token_ids,
         "support_overlaps": head.support_overlaps,
-        "tail_bucket_kls": tail_bucket(student, targets) if spec.needs_distribution else no_values,
+        "tail_bucket_kls": tail_bucket(student, targets, objective_parameters)
+        if spec.needs_distribution
+        else no_values,
     }
     return (row_losses * arrays.row_scales).sum(), RowOutcomes(**outcomes)
 

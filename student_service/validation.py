@@ -12,6 +12,7 @@ import numpy as np
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.models.adapters import ADAPTER_TARGETS, LoraSpec
+from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.rpc.checks import check_limit, check_range, check_temperature
 from distill.v1 import training_pb2
 from student_service.batch import LossSettings
@@ -148,11 +149,52 @@ def parse_loss(batch: training_pb2.Batch, limits: RequestLimits) -> LossSettings
             "batch.example_count", f"must be at least 1, got {batch.example_count}"
         )
     check_limit("batch.example_count", batch.example_count, limits.max_sequences)
+    spec = OBJECTIVES[name]
+    clip_low, clip_high = _parse_clips(batch, spec)
     return LossSettings(
         objective=name,
         temperature=temperature,
         sequence_mean=batch.reduction == training_pb2.REDUCTION_SEQUENCE_MEAN,
+        beta=_parse_beta(batch, spec),
+        clip_low=clip_low,
+        clip_high=clip_high,
     )
+
+
+def _parse_beta(batch: training_pb2.Batch, spec: ObjectiveSpec) -> float:
+    if not batch.HasField("jsd_beta"):
+        return LossSettings.beta
+    if not spec.uses_beta:
+        raise InvalidFieldError("batch.jsd_beta", f"the objective {spec.name} does not use it")
+    # Also False for NaN.
+    if not 0 <= batch.jsd_beta <= 1:
+        raise InvalidFieldError("batch.jsd_beta", f"must be in [0, 1], got {batch.jsd_beta:g}")
+    return batch.jsd_beta
+
+
+def _parse_clips(batch: training_pb2.Batch, spec: ObjectiveSpec) -> tuple[float, float]:
+    given = [name for name in ("clip_low", "clip_high") if batch.HasField(name)]
+    if spec.default_clips is None:
+        if given:
+            raise InvalidFieldError(
+                f"batch.{given[0]}", f"the objective {spec.name} does not use it"
+            )
+        return LossSettings.clip_low, LossSettings.clip_high
+    for name in given:
+        value = getattr(batch, name)
+        if not (np.isfinite(value) and value >= 0):
+            raise InvalidFieldError(
+                f"batch.{name}", f"must be finite and at least 0, got {value:g}"
+            )
+    # In float32 as the fields: a given bound may equal a default one.
+    low, high = (float(np.float32(bound)) for bound in spec.default_clips)
+    low = batch.clip_low if batch.HasField("clip_low") else low
+    high = batch.clip_high if batch.HasField("clip_high") else high
+    if low > high:
+        raise InvalidFieldError(
+            "batch.clip_low", f"must be at most clip_high, which is {high:g}, got {low:g}"
+        )
+    return low, high
 
 
 def _check_positive(value: float, field: str) -> None:

@@ -12,7 +12,7 @@ from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.rpc.model_info import describe_model
 from distill.rpc.sampling import encode_sample, parse_sampling
-from distill.rpc.scoring import encode_chunk, parse_scoring
+from distill.rpc.scoring import chunk_bytes, parse_scoring
 from distill.rpc.streaming import stream_results
 from distill.v1 import teacher_service_pb2 as pb
 from distill.v1 import teacher_service_pb2_grpc
@@ -54,7 +54,9 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
         )
         chunks = self.scorer.score(jobs, self._weights)
         for chunk in stream_results(self._queue, chunks, context):
-            yield pb.TeacherServiceStreamTopKResponse(chunk=encode_chunk(chunk))
+            response = pb.TeacherServiceStreamTopKResponse()
+            response.chunk.MergeFromString(chunk_bytes(chunk))
+            yield response
 
     def Sample(
         self,

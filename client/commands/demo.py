@@ -15,12 +15,12 @@ from client.demo_summary import print_summary
 from client.pair import LocalPair, RunningPair
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
-from client.settings import AdamW, LoraSettings, Objective
+from client.settings import DISTRIBUTION_OBJECTIVES, AdamW, LoraSettings, Objective
 
 # Of the source tree: an installed package has no examples, and `_check_questions` says so.
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
-_DISTRIBUTION_OBJECTIVES = [one.value for one in Objective if one is not Objective.CROSS_ENTROPY]
+_OBJECTIVE_NAMES = [one.value for one in DISTRIBUTION_OBJECTIVES]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rank of the LoRA adapter on all projections (default: %(default)s)")  # fmt: skip
     add("--top-k", type=positive_int, default=defaults.top_k, metavar="K",
         help="tokens of each distribution that travel (default: %(default)s)")  # fmt: skip
-    add("--objective", choices=_DISTRIBUTION_OBJECTIVES, default=defaults.objective.value,
+    add("--objective", choices=_OBJECTIVE_NAMES, default=defaults.objective.value,
         help="what is minimised (default: %(default)s)")  # fmt: skip
     add("--targets", choices=[one.value for one in Targets], default=Targets.PULL.value,
         help="the student pulls the distributions from the teacher, or the client relays them "

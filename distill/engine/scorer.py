@@ -23,10 +23,19 @@ from distill.engine.buckets import (
     power_of_two_at_most,
 )
 from distill.engine.compiled import CompiledFunctions
+from distill.engine.supports import (
+    Candidates,
+    Draws,
+    Support,
+    candidate_block,
+    draw_key,
+    sampled_head,
+)
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.models.functional import Adapter, Graph, Parameters, head_kernel, hidden_states
 from distill.models.loading import LoadedModel
+from distill.ops.supports import SampledRows, candidate_rows
 from distill.ops.topk import TopKRows, scoring_chunk_rows, top_k_rows
 from distill.tensors import FloatArray, Int32Array
 
@@ -36,6 +45,9 @@ reader that stalls holds few of them."""
 
 _CALL_BYTES = 4 << 20
 """Largest result of one call of the head: it stays in memory while its chunks are read."""
+
+_CALL_DRAWS = 1 << 14
+"""Most draws of one call of the head: each looks at a block of the vocabulary."""
 
 _SMALLEST_TOP_K = 8
 _SMALLEST_CALL_ROWS = 16
@@ -60,6 +72,9 @@ class ScoreJob:
     temperature: float
     """Divides the logits; greater than 0."""
 
+    support: Support = None
+    """Which K tokens; None: the most probable."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredChunk:
@@ -72,7 +87,7 @@ class ScoredChunk:
     """The first of the rows, in prompt coordinates."""
 
     token_ids: Int32Array
-    """[P, K], by descending log-probability."""
+    """[P, K], in the order of the support."""
 
     log_probs: FloatArray
     """[P, K]."""
@@ -85,6 +100,9 @@ class ScoredChunk:
 
     entropies: FloatArray
     """[P], in nats."""
+
+    weights: FloatArray | None = None
+    """[P, K], of a sampled support."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +132,10 @@ class Scorer:
         self._body = self._compiled.add(_body, static_argnames="graph")
         self._gather = self._compiled.add(_gather)
         self._head = self._compiled.add(top_k_rows, static_argnames="top_k")
+        self._candidate_head = self._compiled.add(candidate_rows)
+        self._sampled_head = self._compiled.add(
+            sampled_head, static_argnames=("slot_count", "head_slot_count")
+        )
         self._graph = model.graph
         self.head_rows_computed = 0
         """Rows of logits computed so far, without padding."""
@@ -129,7 +151,7 @@ class Scorer:
         Every `next()` computes at most one batch of the body and one chunk of the head.
 
         Args:
-            jobs: the prompts, with the same `top_k`.
+            jobs: the prompts, with the same `top_k` and the same kind of support.
             weights: what to compute under.
 
         Yields:
@@ -162,7 +184,7 @@ class Scorer:
     def _head_calls(self, batch: list[ScoreJob]) -> Iterator[list[_Segment]]:
         """The wanted rows of a batch, at most a chunk's at a time and none more than once."""
         segments: list[_Segment] = []
-        call_rows = self._call_rows(batch[0].top_k)
+        call_rows = self._call_rows(batch[0])
         room = call_rows
         for batch_index, job in enumerate(batch):
             row = job.score_from
@@ -182,11 +204,13 @@ class Scorer:
     def _score_rows(
         self, hidden: jax.Array, kernel: jax.Array, segments: list[_Segment]
     ) -> Sequence[NDArray[Any]]:
-        """One call of the head: the fields of TopKRows in NumPy, padded at the end."""
+        """One call of the head: the fields of TopKRows in NumPy, padded at the end; then weights
+        where the support is sampled."""
         top_k = segments[0].job.top_k
         row_count = sum(segment.row_count for segment in segments)
         padded_count = min(
-            self._call_rows(top_k), max(_SMALLEST_CALL_ROWS, power_of_two_at_least(row_count))
+            self._call_rows(segments[0].job),
+            max(_SMALLEST_CALL_ROWS, power_of_two_at_least(row_count)),
         )
         batch_indices = np.zeros(padded_count, np.int32)
         positions = np.zeros(padded_count, np.int32)
@@ -203,20 +227,71 @@ class Scorer:
             temperatures[here] = segment.job.temperature
             start += segment.row_count
         self.head_rows_computed += row_count
-        outputs: TopKRows = self._head(
+        rows_of_head = (
             self._gather(hidden, batch_indices, positions),
             kernel,
             prompt_token_ids,
             temperatures,
             support_sizes,
-            top_k=self._top_k_bucket(top_k),
         )
+        if segments[0].job.support is not None:
+            return self._score_support(rows_of_head, segments, positions + 1)
+        outputs: TopKRows = self._head(*rows_of_head, top_k=self._top_k_bucket(top_k))
         return [np.asarray(array) for array in outputs]
 
-    def _call_rows(self, top_k: int) -> int:
+    def _score_support(
+        self, rows_of_head: tuple[Any, ...], segments: list[_Segment], row_numbers: Int32Array
+    ) -> Sequence[NDArray[Any]]:
+        """The same on a support that is not the K most probable tokens.
+
+        Args:
+            rows_of_head: the head's first arguments, of P rows.
+            segments: whose rows they are.
+            row_numbers: [P], in prompt coordinates.
+        """
+        width = self._top_k_bucket(segments[0].job.top_k)
+        padded_count = len(row_numbers)
+        named = [
+            (
+                segment.job.support,
+                segment.first_row - segment.job.score_from,
+                segment.first_row - segment.job.score_from + segment.row_count,
+            )
+            for segment in segments
+            if isinstance(segment.job.support, Candidates)
+        ]
+        if named:
+            block = candidate_block(named, padded_count, width)
+            rows: TopKRows = self._candidate_head(*rows_of_head, block)
+            return [np.asarray(array) for array in rows]
+        exact_counts = np.zeros(padded_count, np.int32)
+        key_data = np.zeros((padded_count, 2), np.uint32)
+        start = 0
+        for segment in segments:
+            here = slice(start, start + segment.row_count)
+            draws = segment.job.support
+            assert isinstance(draws, Draws)
+            exact_counts[here] = draws.exact_count
+            key_data[here] = draw_key(draws.seed, segment.job.token_ids)
+            start += segment.row_count
+        largest_head = int(exact_counts.max())
+        sampled: SampledRows = self._sampled_head(
+            *rows_of_head,
+            exact_counts,
+            key_data,
+            row_numbers,
+            slot_count=width,
+            head_slot_count=min(width, self._top_k_bucket(largest_head)) if largest_head else 0,
+        )
+        return [np.asarray(array) for array in (*sampled.rows, sampled.weights)]
+
+    def _call_rows(self, job: ScoreJob) -> int:
         """Most rows of one call of the head."""
-        row_bytes = 8 * self._top_k_bucket(top_k)
-        fitting = power_of_two_at_most(max(1, _CALL_BYTES // row_bytes))
+        width = self._top_k_bucket(job.top_k)
+        most = _CALL_BYTES // (8 * width)
+        if isinstance(job.support, Draws):
+            most = min(most, _CALL_DRAWS // width)
+        fitting = power_of_two_at_most(max(1, most))
         return min(scoring_chunk_rows(self._config.vocab_size), fitting)
 
     def _top_k_bucket(self, top_k: int) -> int:
@@ -241,11 +316,11 @@ def _gather(hidden: jax.Array, batch_indices: jax.Array, positions: jax.Array) -
 
 def _chunks(rows: Sequence[NDArray[Any]], segments: list[_Segment]) -> Iterator[ScoredChunk]:
     """Cut the result of one call into chunks of one prompt and of bounded size."""
-    token_ids, log_probs, prompt_log_probs, tail_log_probs, entropies = rows
+    token_ids, log_probs, prompt_log_probs, tail_log_probs, entropies, *weights = rows
     start = 0
     for segment in segments:
         top_k = segment.job.top_k
-        most_rows = max(1, _CHUNK_BYTES // (8 * top_k + 12))
+        most_rows = max(1, _CHUNK_BYTES // ((12 if weights else 8) * top_k + 12))
         for offset in range(0, segment.row_count, most_rows):
             end = min(offset + most_rows, segment.row_count)
             here = slice(start + offset, start + end)
@@ -257,5 +332,6 @@ def _chunks(rows: Sequence[NDArray[Any]], segments: list[_Segment]) -> Iterator[
                 prompt_log_probs=prompt_log_probs[here],
                 tail_log_probs=tail_log_probs[here],
                 entropies=entropies[here],
+                weights=weights[0][here, :top_k] if weights else None,
             )
         start += segment.row_count

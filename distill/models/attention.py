@@ -23,44 +23,42 @@ CAUSAL_SEGMENTS = 4
 its end. More parts save little work and cost compile time."""
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array) -> jax.Array:
+def attend(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
     """softmax(q·k / sqrt(head_dim)) v over the key slots at or before each query's position.
 
     Args:
         query: [B, T, H, head_dim].
-        key: [B, S, G, head_dim]; head h reads group h // (H / G); a slot's index is its position.
-        value: [B, S, G, head_dim].
+        keys: [B, G, head_dim, S]; head h reads group h // (H / G); a slot's index is its position.
+        values: [B, G, S, head_dim].
         positions: [B, T] or [1, T], of the queries.
 
     Returns:
         [B, T, H · head_dim] in the query's dtype.
     """
     B, T, head_count, head_dim = query.shape
-    slot_count, group_count = key.shape[1:3]
+    group_count, slot_count = values.shape[1:3]
     heads_per_group = head_count // group_count
     # The heads of a group become rows of one matrix product, which the CPU runs 1.6 times as
     # fast as the same sum written as one einsum over B, groups and heads.
     grouped = query.reshape(B, T, group_count, heads_per_group, head_dim)
     rows = grouped.transpose(0, 2, 3, 1, 4).reshape(B, group_count, heads_per_group * T, head_dim)
     scores = jnp.matmul(
-        rows * jnp.asarray(head_dim**-0.5, query.dtype),
-        key.transpose(0, 2, 3, 1),
-        preferred_element_type=jnp.float32,
+        rows * jnp.asarray(head_dim**-0.5, query.dtype), keys, preferred_element_type=jnp.float32
     ).reshape(B, group_count, heads_per_group, T, slot_count)
     visible = jnp.arange(slot_count) <= positions[:, :, None]
     # A finite mask would do as well: every query sees at least its own slot.
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     weights = weights.reshape(B, group_count, heads_per_group * T, slot_count)
-    mixed = jnp.matmul(weights, value.transpose(0, 2, 1, 3))
-    mixed = mixed.reshape(B, group_count, heads_per_group, T, head_dim)
+    mixed = jnp.matmul(weights, values).reshape(B, group_count, heads_per_group, T, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, head_count * head_dim)
 
 
 def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`attend` for whole sequences at positions 0 to T-1; shapes as there, S = T."""
+    """`attend` for whole sequences [B, T, heads, head_dim] at positions 0 to T-1."""
     length = query.shape[1]
     positions = jnp.arange(length)[None]
+    keys, values = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
     block_count = -(-length // QUERY_BLOCK)
     segment = QUERY_BLOCK * -(-block_count // CAUSAL_SEGMENTS)
     mixed = []
@@ -68,20 +66,24 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
         part = slice(start, min(start + segment, length))
         # Keys after a segment are invisible to it: cutting them off saves up to three eighths of
         # the work.
-        seen = slice(0, part.stop)
         mixed.append(
-            cached_attention(query[:, part], key[:, seen], value[:, seen], positions[:, part])
+            cached_attention(
+                query[:, part],
+                keys[..., : part.stop],
+                values[:, :, : part.stop],
+                positions[:, part],
+            )
         )
     return jnp.concatenate(mixed, axis=1)
 
 
 def cached_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array
+    query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array
 ) -> jax.Array:
     """`attend` block by block, for any positions [B, T] or [1, T]; shapes as there."""
     length = query.shape[1]
     if length <= QUERY_BLOCK:
-        return attend(query, key, value, positions)
+        return attend(query, keys, values, positions)
     # Padding queries see some keys and are cut off again.
     padding = -length % QUERY_BLOCK
     query_blocks = _split_blocks(jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0))))
@@ -91,7 +93,7 @@ def cached_attention(
     # scores of all of them.
     @jax.checkpoint
     def block(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return attend(inputs[0], key, value, inputs[1])
+        return attend(inputs[0], keys, values, inputs[1])
 
     blocks = jax.lax.map(block, (query_blocks, position_blocks))
     joined = jnp.moveaxis(blocks, 0, 1).reshape(query.shape[0], length + padding, -1)

@@ -4,7 +4,7 @@ The layers' parameters are stacked on a leading axis and the stack runs as one `
 layer is compiled, whatever their number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -32,13 +32,21 @@ class KVCache:
     """Keys and values of the tokens seen so far, and nothing else.
 
     A key's slot is its position in its row. Where each row stands is the caller's knowledge.
+    Both lie as the two products of attention read them: no step transposes its whole cache.
     """
 
-    keys: jax.Array
-    """[L, B, S, G, head_dim], rotary positions applied."""
+    keys: tuple[jax.Array, ...]
+    """Of each part of the stack [part's layers, B, G, head_dim, S], rotary positions applied."""
 
-    values: jax.Array
-    """[L, B, S, G, head_dim]."""
+    values: tuple[jax.Array, ...]
+    """Likewise [part's layers, B, G, S, head_dim]."""
+
+
+LayerParts: TypeAlias = Sequence[tuple[LayerState, StackedAdapter]]
+"""The stack of layers cut into parts, in order: parameters and adapter of each, stacked likewise.
+
+Each part is one scan. Which cut is quick depends on the device: see `engine.layer_parts`.
+"""
 
 
 class DecoderLayer(nnx.Module):
@@ -74,27 +82,27 @@ class DecoderLayer(nnx.Module):
         hidden: jax.Array,
         angles: tuple[jax.Array, jax.Array],
         positions: jax.Array,
-        cache: KVCache,
+        cache: tuple[jax.Array, jax.Array],
         layer: jax.Array,
         adapter: LayerAdapter,
-    ) -> tuple[jax.Array, KVCache]:
-        """Map [B, T, D] at positions [B, T]; writes this layer's slots, then reads them all."""
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Map [B, T, D] at positions [B, T]; writes this layer's slots, then reads them all.
+
+        The cache is the keys and values of one part, `layer` the index in that part.
+        """
         query, key, value = self.attention.project(self.input_norm(hidden), angles, adapter)
         rows = jnp.arange(hidden.shape[0])[:, None]
+        keys, values = cache
         # Written in place inside the stacked cache: handing each layer's slice through the scan
         # would copy the whole cache for every generated token.
-        cache = KVCache(
-            keys=cache.keys.at[layer, rows, positions].set(key.astype(cache.keys.dtype)),
-            values=cache.values.at[layer, rows, positions].set(value.astype(cache.values.dtype)),
-        )
+        keys = keys.at[layer, rows, :, :, positions].set(key.astype(keys.dtype))
+        values = values.at[layer, rows, :, positions].set(value.astype(values.dtype))
         mixed = cached_attention(
-            query,
-            cache.keys[layer].astype(query.dtype),
-            cache.values[layer].astype(query.dtype),
-            positions,
+            query, keys[layer].astype(query.dtype), values[layer].astype(query.dtype), positions
         )
         hidden = hidden + self.attention.output(mixed, adapter)
-        return hidden + self.mlp(self.post_attention_norm(hidden), adapter), cache
+        hidden = hidden + self.mlp(self.post_attention_norm(hidden), adapter)
+        return hidden, (keys, values)
 
 
 class Decoder(nnx.Module):
@@ -145,20 +153,30 @@ class Decoder(nnx.Module):
         positions: jax.Array,
         cache: KVCache,
         adapter: StackedAdapter | None,
+        parts: LayerParts | None,
     ) -> tuple[jax.Array, KVCache]:
         """Normed hidden states [B, T, D] of tokens at positions [B, T], and the grown cache."""
         graph, layers = nnx.split(self.layers)
         angles = rotary_angles(self.config, positions)
 
-        def step(
-            carry: tuple[jax.Array, KVCache],
-            scanned: tuple[LayerState, LayerAdapter, jax.Array],
-        ) -> tuple[tuple[jax.Array, KVCache], None]:
+        def step(carry: Any, scanned: tuple[LayerState, LayerAdapter, jax.Array]) -> Any:
             hidden, grown = carry
             parameters, layer_adapter, layer = scanned
             module = nnx.merge(graph, parameters)
             return module.with_cache(hidden, angles, positions, grown, layer, layer_adapter), None
 
-        scanned = (layers, adapter or {}, jnp.arange(self.config.layer_count))
-        (hidden, cache), _ = jax.lax.scan(step, (self.embed_tokens(token_ids), cache), scanned)
-        return self.norm(hidden), cache
+        hidden = self.embed_tokens(token_ids)
+        grown = []
+        for (part, part_adapter), keys, values in zip(
+            parts or [(layers, adapter or {})], cache.keys, cache.values, strict=True
+        ):
+            layer_count = keys.shape[0]
+            (hidden, part_cache), _ = jax.lax.scan(
+                step,
+                (hidden, (keys, values)),
+                (part, part_adapter, jnp.arange(layer_count)),
+                unroll=layer_count == 1,
+            )
+            grown.append(part_cache)
+        all_keys, all_values = zip(*grown, strict=True)
+        return self.norm(hidden), KVCache(keys=all_keys, values=all_values)

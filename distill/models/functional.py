@@ -4,7 +4,7 @@ None of these is compiled here: callers put them into their own `jax.jit`, with 
 or closed over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from distill.models.config import ModelConfig
-from distill.models.decoder import Decoder, KVCache, StackedAdapter
+from distill.models.decoder import Decoder, KVCache, LayerParts, StackedAdapter
 from distill.models.families import model_class
 
 Graph: TypeAlias = nnx.GraphDef[Decoder]
@@ -29,6 +29,7 @@ __all__ = [
     "Adapter",
     "Graph",
     "KVCache",
+    "LayerParts",
     "Parameters",
     "build_graph",
     "cached_hidden_states",
@@ -83,16 +84,34 @@ def head_kernel(config: ModelConfig, parameters: Parameters) -> jax.Array:
     return kernel
 
 
-def init_cache(config: ModelConfig, batch_size: int, cache_size: int, dtype: DTypeLike) -> KVCache:
-    """An empty cache for `batch_size` rows of at most `cache_size` tokens."""
-    shape = (
-        config.layer_count,
-        batch_size,
-        cache_size,
-        config.key_value_head_count,
-        config.head_dim,
+def init_cache(
+    config: ModelConfig,
+    batch_size: int,
+    cache_size: int,
+    dtype: DTypeLike,
+    *,
+    part_sizes: Sequence[int] | None = None,
+) -> KVCache:
+    """An empty cache for `batch_size` rows of at most `cache_size` tokens.
+
+    Args:
+        config: the model.
+        batch_size: B.
+        cache_size: S.
+        dtype: of keys and values.
+        part_sizes: layers in each part of the stack, for `parts` of `cached_hidden_states`; one
+            part of all layers by default.
+    """
+    sizes = [config.layer_count] if part_sizes is None else part_sizes
+    groups, head_dim = config.key_value_head_count, config.head_dim
+    return KVCache(
+        keys=tuple(
+            jnp.zeros((size, batch_size, groups, head_dim, cache_size), dtype) for size in sizes
+        ),
+        values=tuple(
+            jnp.zeros((size, batch_size, groups, cache_size, head_dim), dtype) for size in sizes
+        ),
     )
-    return KVCache(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
 
 
 def cached_hidden_states(
@@ -103,6 +122,7 @@ def cached_hidden_states(
     cache: KVCache,
     *,
     adapter: Adapter | None = None,
+    parts: LayerParts | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Hidden states of tokens that continue the cached rows; for a prompt and for one token alike.
 
@@ -117,9 +137,11 @@ def cached_hidden_states(
         positions: [B, T] int32, absolute, of each row its own.
         cache: from `init_cache` or an earlier call.
         adapter: a low-rank update, already scaled.
+        parts: the layers' parameters and adapters as the cache is cut; `adapter` and the layers
+            among the parameters are then not looked at.
 
     Returns:
         [B, T, D] in the compute dtype, and the cache with these tokens in it.
     """
     model: Decoder = nnx.merge(graph, parameters)
-    return model.with_cache(token_ids, positions, cache, adapter)
+    return model.with_cache(token_ids, positions, cache, adapter, parts)

@@ -65,25 +65,51 @@ def top_k_rows(
     Returns:
         TopKRows.
     """
+    logits = relative_logits(hidden, kernel, temperatures)
+    values, token_ids = lax.top_k(logits, top_k)
+
+    rows = jnp.arange(hidden.shape[0])[:, None]
+    in_support = jnp.arange(top_k) < support_sizes[:, None]
+    outside = logits.at[rows, token_ids].set(jnp.where(in_support, -jnp.inf, values))
+    return summarize_rows(logits, outside, token_ids, values, in_support, prompt_token_ids)
+
+
+def relative_logits(hidden: jax.Array, kernel: jax.Array, temperatures: jax.Array) -> jax.Array:
+    """Logits [P, V] after temperature, float32, relative to each row's maximum."""
     # float32 before everything else: bf16 logits are off by 0.06 nats at V = 151936.
     logits = jnp.einsum(
         "pd,vd->pv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
     logits = logits / temperatures[:, None]
     # Relative to the maximum: an entropy near 0 keeps its digits however large the logits are.
-    logits = logits - logits.max(-1, keepdims=True)
-    values, token_ids = lax.top_k(logits, top_k)
+    return logits - logits.max(-1, keepdims=True)
 
-    rows = jnp.arange(hidden.shape[0])[:, None]
-    in_support = jnp.arange(top_k) < support_sizes[:, None]
-    outside = logits.at[rows, token_ids].set(jnp.where(in_support, -jnp.inf, values))
+
+def summarize_rows(
+    logits: jax.Array,
+    outside: jax.Array,
+    token_ids: jax.Array,
+    values: jax.Array,
+    is_counted: jax.Array,
+    prompt_token_ids: jax.Array,
+) -> TopKRows:
+    """Log-probabilities of a support, and the summary of everything else.
+
+    Args:
+        logits: [P, V], from `relative_logits`.
+        outside: [P, V], the logits with -inf at the tokens of the support.
+        token_ids: [P, K].
+        values: [P, K], the logits of `token_ids`.
+        is_counted: [P, K], true in exactly one slot of every token of the support.
+        prompt_token_ids: [P].
+    """
     tail_peak = outside.max(-1, keepdims=True)
     tail_peak = jnp.where(jnp.isfinite(tail_peak), tail_peak, 0.0)  # K = V: nothing is outside
     tail_weights = jnp.exp(outside - tail_peak)
     tail_total = tail_weights.sum(-1)
     log_tail = tail_peak[:, 0] + jnp.log(tail_total)
 
-    support_weights = jnp.where(in_support, jnp.exp(values), 0.0)
+    support_weights = jnp.where(is_counted, jnp.exp(values), 0.0)
     log_total = jnp.logaddexp(jnp.log(support_weights.sum(-1)), log_tail)
     tail_share = jnp.exp(log_tail - log_total)
     mean_outside = (tail_weights * logits).sum(-1) / jnp.maximum(tail_total, 1.0)

@@ -1,6 +1,6 @@
 """Sampling requests to jobs, and samples to messages."""
 
-from distill.engine.sampler import Sample, SampleJob, StopReason
+from distill.engine.samples import Sample, SampleJob, StopReason
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.rpc.checks import (

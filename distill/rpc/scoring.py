@@ -1,6 +1,9 @@
 """Scoring requests to jobs, and results to messages."""
 
+import numpy as np
+
 from distill.engine.scorer import ScoredChunk, ScoreJob
+from distill.engine.supports import Candidates, Draws, Support
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.rpc.checks import (
@@ -10,8 +13,9 @@ from distill.rpc.checks import (
     check_temperature,
     parse_token_ids,
 )
-from distill.tensors import encode_floats, encode_int32
+from distill.tensors import Int32Array, decode_int32, float_field, int32_field
 from distill.v1 import scoring_pb2
+from distill.wire import int_field
 
 
 def parse_scoring(
@@ -30,7 +34,22 @@ def parse_scoring(
         LimitExceededError: the request is larger than the service accepts.
     """
     check_request_size(f"{field}.prompts", scoring.prompts, limits)
-    check_range(f"{field}.top_k", scoring.top_k, 1, min(limits.max_top_k, vocab_size))
+    largest = min(limits.max_top_k, vocab_size)
+    kind = scoring.WhichOneof("support")
+    if kind == "candidates":
+        if scoring.top_k:
+            raise InvalidFieldError(
+                f"{field}.top_k", f"must be 0 with candidates, got {scoring.top_k}"
+            )
+    else:
+        check_range(f"{field}.top_k", scoring.top_k, 1, largest)
+    top_k = scoring.top_k
+    support: Support = None
+    if kind == "sampled":
+        # At least one draw: a head alone would be biased, and have no use for weights.
+        exact_count = scoring.sampled.exact_count
+        check_range(f"{field}.sampled.exact_count", exact_count, 0, scoring.top_k - 1)
+        support = Draws(exact_count=exact_count, seed=scoring.sampled.seed)
     temperature = scoring.temperature if scoring.HasField("temperature") else 1.0
     check_temperature(f"{field}.temperature", temperature)
     jobs = []
@@ -51,26 +70,85 @@ def parse_scoring(
         check_range(f"{prompt_field}.score_from", score_from, 1, len(token_ids) - 1)
         token_count += len(token_ids)
         check_limit(f"{field}.prompts", token_count, limits.max_request_tokens)
+        if kind == "candidates":
+            support = _parse_candidates(
+                prompt,
+                f"{prompt_field}.candidate_ids",
+                row_count=len(token_ids) - score_from,
+                support_size=top_k,
+                largest=largest,
+                vocab_size=vocab_size,
+            )
+            top_k = support.token_ids.shape[1]
+        elif prompt.HasField("candidate_ids"):
+            raise InvalidFieldError(
+                f"{prompt_field}.candidate_ids", f"only with {field}.candidates"
+            )
         jobs.append(
             ScoreJob(
                 row=row,
                 token_ids=token_ids,
                 score_from=score_from,
-                top_k=scoring.top_k,
+                top_k=top_k,
                 temperature=temperature,
+                support=support,
             )
         )
     return jobs
 
 
-def encode_chunk(chunk: ScoredChunk) -> scoring_pb2.TopKChunk:
-    """The wire form of a chunk."""
-    return scoring_pb2.TopKChunk(
-        row=chunk.row,
-        position_offset=chunk.position_offset,
-        token_ids=encode_int32(chunk.token_ids),
-        log_probs=encode_floats(chunk.log_probs),
-        prompt_log_probs=encode_floats(chunk.prompt_log_probs),
-        tail_log_probs=encode_floats(chunk.tail_log_probs),
-        entropies=encode_floats(chunk.entropies),
+def _parse_candidates(
+    prompt: scoring_pb2.ScoredPrompt,
+    field: str,
+    *,
+    row_count: int,
+    support_size: int,
+    largest: int,
+    vocab_size: int,
+) -> Candidates:
+    """The candidates of a prompt; `support_size` is that of the prompts before, 0 at first."""
+    ids: Int32Array = decode_int32(prompt.candidate_ids, field, (2,))
+    if len(ids) != row_count:
+        raise InvalidFieldError(
+            f"{field}.shape",
+            f"must be [{row_count}, K], a row for each from score_from on, got {list(ids.shape)}",
+        )
+    check_range(f"{field}.shape", ids.shape[1], 1, largest)
+    if support_size not in (0, ids.shape[1]):
+        raise InvalidFieldError(
+            f"{field}.shape",
+            f"K must be {support_size} as in the prompts before it, got {ids.shape[1]}",
+        )
+    outside = (ids < 0) | (ids >= vocab_size)
+    if outside.any():
+        raise InvalidFieldError(
+            field, f"must be in [0, {vocab_size}), got {int(ids[outside].flat[0])}"
+        )
+    ordered = np.sort(ids, axis=-1)
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise InvalidFieldError(field, "a row must not name a token twice")
+    return Candidates(token_ids=ids)
+
+
+def chunk_bytes(chunk: ScoredChunk) -> bytes:
+    """A `TopKChunk` as protobuf would write it: its fields by ascending number.
+
+    For `MergeFromString` of a response's `chunk`. A message that is given to the constructor of
+    another one is copied; this way the arrays are not.
+    """
+    numbers = scoring_pb2.TopKChunk
+    weights = (
+        () if chunk.weights is None else float_field(numbers.WEIGHTS_FIELD_NUMBER, chunk.weights)
+    )
+    return b"".join(
+        (
+            int_field(numbers.ROW_FIELD_NUMBER, chunk.row),
+            int_field(numbers.POSITION_OFFSET_FIELD_NUMBER, chunk.position_offset),
+            *int32_field(numbers.TOKEN_IDS_FIELD_NUMBER, chunk.token_ids),
+            *float_field(numbers.LOG_PROBS_FIELD_NUMBER, chunk.log_probs),
+            *float_field(numbers.PROMPT_LOG_PROBS_FIELD_NUMBER, chunk.prompt_log_probs),
+            *float_field(numbers.TAIL_LOG_PROBS_FIELD_NUMBER, chunk.tail_log_probs),
+            *float_field(numbers.ENTROPIES_FIELD_NUMBER, chunk.entropies),
+            *weights,
+        )
     )

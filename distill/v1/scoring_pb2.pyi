@@ -55,6 +55,7 @@ class ScoredPrompt(google.protobuf.message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     SCORE_FROM_FIELD_NUMBER: builtins.int
+    CANDIDATE_IDS_FIELD_NUMBER: builtins.int
     score_from: builtins.int
     """First row wanted, in [1, T). Row i is the distribution over token i given
     the tokens before it; row 0 does not exist. Absent: 1, every row.
@@ -64,14 +65,22 @@ class ScoredPrompt(google.protobuf.message.Message):
     def token_ids(self) -> distill.v1.tensor_pb2.Int32Tensor:
         """Token ids, shape [T], each in [0, V)."""
 
+    @property
+    def candidate_ids(self) -> distill.v1.tensor_pb2.Int32Tensor:
+        """The support of every row, shape [T - score_from, K] in the order of the
+        rows, ids in [0, V), none twice in a row; K as in the other prompts. Always
+        and only when the support is `candidates`.
+        """
+
     def __init__(
         self,
         *,
         token_ids: distill.v1.tensor_pb2.Int32Tensor | None = ...,
         score_from: builtins.int | None = ...,
+        candidate_ids: distill.v1.tensor_pb2.Int32Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_score_from", b"_score_from", "score_from", b"score_from", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_score_from", b"_score_from", "score_from", b"score_from", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_score_from", b"_score_from", "candidate_ids", b"candidate_ids", "score_from", b"score_from", "token_ids", b"token_ids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_score_from", b"_score_from", "candidate_ids", b"candidate_ids", "score_from", b"score_from", "token_ids", b"token_ids"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_score_from", b"_score_from"]) -> typing.Literal["score_from"] | None: ...
 
 Global___ScoredPrompt: typing_extensions.TypeAlias = ScoredPrompt
@@ -85,9 +94,11 @@ class Scoring(google.protobuf.message.Message):
     PROMPTS_FIELD_NUMBER: builtins.int
     TOP_K_FIELD_NUMBER: builtins.int
     TEMPERATURE_FIELD_NUMBER: builtins.int
+    CANDIDATES_FIELD_NUMBER: builtins.int
+    SAMPLED_FIELD_NUMBER: builtins.int
     top_k: builtins.int
-    """K: how many of the most probable tokens to return per row, in [1, V] and
-    within the service's `max_top_k`.
+    """K: how many tokens to return per row, in [1, V] and within the service's
+    `max_top_k`. 0 with `candidates`, whose shape says it.
     """
     temperature: builtins.float
     """Divides the logits before the log-softmax; greater than 0. Absent: 1."""
@@ -95,23 +106,80 @@ class Scoring(google.protobuf.message.Message):
     def prompts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScoredPrompt]:
         """The prompts; a chunk names its prompt by the index in this list."""
 
+    @property
+    def candidates(self) -> Global___CandidateSupport:
+        """Those that `ScoredPrompt.candidate_ids` names."""
+
+    @property
+    def sampled(self) -> Global___SampledSupport:
+        """Draws from the distribution, with importance weights."""
+
     def __init__(
         self,
         *,
         prompts: collections.abc.Iterable[Global___ScoredPrompt] | None = ...,
         top_k: builtins.int = ...,
         temperature: builtins.float | None = ...,
+        candidates: Global___CandidateSupport | None = ...,
+        sampled: Global___SampledSupport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_temperature", b"_temperature", "prompts", b"prompts", "temperature", b"temperature", "top_k", b"top_k"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_temperature", b"_temperature", "candidates", b"candidates", "sampled", b"sampled", "support", b"support", "temperature", b"temperature"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_temperature", b"_temperature", "candidates", b"candidates", "prompts", b"prompts", "sampled", b"sampled", "support", b"support", "temperature", b"temperature", "top_k", b"top_k"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["support", b"support"]) -> typing.Literal["candidates", "sampled"] | None: ...
 
 Global___Scoring: typing_extensions.TypeAlias = Scoring
 
 @typing.final
+class CandidateSupport(google.protobuf.message.Message):
+    """The support is named by the caller, row by row."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___CandidateSupport: typing_extensions.TypeAlias = CandidateSupport
+
+@typing.final
+class SampledSupport(google.protobuf.message.Message):
+    """The first `exact_count` of the K tokens are the most probable ones ("exact
+    head"); the other n = K - exact_count are drawn, with replacement, from the
+    distribution outside them. With the weights of `TopKChunk.weights`,
+    sum_j w_j f(x_j) is on average sum_V p f for every f.
+
+    The draws of a row are a function of the seed, the prompt's tokens, the row
+    and its distribution: not of the other prompts, nor of how they are batched.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXACT_COUNT_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    exact_count: builtins.int
+    """In [0, K): at least one token is drawn. 0: all are."""
+    seed: builtins.int
+    """Seed of the draws. Absent: 0."""
+    def __init__(
+        self,
+        *,
+        exact_count: builtins.int = ...,
+        seed: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "exact_count", b"exact_count", "seed", b"seed"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+
+Global___SampledSupport: typing_extensions.TypeAlias = SampledSupport
+
+@typing.final
 class TopKChunk(google.protobuf.message.Message):
-    """Top-K distributions of consecutive rows of one prompt. The same message
-    travels from the teacher to the client and from the client to the student.
+    """Distributions of consecutive rows of one prompt on a support of K tokens. The
+    same message travels from the teacher to the client and from the client to
+    the student.
 
     The chunks of a prompt arrive in order and tile the requested rows
     [score_from, T) exactly once. Chunks of different prompts may interleave.
@@ -128,17 +196,20 @@ class TopKChunk(google.protobuf.message.Message):
     PROMPT_LOG_PROBS_FIELD_NUMBER: builtins.int
     TAIL_LOG_PROBS_FIELD_NUMBER: builtins.int
     ENTROPIES_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
     row: builtins.int
     """Index of the prompt in the request."""
     position_offset: builtins.int
     """First row of the prompt that this chunk describes (prompt coordinates)."""
     @property
     def token_ids(self) -> distill.v1.tensor_pb2.Int32Tensor:
-        """The support, shape [P, K], by descending log-probability."""
+        """The support, shape [P, K]: by descending log-probability; or the candidates
+        in the caller's order; or the exact head, descending, and then the draws.
+        """
 
     @property
     def log_probs(self) -> distill.v1.tensor_pb2.FloatTensor:
-        """Log-probabilities of the support, shape [P, K], descending."""
+        """Log-probabilities of the support, shape [P, K], in the same order."""
 
     @property
     def prompt_log_probs(self) -> distill.v1.tensor_pb2.FloatTensor:
@@ -154,6 +225,15 @@ class TopKChunk(google.protobuf.message.Message):
     def entropies(self) -> distill.v1.tensor_pb2.FloatTensor:
         """Entropy of the full distribution in nats, shape [P]."""
 
+    @property
+    def weights(self) -> distill.v1.tensor_pb2.FloatTensor:
+        """Always and only for a sampled support: the importance weights w_j, shape
+        [P, K], at least 0, 1 in sum. A token of the exact head has w = p; with
+        p_tail what is outside the head, a token drawn m times of n has
+        w = m p_tail / n in the slot of its first draw. The slots of its other
+        draws are unused: weight 0, and any id and log-probability.
+        """
+
     def __init__(
         self,
         *,
@@ -164,9 +244,10 @@ class TopKChunk(google.protobuf.message.Message):
         prompt_log_probs: distill.v1.tensor_pb2.FloatTensor | None = ...,
         tail_log_probs: distill.v1.tensor_pb2.FloatTensor | None = ...,
         entropies: distill.v1.tensor_pb2.FloatTensor | None = ...,
+        weights: distill.v1.tensor_pb2.FloatTensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "prompt_log_probs", b"prompt_log_probs", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "position_offset", b"position_offset", "prompt_log_probs", b"prompt_log_probs", "row", b"row", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "prompt_log_probs", b"prompt_log_probs", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "position_offset", b"position_offset", "prompt_log_probs", b"prompt_log_probs", "row", b"row", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> None: ...
 
 Global___TopKChunk: typing_extensions.TypeAlias = TopKChunk
 

@@ -39,6 +39,35 @@ class _ObjectiveEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     """KL(pbar || qbar), both renormalised over S. Blind to mass outside S."""
     OBJECTIVE_TAIL_BUCKET: _Objective.ValueType  # 5
     """KL over K + 1 outcomes: S and everything else. Fixed point q = p on S."""
+    OBJECTIVE_REVERSE_SUPPORT: _Objective.ValueType  # 6
+    """KL(qbar || pbar). Blind to mass outside S."""
+    OBJECTIVE_REVERSE_TRUNCATED: _Objective.ValueType  # 7
+    """sum_S q (log q - log p), never clamped. Fixed point q = p / e on S."""
+    OBJECTIVE_REVERSE_TAIL_BUCKET: _Objective.ValueType  # 8
+    """The reverse KL over K + 1 outcomes. Fixed point q = p on S. Needs a tail
+    of the teacher above 0 unless K = V.
+    """
+    OBJECTIVE_JSD: _Objective.ValueType  # 9
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = (1 - beta) q + beta p,
+    over K + 1 outcomes; beta is `Batch.jsd_beta`. At beta 0 TAIL_BUCKET and
+    at 1 REVERSE_TAIL_BUCKET, whose need it shares.
+    """
+    OBJECTIVE_SAMPLED: _Objective.ValueType  # 10
+    """-sum_j w_j log q(x_j) with the weights of a sampled support
+    (`TopKChunk.weights`). Fixed point q = p on average.
+    """
+    OBJECTIVE_IMPORTANCE_SAMPLING: _Objective.ValueType  # 11
+    """-sum_k r_k A_k with r = q / q_old; needs TokenTargets with advantages A
+    and the log of q_old, as the next two.
+    """
+    OBJECTIVE_PPO: _Objective.ValueType  # 12
+    """-sum_k min(r_k A_k, clip(r_k, low, high) A_k); 0.8 and 1.2 unless the
+    batch says otherwise.
+    """
+    OBJECTIVE_CISPO: _Objective.ValueType  # 13
+    """-sum_k sg(clip(r_k, low, high)) A_k log q(x_k), sg without a gradient; 0
+    and 4 unless the batch says otherwise.
+    """
 
 class Objective(_Objective, metaclass=_ObjectiveEnumTypeWrapper):
     """What is minimised. The formulas are per target row; docs/objectives.md
@@ -57,6 +86,35 @@ OBJECTIVE_SUPPORT: Objective.ValueType  # 4
 """KL(pbar || qbar), both renormalised over S. Blind to mass outside S."""
 OBJECTIVE_TAIL_BUCKET: Objective.ValueType  # 5
 """KL over K + 1 outcomes: S and everything else. Fixed point q = p on S."""
+OBJECTIVE_REVERSE_SUPPORT: Objective.ValueType  # 6
+"""KL(qbar || pbar). Blind to mass outside S."""
+OBJECTIVE_REVERSE_TRUNCATED: Objective.ValueType  # 7
+"""sum_S q (log q - log p), never clamped. Fixed point q = p / e on S."""
+OBJECTIVE_REVERSE_TAIL_BUCKET: Objective.ValueType  # 8
+"""The reverse KL over K + 1 outcomes. Fixed point q = p on S. Needs a tail
+of the teacher above 0 unless K = V.
+"""
+OBJECTIVE_JSD: Objective.ValueType  # 9
+"""beta KL(p || m) + (1 - beta) KL(q || m) with m = (1 - beta) q + beta p,
+over K + 1 outcomes; beta is `Batch.jsd_beta`. At beta 0 TAIL_BUCKET and
+at 1 REVERSE_TAIL_BUCKET, whose need it shares.
+"""
+OBJECTIVE_SAMPLED: Objective.ValueType  # 10
+"""-sum_j w_j log q(x_j) with the weights of a sampled support
+(`TopKChunk.weights`). Fixed point q = p on average.
+"""
+OBJECTIVE_IMPORTANCE_SAMPLING: Objective.ValueType  # 11
+"""-sum_k r_k A_k with r = q / q_old; needs TokenTargets with advantages A
+and the log of q_old, as the next two.
+"""
+OBJECTIVE_PPO: Objective.ValueType  # 12
+"""-sum_k min(r_k A_k, clip(r_k, low, high) A_k); 0.8 and 1.2 unless the
+batch says otherwise.
+"""
+OBJECTIVE_CISPO: Objective.ValueType  # 13
+"""-sum_k sg(clip(r_k, low, high)) A_k log q(x_k), sg without a gradient; 0
+and 4 unless the batch says otherwise.
+"""
 Global___Objective: typing_extensions.TypeAlias = Objective
 
 class _Reduction:
@@ -117,7 +175,7 @@ Global___GradientNormalization: typing_extensions.TypeAlias = GradientNormalizat
 class Mutation(google.protobuf.message.Message):
     """Letters: T input tokens, N target rows, K support size, V vocabulary.
     p is the teacher, q the student, S the support; both are normalised over the
-    full vocabulary after temperature.
+    full vocabulary after temperature. pbar and qbar are renormalised over S.
 
     Exactly-once header of every request that changes a run.
 
@@ -356,6 +414,9 @@ class Batch(google.protobuf.message.Message):
     RETURN_LOG_PROBS_FIELD_NUMBER: builtins.int
     RETURN_ROW_LOSSES_FIELD_NUMBER: builtins.int
     PULL_FIELD_NUMBER: builtins.int
+    JSD_BETA_FIELD_NUMBER: builtins.int
+    CLIP_LOW_FIELD_NUMBER: builtins.int
+    CLIP_HIGH_FIELD_NUMBER: builtins.int
     objective: Global___Objective.ValueType
     """The objective."""
     temperature: builtins.float
@@ -370,6 +431,14 @@ class Batch(google.protobuf.message.Message):
     """
     return_row_losses: builtins.bool
     """Return the loss of each target row. The same limit holds."""
+    jsd_beta: builtins.float
+    """beta of OBJECTIVE_JSD, in [0, 1]; only with it. Absent: 0.5."""
+    clip_low: builtins.float
+    """Bounds on the ratio of OBJECTIVE_PPO and OBJECTIVE_CISPO, finite, with
+    0 <= clip_low <= clip_high; only with them. Absent: the objective's own.
+    """
+    clip_high: builtins.float
+    """See clip_low."""
     @property
     def pull(self) -> Global___PulledScoring:
         """Present: the student asks this teacher for the distributions, and no chunk
@@ -386,9 +455,19 @@ class Batch(google.protobuf.message.Message):
         return_log_probs: builtins.bool = ...,
         return_row_losses: builtins.bool = ...,
         pull: Global___PulledScoring | None = ...,
+        jsd_beta: builtins.float | None = ...,
+        clip_low: builtins.float | None = ...,
+        clip_high: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_temperature", b"_temperature", "pull", b"pull", "temperature", b"temperature"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_temperature", b"_temperature", "example_count", b"example_count", "objective", b"objective", "pull", b"pull", "reduction", b"reduction", "return_log_probs", b"return_log_probs", "return_row_losses", b"return_row_losses", "temperature", b"temperature"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_jsd_beta", b"_jsd_beta", "_temperature", b"_temperature", "clip_high", b"clip_high", "clip_low", b"clip_low", "jsd_beta", b"jsd_beta", "pull", b"pull", "temperature", b"temperature"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_jsd_beta", b"_jsd_beta", "_temperature", b"_temperature", "clip_high", b"clip_high", "clip_low", b"clip_low", "example_count", b"example_count", "jsd_beta", b"jsd_beta", "objective", b"objective", "pull", b"pull", "reduction", b"reduction", "return_log_probs", b"return_log_probs", "return_row_losses", b"return_row_losses", "temperature", b"temperature"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clip_high", b"_clip_high"]) -> typing.Literal["clip_high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clip_low", b"_clip_low"]) -> typing.Literal["clip_low"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_jsd_beta", b"_jsd_beta"]) -> typing.Literal["jsd_beta"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
 
 Global___Batch: typing_extensions.TypeAlias = Batch
@@ -441,11 +520,15 @@ class Example(google.protobuf.message.Message):
 
     @property
     def token_targets(self) -> Global___TokenTargets:
-        """Named tokens with weights, for OBJECTIVE_CROSS_ENTROPY."""
+        """Named tokens, for OBJECTIVE_CROSS_ENTROPY (weights) and for
+        OBJECTIVE_IMPORTANCE_SAMPLING, _PPO and _CISPO (advantages).
+        """
 
     @property
     def distribution_targets(self) -> Global___DistributionTargets:
-        """A teacher's distributions, for the other objectives."""
+        """Rows of a teacher's chunks, for the other objectives. OBJECTIVE_SAMPLED
+        needs chunks of a sampled support, the others chunks of any other.
+        """
 
     @property
     def row_weights(self) -> distill.v1.tensor_pb2.FloatTensor:
@@ -470,30 +553,49 @@ Global___Example: typing_extensions.TypeAlias = Example
 
 @typing.final
 class TokenTargets(google.protobuf.message.Message):
-    """Token ids and their weights. Hard targets are (N,), soft ones (N, K); a batch
-    has one or the other, with one K.
+    """Token ids and their weights or advantages. Hard targets are (N,), soft ones
+    (N, K); a batch has one or the other, with one K.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
+    ADVANTAGES_FIELD_NUMBER: builtins.int
+    OLD_LOG_PROBS_FIELD_NUMBER: builtins.int
     @property
     def token_ids(self) -> distill.v1.tensor_pb2.Int32Tensor:
         """Ids in [0, V), shape [N] or [N, K]."""
 
     @property
     def weights(self) -> distill.v1.tensor_pb2.FloatTensor:
-        """Any finite weights, of the same shape. Absent: 1 everywhere."""
+        """Any finite weights, of the same shape; only with OBJECTIVE_CROSS_ENTROPY.
+        Absent: 1 everywhere.
+        """
+
+    @property
+    def advantages(self) -> distill.v1.tensor_pb2.FloatTensor:
+        """Any finite advantages, of the same shape; always and only with an objective
+        of advantages. A row whose advantages are all 0 costs no head compute.
+        """
+
+    @property
+    def old_log_probs(self) -> distill.v1.tensor_pb2.FloatTensor:
+        """log q_old: the log-probs that the tokens had when they were sampled, over
+        the full vocabulary after the batch's temperature, finite and at most 0, of
+        the same shape; always and only with advantages.
+        """
 
     def __init__(
         self,
         *,
         token_ids: distill.v1.tensor_pb2.Int32Tensor | None = ...,
         weights: distill.v1.tensor_pb2.FloatTensor | None = ...,
+        advantages: distill.v1.tensor_pb2.FloatTensor | None = ...,
+        old_log_probs: distill.v1.tensor_pb2.FloatTensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["token_ids", b"token_ids", "weights", b"weights"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["token_ids", b"token_ids", "weights", b"weights"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["advantages", b"advantages", "old_log_probs", b"old_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advantages", b"advantages", "old_log_probs", b"old_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> None: ...
 
 Global___TokenTargets: typing_extensions.TypeAlias = TokenTargets
 
@@ -679,7 +781,9 @@ class BatchMetrics(google.protobuf.message.Message):
     top_k_overlap: builtins.float
     """Share of the teacher's support that is in the student's top K."""
     top_1_agreement: builtins.float
-    """Share of rows where both have the same most probable token."""
+    """Share of rows where the teacher's most probable token of the support is the
+    student's most probable token.
+    """
     def __init__(
         self,
         *,

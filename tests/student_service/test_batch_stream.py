@@ -93,3 +93,17 @@ def test_rows_that_the_pull_will_not_return_are_refused_before_it(teachers):
 def test_chunks_beside_a_pull_are_refused(teachers):
     with pytest.raises(InvalidFieldError, match="names a teacher"):
         read(teachers, [distribution_example()], make_chunks()[0], pull=pulled())
+
+
+def test_pulled_support_that_the_objective_cannot_use_is_refused_before_the_pull(teachers):
+    sampled = pulled()
+    sampled.scoring.sampled.SetInParent()
+    example = distribution_example(prompt_offset=8)
+    assert read(teachers, [example], pull=sampled, objective=training_pb2.OBJECTIVE_SAMPLED)
+    with pytest.raises(InvalidFieldError, match=r"support: must not be sampled .* tail_bucket"):
+        read(teachers, [example], pull=sampled)
+    with pytest.raises(InvalidFieldError, match=r"support: must be sampled .*, got top_k"):
+        read(teachers, [example], pull=pulled(), objective=training_pb2.OBJECTIVE_SAMPLED)
+    candidates = pulled()
+    candidates.scoring.candidates.SetInParent()
+    assert read(teachers, [example], pull=candidates)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
+from distill.ops.objectives import OBJECTIVES
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2
 from student_service.distributions import assemble_prompts, attach_targets
@@ -40,8 +41,107 @@ def make_chunks(row_count=12, first_row=3, cuts=(), row=0, support_size=4, seed=
     return chunks, arrays
 
 
-def assemble(chunks):
-    return assemble_prompts(chunks, LIMITS, VOCAB)
+def assemble(chunks, objective="tail_bucket"):
+    return assemble_prompts(chunks, LIMITS, VOCAB, OBJECTIVES[objective])
+
+
+def sampled_chunk(ids=((3, 7, 3, 9), (5, 5, 5, 5)), weights=((0.5, 0.25, 0, 0.25), (1, 0, 0, 0))):
+    """Repeated draws in unused slots; every token has probability 0.1."""
+    ids = np.array(ids, np.int32)
+    named = np.array([len(set(row)) for row in ids.tolist()])
+    return scoring_pb2.TopKChunk(
+        position_offset=1,
+        token_ids=encode_int32(ids),
+        log_probs=encode_floats(np.full(ids.shape, np.log(0.1))),
+        prompt_log_probs=encode_floats(np.zeros(len(ids))),
+        tail_log_probs=encode_floats(np.log1p(-0.1 * named)),
+        entropies=encode_floats(np.ones(len(ids))),
+        weights=encode_floats(np.array(weights, np.float32)),
+    )
+
+
+def test_repeated_ids_of_a_sampled_support_are_fine_in_slots_of_weight_zero():
+    chunk = sampled_chunk()
+    prompts = assemble([chunk], "sampled")
+    (example,) = attach_targets([example_of(1, 2)], prompts)
+    np.testing.assert_array_equal(example.targets.values, [[0.5, 0.25, 0, 0.25], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(example.targets.token_ids[1], [5, 5, 5, 5])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (((0.5, 0.25, 0.25, 0), (1, 0, 0, 0)), r"token_ids: a row must not name a token twice"),
+        (((0.5, 0.25, 0, 0.5), (1, 0, 0, 0)), r"weights: .* add up to 1 within 0.01, got 1.25"),
+        (((0.5, 0.25, 0, 0.25), (0, 0, 0, 0)), r"weights: .* add up to 1 within 0.01, got 0"),
+        (((1.5, -0.5, 0, 0), (1, 0, 0, 0)), r"weights: .*at least 0, got -0.5"),
+        (((np.nan, 0.5, 0, 0.5), (1, 0, 0, 0)), r"weights: must be finite.*got nan"),
+        (((np.inf, 0.5, 0, 0.5), (1, 0, 0, 0)), r"weights: must be finite.*got inf"),
+        (((0.5, 0.5), (1, 0)), r"weights.shape: must be .*\[2, 4\], got \[2, 2\]"),
+        ((1.0, 1.0), r"weights.shape: must have 2 dimensions"),
+    ],
+)
+def test_bad_weights_are_refused(weights, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        assemble([sampled_chunk(weights=weights)], "sampled")
+
+
+def test_weights_come_with_the_objective_that_needs_them_and_with_no_other():
+    chunks, _ = make_chunks()
+    with pytest.raises(
+        InvalidFieldError, match=r"weights: must be given for the objective sampled"
+    ):
+        assemble(chunks, "sampled")
+    for name, spec in OBJECTIVES.items():
+        if spec.needs_distribution:
+            assert assemble(chunks, name)
+            with pytest.raises(InvalidFieldError, match=f"weights: .*the objective {name} needs"):
+                assemble([sampled_chunk()], name)
+
+
+def test_a_tail_of_nothing_is_refused_where_the_student_could_reach_it():
+    ids = np.arange(4)[None]
+    log_probs = np.log(np.full((1, 4), 0.25))
+    chunk = changed(
+        token_ids=encode_int32(ids),
+        log_probs=encode_floats(log_probs),
+        tail_log_probs=encode_floats(np.array([-np.inf])),
+        entropies=encode_floats(np.ones(1)),
+    )
+    for name, spec in OBJECTIVES.items():
+        if spec.needs_teacher_tail:
+            with pytest.raises(
+                InvalidFieldError, match=f"tail_log_probs: .* {name} and K below 40"
+            ):
+                assemble([chunk], name)
+            # With K = V there is nothing to reach.
+            assert assemble_prompts([chunk], LIMITS, 4, spec)
+        elif spec.needs_distribution:
+            assert assemble([chunk], name)
+
+
+positive = st.floats(0, 2, width=32)
+
+
+@given(
+    ids=st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=2, max_size=2),
+    weights=st.lists(st.lists(positive, min_size=4, max_size=4), min_size=2, max_size=2),
+)
+def test_any_sampled_chunk_is_refused_or_names_each_weighted_token_once(ids, weights):
+    normalized = np.array(weights, np.float32)
+    normalized /= np.maximum(normalized.sum(-1, keepdims=True), 1e-3)
+    chunk = sampled_chunk(ids, normalized)
+    # The tail that fits the weighted slots, so that only ids and weights decide.
+    named = (normalized > 0).sum(-1)
+    chunk.tail_log_probs.CopyFrom(encode_floats(np.log1p(-0.1 * named)))
+    try:
+        prompt = assemble([chunk], "sampled")[0]
+    except InvalidFieldError:
+        return
+    assert prompt.weights is not None
+    for row, row_weights in zip(prompt.token_ids, prompt.weights, strict=True):
+        weighted = row[row_weights > 0]
+        assert len(weighted) == len(set(weighted.tolist())) > 0
 
 
 @given(

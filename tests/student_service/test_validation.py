@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
+from distill.ops.objectives import OBJECTIVES
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import tensor_pb2, training_pb2
 from student_service.batch import LossSettings
-from student_service.examples import ExampleParser
+from student_service.examples import ExampleParser, NamedTokens
 from student_service.validation import (
     parse_adamw,
     parse_loss,
@@ -24,18 +25,28 @@ VOCAB = 100
 LIMITS = RequestLimits(max_sequence_tokens=16, max_top_k=8, max_sequences=3, max_request_tokens=40)
 CROSS_ENTROPY = LossSettings(objective="cross_entropy")
 TAIL_BUCKET = LossSettings(objective="tail_bucket")
+PPO = LossSettings(objective="ppo")
+SAMPLED = LossSettings(objective="sampled")
 
 
-def token_example(shape=(4,), *, length=6, weights=None, token_ids=None, offset=0):
+def token_example(shape=(4,), *, length=6, token_ids=None, offset=0, **values):
+    """`values` are the fields of TokenTargets that hold floats."""
     ids = np.ones(shape, np.int32) if token_ids is None else np.asarray(token_ids)
+    given = {name: value for name, value in values.items() if value is not None}
     return training_pb2.Example(
         input_tokens=encode_int32(np.arange(length)),
         target_offset=offset,
         token_targets=training_pb2.TokenTargets(
             token_ids=encode_int32(ids),
-            weights=None if weights is None else encode_floats(np.asarray(weights, np.float32)),
+            **{name: encode_floats(np.asarray(value, np.float32)) for name, value in given.items()},
         ),
     )
+
+
+def policy_example(shape=(4,), **values):
+    """Advantages of 1 and old log-probs of -1 unless said otherwise."""
+    values = {"advantages": np.ones(shape), "old_log_probs": -np.ones(shape)} | values
+    return token_example(shape, **values)
 
 
 def distribution_example(*, length=6, offset=1, row_weights=None, **rows):
@@ -94,6 +105,48 @@ def test_bad_examples_of_named_tokens_are_refused(example, message):
 @pytest.mark.parametrize(
     ("example", "message"),
     [
+        (token_example(advantages=np.ones(4)), r"advantages: the objective cross_entropy does not"),
+        (token_example(old_log_probs=np.zeros(4)), r"old_log_probs: the objective cross_entropy"),
+    ],
+)
+def test_advantages_are_refused_where_weights_are_wanted(example, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        parse_all([example])
+
+
+@pytest.mark.parametrize("objective", ["importance_sampling", "ppo", "cispo"])
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (policy_example(advantages=None), r"advantages: must be given for the objective"),
+        (policy_example(old_log_probs=None), r"old_log_probs: must be given for the objective"),
+        (policy_example(weights=np.ones(4)), r"weights: the objective \w+ does not use it"),
+        (policy_example(advantages=np.ones(3)), r"advantages.shape: must be .* \[4\], got \[3\]"),
+        (policy_example(old_log_probs=-np.ones((4, 1))), r"old_log_probs.shape: must be .*\[4\]"),
+        (policy_example(advantages=[1, np.nan, 1, 1]), r"advantages: must be finite, got nan"),
+        (policy_example(old_log_probs=[-1, -np.inf, 0, 0]), r"old_log_probs: must be finite, got"),
+        (policy_example(old_log_probs=[-1, np.nan, 0, 0]), r"old_log_probs: must be finite, got"),
+        (policy_example(old_log_probs=[-1, 0.5, 0, 0]), r"old_log_probs: must be at most .* 0.5"),
+        (distribution_example(), r"must be token_targets for the objective"),
+    ],
+)
+def test_bad_examples_of_advantages_are_refused(objective, example, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        parse_all([example], LossSettings(objective=objective))
+
+
+def test_advantages_and_old_log_probs_reach_the_batch_in_the_shape_of_the_ids():
+    advantages = np.arange(8.0).reshape(4, 2)
+    (example,) = parse_all(
+        [policy_example((4, 2), advantages=advantages, old_log_probs=-advantages)], PPO
+    )
+    np.testing.assert_array_equal(example.targets.weights, advantages)
+    np.testing.assert_array_equal(example.targets.old_log_probs, -advantages)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
         (token_example(), r"must be distribution_targets for the objective tail_bucket"),
         (distribution_example(row_count=0), r"row_count: must be at least 1, got 0"),
         (distribution_example(row_count=2**31 - 1), r"row_count: must be at most the 6 input"),
@@ -137,6 +190,17 @@ def test_limits_name_themselves_and_the_value():
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": -1.0}, "temperature"),
         ({"reduction": 9}, "reduction"),
+        ({"objective": 9, "jsd_beta": 1.01}, "jsd_beta: must be in .*got 1.01"),
+        ({"objective": 9, "jsd_beta": -0.5}, "jsd_beta: must be in .*got -0.5"),
+        ({"objective": 9, "jsd_beta": float("nan")}, "jsd_beta: must be in .*got nan"),
+        ({"objective": 5, "jsd_beta": 0.5}, "jsd_beta: the objective tail_bucket does not use it"),
+        ({"objective": 12, "clip_low": 1.5}, "clip_low: must be at most clip_high, which is 1.2"),
+        ({"objective": 12, "clip_low": -0.1}, "clip_low: must be finite and at least 0"),
+        ({"objective": 13, "clip_high": float("inf")}, "clip_high: must be finite"),
+        ({"objective": 13, "clip_high": float("nan")}, "clip_high: must be finite"),
+        ({"objective": 13, "clip_low": 5.0}, "clip_low: must be at most clip_high, which is 4"),
+        ({"objective": 11, "clip_high": 2.0}, "clip_high: the objective importance_sampling does"),
+        ({"objective": 9, "clip_low": 0.0}, "clip_low: the objective jsd does not use it"),
         ({"example_count": 0}, "example_count"),
         ({"example_count": -1}, "example_count"),
     ],
@@ -144,6 +208,25 @@ def test_limits_name_themselves_and_the_value():
 def test_bad_batch_headers_are_refused(batch, field):
     with pytest.raises(InvalidFieldError, match=f"batch.{field}"):
         parse_loss(training_pb2.Batch(**({"objective": 1, "example_count": 1} | batch)), LIMITS)
+
+
+def test_absent_settings_of_an_objective_take_their_documented_defaults():
+    def parsed(objective, **settings):
+        value = training_pb2.Objective.Value(f"OBJECTIVE_{objective}")
+        return parse_loss(training_pb2.Batch(objective=value, example_count=1, **settings), LIMITS)
+
+    assert parsed("JSD").beta == 0.5
+    assert parsed("JSD", jsd_beta=0.0).beta == 0.0
+    assert [parsed("PPO").clip_low, parsed("PPO").clip_high] == pytest.approx([0.8, 1.2])
+    assert parsed("PPO", clip_low=1.2).clip_low == pytest.approx(1.2)
+    assert [parsed("CISPO").clip_low, parsed("CISPO").clip_high] == [0.0, 4.0]
+    assert parsed("PPO", clip_low=0.0).clip_low == 0.0
+    assert parsed("CISPO", clip_high=0.5).clip_high == 0.5
+
+
+def test_every_objective_of_the_contract_is_computed_and_the_other_way_round():
+    names = {name.removeprefix("OBJECTIVE_").lower() for name, _ in training_pb2.Objective.items()}
+    assert names - {"unspecified"} == OBJECTIVES.keys()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +317,13 @@ examples = st.builds(
     input_tokens=tensors,
     target_offset=int32s,
     token_targets=st.none()
-    | st.builds(training_pb2.TokenTargets, token_ids=tensors, weights=floats),
+    | st.builds(
+        training_pb2.TokenTargets,
+        token_ids=tensors,
+        weights=st.none() | floats,
+        advantages=st.none() | floats,
+        old_log_probs=st.none() | floats,
+    ),
     row_weights=st.none() | floats,
 ) | st.builds(
     training_pb2.Example,
@@ -250,7 +339,30 @@ examples = st.builds(
 )
 
 
-@given(st.lists(examples, max_size=3), st.sampled_from([CROSS_ENTROPY, TAIL_BUCKET]))
+@st.composite
+def near_policy_examples(draw):
+    """Mostly right, so that the values are reached and not only the shapes."""
+    shape = draw(st.sampled_from([(2,), (2, 1), (2, 3)]))
+    count = int(np.prod(shape))
+    numbers = st.lists(st.floats(width=32), min_size=count, max_size=count)
+
+    def tensor(values):
+        return tensor_pb2.FloatTensor(shape=shape, values=values)
+
+    return training_pb2.Example(
+        input_tokens=encode_int32(np.arange(4)),
+        token_targets=training_pb2.TokenTargets(
+            token_ids=encode_int32(np.arange(count).reshape(shape)),
+            advantages=tensor(draw(numbers)),
+            old_log_probs=tensor(draw(numbers)),
+        ),
+    )
+
+
+@given(
+    st.lists(examples | near_policy_examples(), max_size=3),
+    st.sampled_from([CROSS_ENTROPY, TAIL_BUCKET, PPO, SAMPLED]),
+)
 def test_any_example_is_either_refused_by_name_or_safe_to_compute(batch, loss):
     try:
         parsed = parse_all(batch, loss)
@@ -260,3 +372,11 @@ def test_any_example_is_either_refused_by_name_or_safe_to_compute(batch, loss):
         assert ((example.input_tokens >= 0) & (example.input_tokens < VOCAB)).all()
         rows = len(getattr(example.targets, "token_ids", range(0))) or example.targets.row_count
         assert 0 <= example.target_offset <= len(example.input_tokens) - rows
+        if isinstance(example.targets, NamedTokens):
+            shape = example.targets.token_ids.shape
+            old = example.targets.old_log_probs
+            assert example.targets.weights.shape == shape
+            assert np.isfinite(example.targets.weights).all()
+            assert (old is None) == (loss is not PPO)
+            assert old is None or (old.shape == shape and (old <= 1e-3).all())
+            assert old is None or np.isfinite(old).all()

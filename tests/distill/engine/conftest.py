@@ -1,4 +1,4 @@
-"""The tiny model in memory, and its distributions in float64."""
+"""The tiny model in memory, its distributions in float64, and what it samples."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from distill.engine.sampler import Sampler
+from distill.engine.samples import Sample, SampleJob
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.models.functional import Adapter, head_kernel, hidden_states
 from distill.models.loading import LoadedModel, load_model
+from distill.tensors import Int32Array
+from tests.distill.engine.sampling_laws import RunJob
 
 FloatArray = NDArray[np.float64]
 
@@ -46,3 +50,28 @@ def dense_logits(model: LoadedModel) -> Callable[..., FloatArray]:
         return np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64).T
 
     return logits
+
+
+@pytest.fixture(scope="session")
+def sampler(model: LoadedModel) -> Sampler:
+    return Sampler(model)
+
+
+@pytest.fixture(scope="session")
+def run_job(sampler: Sampler, weights: ModelWeights) -> RunJob:
+    def run(job: SampleJob) -> dict[tuple[int, int], Sample]:
+        samples = [sample for sample in sampler.sample(job, weights) if sample is not None]
+        by_index = {(sample.prompt_index, sample.sample_index): sample for sample in samples}
+        assert len(by_index) == len(samples) == len(job.prompts) * job.samples_per_prompt
+        return by_index
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prompts(model: LoadedModel) -> list[Int32Array]:
+    generator = np.random.default_rng(0)
+    return [
+        generator.integers(3, model.config.vocab_size, length).astype(np.int32)
+        for length in (9, 1, 40, 17)
+    ]

@@ -1,53 +1,17 @@
 """Sampling: reproducible, restricted as asked, ended as asked, and consistent with scoring."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from distill.engine.decoding import BLOCK_STEPS
-from distill.engine.device_queue import DeviceQueue
-from distill.engine.sampler import Sample, SampleJob, Sampler, StopReason
+from distill.engine.samples import SampleJob, StopReason
 from distill.engine.scorer import ScoreJob, Scorer
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
-
-DenseLogits = Callable[..., NDArray[np.float64]]
-RunJob = Callable[[SampleJob], dict[tuple[int, int], Sample]]
-
-
-@pytest.fixture(scope="module")
-def sampler(model: LoadedModel) -> Sampler:
-    return Sampler(model)
-
-
-@pytest.fixture(scope="module")
-def run_job(sampler: Sampler, weights: ModelWeights) -> RunJob:
-    def run(job: SampleJob) -> dict[tuple[int, int], Sample]:
-        samples = [sample for sample in sampler.sample(job, weights) if sample is not None]
-        by_index = {(sample.prompt_index, sample.sample_index): sample for sample in samples}
-        assert len(by_index) == len(samples) == len(job.prompts) * job.samples_per_prompt
-        return by_index
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def prompts(model: LoadedModel) -> list[Int32Array]:
-    generator = np.random.default_rng(0)
-    return [
-        generator.integers(3, model.config.vocab_size, length).astype(np.int32)
-        for length in (9, 1, 40, 17)
-    ]
-
-
-def assert_same(first: Sample, second: Sample) -> None:
-    np.testing.assert_array_equal(first.token_ids, second.token_ids)
-    np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+from tests.distill.engine.sampling_laws import DenseLogits, RunJob, assert_same
 
 
 def test_the_same_seed_gives_the_same_samples(run_job: RunJob, prompts: list[Int32Array]) -> None:
@@ -242,29 +206,3 @@ def test_a_sample_ends_at_the_models_context(
     samples = run_job(SampleJob(prompts=[full, full[:-3]], max_tokens=50, ignore_end_tokens=True))
     assert [len(samples[index, 0].token_ids) for index in (0, 1)] == [0, 3]
     assert all(sample.stop_reason is StopReason.LENGTH for sample in samples.values())
-
-
-def test_pieces_are_bounded_and_a_cancelled_job_generates_no_further_block(
-    sampler: Sampler, weights: ModelWeights, prompts: list[Int32Array]
-) -> None:
-    queue = DeviceQueue()
-    job = SampleJob(prompts=prompts[:1], max_tokens=1000, ignore_end_tokens=True)
-    with queue.stream(sampler.sample(job, weights)) as stream:
-        while stream.pieces_run < 3:
-            pass
-        stream.cancel()
-        pieces = stream.pieces_run
-    queue.close()
-    assert stream.pieces_run <= pieces + 1 < 1000 / BLOCK_STEPS
-
-
-def test_warm_shapes_compile_nothing(
-    model: LoadedModel, weights: ModelWeights, prompts: list[Int32Array]
-) -> None:
-    sampler = Sampler(model)
-    job = SampleJob(prompts=prompts, max_tokens=20)
-    list(sampler.sample(job, weights))
-    warm = sampler.compile_count
-    assert warm > 0
-    list(sampler.sample(replace(job, temperature=0.3, top_p=0.5, seed=9, top_k=7), weights))
-    assert sampler.compile_count == warm

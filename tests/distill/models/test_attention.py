@@ -1,5 +1,7 @@
 """Attention against a float64 reference that knows nothing of groups or blocks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,11 @@ def random_inputs(row_count: int, length: int, slot_count: int) -> tuple[NDArray
     return tuple(array.astype(np.float32) for array in (query, key, value))
 
 
+def in_cache_layout(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """Keys and values [B, S, G, head_dim] as `attend` reads them."""
+    return query, key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
+
+
 # One block; a ragged last block; several blocks to a segment, the last one ragged.
 LENGTHS = [5, QUERY_BLOCK, QUERY_BLOCK + 3, CAUSAL_SEGMENTS * QUERY_BLOCK + 77]
 
@@ -57,7 +64,8 @@ def test_cached_attention_sees_each_rows_own_slots_alone(length: int) -> None:
     inputs = random_inputs(2, length, slot_count)
     positions = np.stack([np.arange(length), np.arange(length) + slot_count - length])
     expected = reference(*inputs, positions)
-    np.testing.assert_allclose(jax.jit(cached_attention)(*inputs, positions), expected, atol=2e-6)
+    actual = jax.jit(cached_attention)(*in_cache_layout(*inputs), positions)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
 def test_blocks_have_the_gradients_of_the_whole() -> None:
@@ -66,7 +74,7 @@ def test_blocks_have_the_gradients_of_the_whole() -> None:
     cotangent = np.random.default_rng(1).standard_normal((2, length, HEAD_COUNT * HEAD_DIM))
 
     def whole(*arrays: jax.Array) -> jax.Array:
-        return (attend(*arrays, jnp.arange(length)[None]) * cotangent).sum()
+        return (attend(*in_cache_layout(*arrays), jnp.arange(length)[None]) * cotangent).sum()
 
     def blocks(*arrays: jax.Array) -> jax.Array:
         return (causal_attention(*arrays) * cotangent).sum()

@@ -98,6 +98,30 @@ def test_cached_forward_equals_the_whole(config: ModelConfig, with_adapter: bool
         np.testing.assert_allclose(state[:, 0], whole[np.arange(2), at], atol=1e-5)
 
 
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_cutting_the_stack_changes_neither_states_nor_cache(
+    config: ModelConfig, with_adapter: bool
+) -> None:
+    graph, parameters = random_model(config)
+    adapter = random_adapter(config) if with_adapter else None
+    ids, positions = random_ids(config, 2, 5), jnp.broadcast_to(jnp.arange(5), (2, 5))
+    whole, one_part = cached_forward(
+        graph, parameters, ids, positions, init_cache(config, 2, 8, "float32"), adapter=adapter
+    )
+    parts = [
+        jax.tree.map(
+            lambda leaf, layer=layer: leaf[layer : layer + 1],
+            (parameters["layers"], adapter or {}),
+        )
+        for layer in range(config.layer_count)
+    ]
+    cache = init_cache(config, 2, 8, "float32", part_sizes=[1] * config.layer_count)
+    cut, many_parts = cached_forward(graph, parameters, ids, positions, cache, parts=parts)
+    np.testing.assert_allclose(cut, whole, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(many_parts.keys), one_part.keys[0], atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(many_parts.values), one_part.values[0], atol=1e-5)
+
+
 def test_token_past_the_cache_is_not_written() -> None:
     config = CONFIGS["llama"]
     graph, parameters = random_model(config)

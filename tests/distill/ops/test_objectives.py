@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.ops.head import selected_log_probs
-from distill.ops.objectives import OBJECTIVES, StudentRows, TargetRows
+from distill.ops.objectives import OBJECTIVES, ObjectiveParameters, StudentRows, TargetRows
 from tests.distill.ops import reference
 
 GOLDEN_LOGITS = np.array([[0, 9, 8, 1, 0, 0], [8, 7, 0, 0, 9, 0], [9, 8, 7, 0, 0, 0]], np.float64)
@@ -17,39 +17,63 @@ GOLDEN_LOSSES = {
     "truncated": [-0.08916, 2.39938, 7.75398],
     "support": [0.00578, 2.36361, 0.00619],
     "tail_bucket": [0.43759, 2.27853, 7.52374],
+    # The same rows with the roles swapped, from the formulas in float64.
+    "reverse_support": [0.00603, 0.40432, 0.00621],
+    "reverse_truncated": [0.11082, 0.06781, -0.00141],
+    "reverse_tail_bucket": [0.10810, 0.47246, 2.30063],
+    "jsd": [0.03592, 0.13792, 0.52482],  # beta 1/2
 }
 DISTRIBUTION_OBJECTIVES = sorted(
     name for name, spec in OBJECTIVES.items() if spec.needs_distribution
 )
+POLICY_OBJECTIVES = sorted(name for name, spec in OBJECTIVES.items() if spec.needs_advantages)
+BETAS = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 
-def losses_from_logits(name, logits, token_ids, values, tail):
-    """Row losses with the identity as head, so that the logits are the hidden states."""
+def row_losses(logits, token_ids, targets, parameters, name):
+    """With the identity as head, so that the logits are the hidden states."""
     output = selected_log_probs(
-        jnp.asarray(logits, jnp.float32),
-        jnp.eye(np.shape(logits)[-1]),
-        jnp.asarray(token_ids, jnp.int32),
+        logits,
+        jnp.eye(logits.shape[-1]),
+        token_ids,
         with_tail=OBJECTIVES[name].needs_distribution,
     )
-    return OBJECTIVES[name].row_loss(
-        StudentRows(output.log_probs, output.tail_log_probs),
-        TargetRows(jnp.asarray(values, jnp.float32), jnp.asarray(tail, jnp.float32)),
+    student = StudentRows(output.log_probs, output.tail_log_probs)
+    return OBJECTIVES[name].row_loss(student, targets, parameters)
+
+
+compiled_losses = jax.jit(row_losses, static_argnames="name")
+compiled_gradient = jax.jit(
+    jax.grad(lambda *args, name: row_losses(*args, name=name).sum()), static_argnames="name"
+)
+
+
+def arguments(logits, token_ids, values, tail, *, old_log_probs=None, beta=0.5, clips=(0.8, 1.2)):
+    values = jnp.asarray(values, jnp.float32)
+    old = jnp.zeros_like(values) if old_log_probs is None else old_log_probs
+    return (
+        jnp.asarray(logits, jnp.float32),
+        jnp.asarray(token_ids, jnp.int32),
+        TargetRows(values, jnp.asarray(tail, jnp.float32), jnp.asarray(old, jnp.float32)),
+        ObjectiveParameters(*(jnp.float32(value) for value in (beta, *clips))),
     )
 
 
-def gradient_of_logits(name, logits, token_ids, values, tail):
-    return np.asarray(
-        jax.grad(lambda z: losses_from_logits(name, z, token_ids, values, tail).sum())(
-            jnp.asarray(logits, jnp.float32)
-        )
-    )
+def losses_from_logits(name, *rows, **settings):
+    """Row losses, [N]."""
+    return np.asarray(compiled_losses(*arguments(*rows, **settings), name=name))
 
 
-def random_rows(seed, row_count=8, vocab_size=24, support_size=5):
+def gradient_of_logits(name, *rows, **settings):
+    """Gradient of their sum, [N, V]."""
+    return np.asarray(compiled_gradient(*arguments(*rows, **settings), name=name))
+
+
+def random_rows(seed, row_count=8, vocab_size=24, support_size=5, scale=3.0):
     """Student logits and the top-K of a random teacher, as (logits, ids, log p, log tail)."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(scale=3.0, size=(row_count, vocab_size))
-    teacher = reference.log_softmax(rng.normal(scale=3.0, size=(row_count, vocab_size)))
+    logits = rng.normal(scale=scale, size=(row_count, vocab_size))
+    teacher = reference.log_softmax(rng.normal(scale=scale, size=(row_count, vocab_size)))
     token_ids = np.argsort(-teacher, axis=-1)[:, :support_size]
     log_p = np.take_along_axis(teacher, token_ids, axis=-1)
     return logits, token_ids, log_p, reference.tail_log_probs(teacher, token_ids)
@@ -67,21 +91,180 @@ def test_renormalized_weights_equal_the_golden_values():
     np.testing.assert_allclose(weights, [0.66524, 0.24473, 0.09003], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def assert_equals_the_reference(name, logits, token_ids, values, tail, *, ours=None, **settings):
+    """Value and gradient; `ours` are settings that only the implementation takes."""
+    arguments = (name, logits, token_ids, values, tail)
+    own = settings if ours is None else ours
+    losses = reference.row_losses(*arguments, **settings)
+    np.testing.assert_allclose(losses_from_logits(*arguments, **own), losses, rtol=2e-5, atol=2e-5)
+    gradient = reference.logits_gradient(*arguments, **settings)
+    np.testing.assert_allclose(gradient_of_logits(*arguments, **own), gradient, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - set(POLICY_OBJECTIVES)))
 @pytest.mark.parametrize("seed", range(3))
 def test_values_and_gradients_equal_the_float64_reference(name, seed):
     logits, token_ids, log_p, tail = random_rows(seed)
     values = log_p if OBJECTIVES[name].needs_distribution else np.sin(log_p)  # signs of both kinds
-    np.testing.assert_allclose(
-        losses_from_logits(name, logits, token_ids, values, tail),
-        reference.row_losses(name, logits, token_ids, values, tail),
-        rtol=2e-5,
-        atol=2e-5,
+    assert_equals_the_reference(name, logits, token_ids, values, tail)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_jsd_equals_the_float64_reference_at_every_beta(beta):
+    assert_equals_the_reference("jsd", *random_rows(23), beta=beta)
+
+
+@pytest.mark.parametrize(("beta", "other"), [(0.0, "tail_bucket"), (1.0, "reverse_tail_bucket")])
+def test_jsd_at_its_ends_is_bitwise_the_two_kls(beta, other):
+    rows = random_rows(29)
+    np.testing.assert_array_equal(
+        losses_from_logits("jsd", *rows, beta=beta), losses_from_logits(other, *rows)
     )
+    np.testing.assert_array_equal(
+        gradient_of_logits("jsd", *rows, beta=beta), gradient_of_logits(other, *rows)
+    )
+
+
+@pytest.mark.parametrize("other", ["tail_bucket", "reverse_tail_bucket"])
+def test_jsd_near_its_ends_tends_to_the_kls_in_proportion(other):
+    """L / beta to the forward KL, L / (1 - beta) to the reverse one, and so their gradients."""
+    rows = random_rows(31, scale=1.0)
+    distances = (0.03, 0.003)
+    errors = []
+    for distance in distances:
+        beta = distance if other == "tail_bucket" else 1 - distance
+        for function in (losses_from_logits, gradient_of_logits):
+            near = np.asarray(function("jsd", *rows, beta=beta)) / distance
+            limit = np.asarray(function(other, *rows))
+            errors.append(np.abs(near - limit).max() / np.abs(limit).max())
+    assert max(errors[:2]) < 0.5
+    # The remainder is of first order: ten times nearer, it is about a tenth.
+    assert errors[2] < 0.15 * errors[0]
+    assert errors[3] < 0.15 * errors[1]
+
+
+def policy_rows(seed, *, drift=0.4):
+    """Student logits, ids, advantages of both signs, and the log-probs of an earlier policy."""
+    logits, token_ids, _, tail = random_rows(seed)
+    rng = np.random.default_rng(seed + 1000)
+    log_q = np.take_along_axis(reference.log_softmax(logits), token_ids, axis=-1)
+    advantages = rng.normal(size=log_q.shape)
+    return logits, token_ids, advantages, tail, log_q - rng.normal(scale=drift, size=log_q.shape)
+
+
+@pytest.mark.parametrize("clips", [(0.8, 1.2), (0.0, 4.0), (0.0, 0.5)])
+@pytest.mark.parametrize("name", POLICY_OBJECTIVES)
+def test_policy_objectives_equal_the_float64_reference(name, clips):
+    logits, token_ids, advantages, tail, old = policy_rows(37)
+    ours = {"old_log_probs": old, "clips": clips}
+    frozen = None
+    if name == "cispo":
+        log_q = np.take_along_axis(reference.log_softmax(logits), token_ids, axis=-1)
+        frozen = np.exp(log_q - old)
+    rows = (logits, token_ids, advantages, tail)
+    assert_equals_the_reference(name, *rows, ours=ours, frozen_ratio=frozen, **ours)
+
+
+@pytest.mark.parametrize("name", POLICY_OBJECTIVES)
+def test_at_the_sampling_policy_the_gradient_is_the_policy_gradient(name):
+    logits, token_ids, advantages, tail, old = policy_rows(41, drift=0.0)
     np.testing.assert_allclose(
-        gradient_of_logits(name, logits, token_ids, values, tail),
-        reference.logits_gradient(name, logits, token_ids, values, tail),
+        gradient_of_logits(name, logits, token_ids, advantages, tail, old_log_probs=old),
+        gradient_of_logits("cross_entropy", logits, token_ids, advantages, tail),
+        rtol=5e-6,  # the old log-probs are rounded to float32
         atol=2e-6,
+    )
+    if name != "cispo":  # whose value is weighted log q
+        losses = losses_from_logits(name, logits, token_ids, advantages, tail, old_log_probs=old)
+        np.testing.assert_allclose(losses, -advantages.sum(-1), rtol=1e-5, atol=1e-5)
+
+
+def gradient_at_ratio(name, ratio, advantage, clips):
+    """Value and d loss / d log q of one token whose log q is -1."""
+
+    def loss(log_q):
+        return OBJECTIVES[name].row_loss(
+            StudentRows(log_q, jnp.zeros(1)),
+            TargetRows(
+                jnp.full((1, 1), advantage, jnp.float32),
+                jnp.zeros(1),
+                jnp.full((1, 1), -1 - np.log(ratio), jnp.float32),
+            ),
+            ObjectiveParameters(*(jnp.float32(value) for value in (0.5, *clips))),
+        )[0]
+
+    value, gradient = jax.value_and_grad(loss)(jnp.full((1, 1), -1.0))
+    return float(value), float(gradient[0, 0])
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+@pytest.mark.parametrize("ratio", [0.01, 0.79, 0.81, 1.0, 1.19, 1.21, 50.0])
+def test_ppo_clips_on_the_side_that_its_advantage_would_push_further(ratio, advantage):
+    value, gradient = gradient_at_ratio("ppo", ratio, advantage, (0.8, 1.2))
+    clipped = ratio > 1.2 if advantage > 0 else ratio < 0.8
+    kept = min(max(ratio, 0.8), 1.2) if clipped else ratio
+    assert value == pytest.approx(-kept * advantage, rel=1e-5)
+    assert gradient == pytest.approx(0.0 if clipped else -ratio * advantage, rel=1e-5)
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+@pytest.mark.parametrize("ratio", [0.1, 0.49, 0.51, 1.0, 3.9, 4.1, 50.0])
+def test_cispo_bounds_the_weight_on_both_sides_and_silences_no_token(ratio, advantage):
+    value, gradient = gradient_at_ratio("cispo", ratio, advantage, (0.5, 4.0))
+    weight = min(max(ratio, 0.5), 4.0)
+    assert gradient == pytest.approx(-weight * advantage, rel=1e-5)
+    assert value == pytest.approx(weight * advantage, rel=1e-5)  # log q is -1
+
+
+@pytest.mark.parametrize("name", ["ppo", "cispo"])
+def test_a_ratio_beyond_float32_is_clipped_like_any_other(name):
+    value, gradient = gradient_at_ratio(name, 1e200, 2.0, (0.8, 1.2))
+    assert value == pytest.approx(-2.4 if name == "ppo" else 2.4)
+    assert gradient == pytest.approx(0.0 if name == "ppo" else -2.4)
+
+
+@pytest.mark.parametrize("name", POLICY_OBJECTIVES)
+def test_an_advantage_of_zero_counts_nothing_whatever_else_its_slot_holds(name):
+    logits, token_ids, advantages, tail, old = policy_rows(43)
+    advantages[:, 2] = 0.0
+    kept = [0, 1, 3, 4]
+    poisoned = logits.copy()
+    poisoned[np.arange(8), token_ids[:, 2]] = -1e30
+    old[:, 2] = -200.0
+    both = [
+        (poisoned, token_ids, advantages, tail, old),
+        (poisoned, token_ids[:, kept], advantages[:, kept], tail, old[:, kept]),
+    ]
+    for function in (losses_from_logits, gradient_of_logits):
+        ours, expected = (function(name, *rows[:4], old_log_probs=rows[4]) for rows in both)
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+FULL_REVERSE = ["reverse_support", "reverse_truncated", "reverse_tail_bucket"]
+
+
+@pytest.mark.parametrize(("name", "beta"), [*((n, 0.5) for n in FULL_REVERSE), ("jsd", 0.3)])
+def test_full_support_equals_the_dense_reverse_kl_and_jsd(name, beta):
+    logits, _, _, _ = random_rows(7, vocab_size=16)
+    log_q = reference.log_softmax(logits)
+    teacher = reference.log_softmax(np.random.default_rng(8).normal(size=logits.shape))
+    token_ids = np.argsort(-teacher, axis=-1)
+    log_p = np.take_along_axis(teacher, token_ids, axis=-1)
+    rows = (logits, token_ids, log_p, np.full(len(logits), -np.inf))
+    p, q = np.exp(teacher), np.exp(log_q)
+    if name == "jsd":
+        mixture = np.log((1 - beta) * q + beta * p)
+        dense = (beta * p * (teacher - mixture) + (1 - beta) * q * (log_q - mixture)).sum(-1)
+        direction = (1 - beta) * (log_q - mixture)
+    else:
+        dense = (q * (log_q - teacher)).sum(-1)
+        direction = log_q - teacher
+    np.testing.assert_allclose(losses_from_logits(name, *rows, beta=beta), dense, rtol=1e-5)
+    # d/dz sum q f(q) = q (direction - its mean under q)
+    dense_gradient = q * (direction - (q * direction).sum(-1, keepdims=True))
+    np.testing.assert_allclose(
+        gradient_of_logits(name, *rows, beta=beta), dense_gradient, atol=2e-6
     )
 
 
@@ -122,7 +305,9 @@ def test_order_of_the_support_does_not_matter(name):
     )
 
 
-@pytest.mark.parametrize("name", ["tail_bucket", "support"])
+@pytest.mark.parametrize(
+    "name", ["tail_bucket", "support", "reverse_support", "reverse_tail_bucket", "jsd"]
+)
 def test_teacher_equal_to_the_student_gives_zero_loss_and_gradient(name):
     _, token_ids, _, _ = random_rows(17)
     logits = np.random.default_rng(17).normal(scale=3.0, size=(8, 24))
@@ -133,6 +318,22 @@ def test_teacher_equal_to_the_student_gives_zero_loss_and_gradient(name):
     np.testing.assert_allclose(losses, 0.0, atol=1e-5)
     gradient = gradient_of_logits(name, logits, token_ids, log_p, tail)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+def test_reverse_truncated_is_stationary_at_a_share_of_the_teacher():
+    """q = p / e on the support, as documented, whatever the rest is."""
+    vocab_size, support_size = 12, 3
+    log_p = np.log([[0.5, 0.2, 0.1]])
+    on_support = np.exp(log_p - 1)
+    rest = (1 - on_support.sum()) / (vocab_size - support_size)
+    q = np.concatenate([on_support, np.full((1, vocab_size - support_size), rest)], axis=-1)
+    rows = (np.log(q), np.array([[0, 1, 2]]), log_p, np.log([0.2]))
+    np.testing.assert_allclose(gradient_of_logits("reverse_truncated", *rows), 0.0, atol=1e-7)
+    np.testing.assert_allclose(
+        losses_from_logits("reverse_truncated", *rows), -0.8 / np.e, rtol=1e-6
+    )
+    moved = (np.log(q) + np.eye(1, vocab_size) * 0.1, *rows[1:])
+    assert np.abs(gradient_of_logits("reverse_truncated", *moved)).max() > 1e-3
 
 
 def test_zero_weights_meet_infinite_log_probs_without_a_trace():
@@ -150,6 +351,45 @@ def test_zero_weights_meet_infinite_log_probs_without_a_trace():
         gradient = gradient_of_logits(name, np.zeros((1, 6)), [[0, 0]], masked, [-np.inf])
         assert np.isfinite(value).all(), name
         assert np.isfinite(gradient).all(), name
+
+
+@pytest.mark.parametrize("name", DISTRIBUTION_OBJECTIVES)
+def test_an_unused_slot_changes_neither_value_nor_gradient(name):
+    """Unused: log p = -inf. The token is in S twice, so that nothing else differs either."""
+    logits, token_ids, log_p, tail = random_rows(19)
+    padded_ids = np.concatenate([token_ids, token_ids[:, :2]], axis=-1)
+    padded = np.concatenate([log_p, np.full((8, 2), -np.inf)], axis=-1)
+    for function in (losses_from_logits, gradient_of_logits):
+        np.testing.assert_allclose(
+            function(name, logits, padded_ids, padded, tail),
+            function(name, logits, token_ids, log_p, tail),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("beta", [0.2, 1.0])
+def test_reverse_gradient_vanishes_with_the_students_tail_and_stays_finite(beta):
+    for gap in (20.0, 60.0, 200.0):  # a tail of 1e-9, of 1e-26 and of nothing
+        logits = np.array([[gap + 1, gap, 1.0, 0.0, 2.0, 0.0]])
+        rows = (logits, np.array([[0, 1]]), np.log([[0.6, 0.3]]), np.log([0.1]))
+        assert_equals_the_reference("jsd", *rows, beta=beta)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_a_value_of_beta_or_of_a_clip_is_no_new_program(beta):
+    traced = []
+
+    @jax.jit
+    def loss(student, targets, parameters):
+        traced.append(1)
+        return OBJECTIVES["jsd"].row_loss(student, targets, parameters)
+
+    student = StudentRows(jnp.full((2, 3), -2.0), jnp.full(2, -0.5))
+    targets = TargetRows(jnp.full((2, 3), -1.5), jnp.full(2, -1.0), jnp.zeros((2, 3)))
+    for value in (0.25, beta):
+        loss(student, targets, ObjectiveParameters(*map(jnp.float32, (value, value, 2.0))))
+    assert len(traced) == 1
 
 
 def test_tail_gradient_stays_right_when_the_student_has_almost_no_tail():

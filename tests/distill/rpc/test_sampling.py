@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from distill.engine.sampler import Sample, SampleJob, StopReason
+from distill.engine.samples import Sample, SampleJob, StopReason
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
 from distill.rpc.sampling import encode_sample, parse_sampling

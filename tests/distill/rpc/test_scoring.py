@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 
+from client.decoding import decode_chunk
+from client.errors import BrokenStreamError
 from distill.engine.scorer import ScoredChunk
+from distill.engine.supports import Candidates, Draws
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
-from distill.rpc.scoring import encode_chunk, parse_scoring
+from distill.rpc.scoring import chunk_bytes, parse_scoring
 from distill.tensors import decode_floats, decode_int32, encode_int32
 from distill.v1 import scoring_pb2, tensor_pb2
 
@@ -67,6 +73,63 @@ def test_the_smallest_temperature_that_the_error_names_is_accepted() -> None:
         parse(scoring)
 
 
+def with_candidates(*ids: list[list[int]]) -> scoring_pb2.Scoring:
+    scoring = valid()
+    scoring.ClearField("top_k")
+    scoring.candidates.SetInParent()
+    for target, rows in zip(scoring.prompts, ids, strict=True):
+        target.candidate_ids.CopyFrom(encode_int32(np.array(rows, np.int32)))
+    return scoring
+
+
+def test_candidates_become_the_support_of_their_job_and_say_k() -> None:
+    first, second = parse(with_candidates([[7, 3], [0, 99]], [[5, 6]]))
+    assert first.top_k == second.top_k == 2
+    assert isinstance(first.support, Candidates)
+    assert isinstance(second.support, Candidates)
+    np.testing.assert_array_equal(first.support.token_ids, [[7, 3], [0, 99]])
+    np.testing.assert_array_equal(second.support.token_ids, [[5, 6]])
+
+
+def test_a_sampled_support_reaches_every_job() -> None:
+    scoring = valid()
+    scoring.sampled.CopyFrom(scoring_pb2.SampledSupport(exact_count=3, seed=-(2**63)))
+    assert [job.support for job in parse(scoring)] == [Draws(exact_count=3, seed=-(2**63))] * 2
+    scoring.sampled.ClearField("seed")
+    assert parse(scoring)[0].support == Draws(exact_count=3, seed=0)
+
+
+GOOD = ([[7, 3], [0, 99]], [[5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("candidates", "field", "problem"),
+    [
+        (([[7, 3]], GOOD[1]), "prompts[0].candidate_ids.shape", "[2, K]"),
+        ((GOOD[0], [[5, 6, 7]]), "prompts[1].candidate_ids.shape", "K must be 2"),
+        (([[7, 100], [0, 9]], GOOD[1]), "prompts[0].candidate_ids", "[0, 100), got 100"),
+        (([[7, -1], [0, 9]], GOOD[1]), "prompts[0].candidate_ids", "[0, 100), got -1"),
+        (([[7, 3], [9, 9]], GOOD[1]), "prompts[0].candidate_ids", "twice"),
+        (([7, 3], GOOD[1]), "prompts[0].candidate_ids.shape", "2 dimensions"),
+        (([[], []], GOOD[1]), "prompts[0].candidate_ids.shape", "[1, 50], got 0"),
+        ((GOOD[0], [list(range(51))]), "prompts[1].candidate_ids.shape", "[1, 50], got 51"),
+    ],
+)
+def test_bad_candidates_are_refused(candidates, field: str, problem: str) -> None:
+    with pytest.raises(InvalidFieldError) as caught:
+        parse(with_candidates(*candidates))
+    assert caught.value.field == f"scoring.{field}"
+    assert problem in caught.value.problem
+
+
+def set_candidates(scoring: scoring_pb2.Scoring) -> None:
+    scoring.prompts[1].candidate_ids.CopyFrom(encode_int32(np.array([[1, 2]], np.int32)))
+
+
+def set_exact(count: int) -> Callable[[scoring_pb2.Scoring], None]:
+    return lambda scoring: scoring.sampled.CopyFrom(scoring_pb2.SampledSupport(exact_count=count))
+
+
 def set_tokens(shape: list[int], values: list[int]) -> Callable[[scoring_pb2.Scoring], None]:
     return lambda scoring: scoring.prompts[1].token_ids.CopyFrom(raw_tokens(shape, values))
 
@@ -105,6 +168,18 @@ HAZARDS: dict[str, tuple[Callable[[scoring_pb2.Scoring], object], str, str]] = {
         "[0, 100), got -1",
     ),
     "id V": (set_tokens([2], [100, 1]), "scoring.prompts[1].token_ids.values[0]", "got 100"),
+    "candidates with top_k": (
+        lambda s: s.candidates.SetInParent(),
+        "scoring.top_k",
+        "must be 0 with candidates, got 10",
+    ),
+    "candidates without their support": (
+        set_candidates,
+        "scoring.prompts[1].candidate_ids",
+        "only with scoring.candidates",
+    ),
+    "a head of every slot": (set_exact(10), "scoring.sampled.exact_count", "[0, 9], got 10"),
+    "a negative head": (set_exact(-1), "scoring.sampled.exact_count", "got -1"),
     "score_from 0": (
         lambda s: setattr(s.prompts[0], "score_from", 0),
         "scoring.prompts[0].score_from",
@@ -157,6 +232,62 @@ def test_a_request_over_a_limit_is_refused(
     assert (caught.value.field, caught.value.limit, caught.value.value) == (field, limit, value)
 
 
+def chunk_of(
+    row_count: int, top_k: int, *, row: int = 3, position_offset: int = 7, seed: int = 0
+) -> ScoredChunk:
+    """Any values: the codec knows nothing of probabilities."""
+    random = np.random.default_rng(seed)
+
+    def bits(*shape: int) -> np.ndarray:
+        return random.integers(0, 2**32, shape, np.uint32)
+
+    def floats(*shape: int) -> np.ndarray:
+        # The bit that makes a NaN quiet: Python's floats have no other NaN, ours go through.
+        return (bits(*shape) | 1 << 22).view(np.float32)
+
+    return ScoredChunk(
+        row=row,
+        position_offset=position_offset,
+        token_ids=bits(row_count, top_k).view(np.int32),
+        log_probs=floats(row_count, top_k),
+        prompt_log_probs=floats(row_count),
+        tail_log_probs=floats(row_count),
+        entropies=floats(row_count),
+    )
+
+
+def by_lists(chunk: ScoredChunk) -> scoring_pb2.TopKChunk:
+    """The message by protobuf's own means, whatever fields the contract has."""
+    message = scoring_pb2.TopKChunk()
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(chunk, field.name)
+        if field.message_type is None:
+            setattr(message, field.name, value)
+        elif value is not None:
+            tensor = getattr(message, field.name)
+            tensor.SetInParent()
+            tensor.shape.extend(value.shape)
+            tensor.values.extend(value.ravel().tolist())
+    return message
+
+
+ANY_INT32 = st.integers(-(2**31), 2**31 - 1) | st.sampled_from([0, 1, 127, 128])
+
+
+@given(
+    row_count=st.integers(0, 40),
+    top_k=st.integers(0, 40),
+    row=ANY_INT32,
+    position_offset=ANY_INT32,
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_bytes_of_a_chunk_are_protobufs_own(
+    row_count: int, top_k: int, row: int, position_offset: int, seed: int
+) -> None:
+    chunk = chunk_of(row_count, top_k, row=row, position_offset=position_offset, seed=seed)
+    assert chunk_bytes(chunk) == by_lists(chunk).SerializeToString(deterministic=True)
+
+
 def test_a_chunk_keeps_every_value_on_the_wire() -> None:
     chunk = ScoredChunk(
         row=3,
@@ -166,15 +297,29 @@ def test_a_chunk_keeps_every_value_on_the_wire() -> None:
         prompt_log_probs=np.array([-2.5, -0.7], np.float32),
         tail_log_probs=np.array([-np.inf, -4.25], np.float32),
         entropies=np.array([0.0, 1.5], np.float32),
+        weights=np.array([[0.75, 0.25], [1.0, 0.0]], np.float32),
     )
-    message = scoring_pb2.TopKChunk.FromString(encode_chunk(chunk).SerializeToString())
+    message = scoring_pb2.TopKChunk.FromString(chunk_bytes(chunk))
     assert (message.row, message.position_offset) == (3, 7)
     np.testing.assert_array_equal(decode_int32(message.token_ids, "", (2,)), chunk.token_ids)
     for name, rank in (
         ("log_probs", 2),
+        ("weights", 2),
         ("prompt_log_probs", 1),
         ("tail_log_probs", 1),
         ("entropies", 1),
     ):
         decoded = decode_floats(getattr(message, name), name, (rank,))
         np.testing.assert_array_equal(decoded, getattr(chunk, name))
+
+
+def test_a_chunk_cut_short_anywhere_is_never_taken_for_a_whole_one() -> None:
+    whole = chunk_bytes(chunk_of(2, 3))
+    for end in range(len(whole)):
+        with pytest.raises((DecodeError, BrokenStreamError)):
+            decode_chunk(scoring_pb2.TopKChunk.FromString(whole[:end]))
+
+
+def test_a_chunk_keeps_the_fields_of_a_later_contract_when_it_is_relayed() -> None:
+    later = chunk_bytes(chunk_of(2, 3)) + b"\xfa\x3f\x03abc"  # field 1023
+    assert scoring_pb2.TopKChunk.FromString(later).SerializeToString(deterministic=True) == later

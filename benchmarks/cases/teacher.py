@@ -1,0 +1,130 @@
+"""Scoring: the top K of every wanted row."""
+
+from collections.abc import Callable, Mapping
+
+from benchmarks.agreement import check_close, check_top_k
+from benchmarks.bench import Bench, Comparison, compare
+from benchmarks.engine import OwnScorer, OwnScores
+from benchmarks.naive import NaiveScorer, scoring_sequences
+from benchmarks.naive_model import naive_weights
+from benchmarks.peers.protocol import SCORE, Task
+from benchmarks.results import CaseResult
+from benchmarks.work import SCORING_PASSES, Work
+from benchmarks.workloads import ScoringLoad, ragged_lengths, scoring_load, shared_prefix_load
+
+
+def dense(bench: Bench) -> list[CaseResult]:
+    """Prompts of one length, all rows."""
+    sizes, config = bench.sizes, bench.model.loaded.config
+    load = scoring_load(sizes.dense_lengths, config.vocab_size, top_k=sizes.top_k)
+    return [_score(bench, "teacher_dense", load, note="prompts of one length, all rows")]
+
+
+def completion_only(bench: Bench) -> list[CaseResult]:
+    """The same prompts, the last quarter of each; beside them all rows."""
+    sizes, config = bench.sizes, bench.model.loaded.config
+    lengths = sizes.dense_lengths
+    whole = scoring_load(lengths, config.vocab_size, top_k=sizes.top_k)
+    load = scoring_load(lengths, config.vocab_size, top_k=sizes.top_k, wanted_share=0.25)
+    possible = _work(whole).flops(config) / _work(load).flops(config)
+    note = (
+        "the last quarter of each prompt of teacher_dense; all rows: our engine on teacher_dense "
+        f"in the same rounds, which is {possible:.2f} times the work on {bench.model.name}"
+    )
+    own = OwnScorer(bench.model.loaded)
+    beside = {"all rows": lambda: own.score(whole)}
+    return [_score(bench, "teacher_completion_only", load, note=note, beside=beside)]
+
+
+def shared_prefix(bench: Bench) -> list[CaseResult]:
+    """A group of completions of one context."""
+    sizes, config = bench.sizes, bench.model.loaded.config
+    load = shared_prefix_load(
+        context_tokens=sizes.context_tokens,
+        completion_tokens=sizes.completion_tokens,
+        completions=sizes.completions,
+        vocab_size=config.vocab_size,
+        top_k=sizes.top_k,
+    )
+    work = Work(
+        body_tokens=sizes.context_tokens + sizes.completions * sizes.completion_tokens,
+        head_rows=load.row_count,
+        passes=SCORING_PASSES,
+    )
+    note = (
+        f"{sizes.completions} completions of {sizes.completion_tokens} tokens of one context of "
+        f"{sizes.context_tokens}; alone: our engine, one prompt per request; the peak counts the "
+        "context once"
+    )
+    own = OwnScorer(bench.model.loaded)
+    beside = {"alone": lambda: own.score_alone(load)}
+    return [_score(bench, "teacher_shared_prefix", load, note=note, work=work, beside=beside)]
+
+
+def ragged(bench: Bench) -> list[CaseResult]:
+    """Prompts of log-uniform lengths, all rows."""
+    sizes, config = bench.sizes, bench.model.loaded.config
+    lengths = ragged_lengths(
+        sizes.ragged_prompts, shortest=sizes.ragged_shortest, longest=sizes.ragged_longest
+    )
+    load = scoring_load(lengths, config.vocab_size, top_k=sizes.top_k)
+    naive_size = scoring_sequences(load, config.vocab_size)
+    note = (
+        f"{len(lengths)} prompts, log-uniform {sizes.ragged_shortest}-{sizes.ragged_longest}, "
+        f"{load.token_count} tokens; naive: {naive_size} at a time, padded to the longest of all; "
+        "torch: up to 8 at a time in the given order, padded to their longest"
+    )
+    # Without skyrl: it pads to the longest of all, as the straightforward path does.
+    return [_score(bench, "teacher_ragged", load, note=note, peers=("torch_f32", "torch_bf16"))]
+
+
+def _score(
+    bench: Bench,
+    name: str,
+    load: ScoringLoad,
+    *,
+    note: str,
+    work: Work | None = None,
+    beside: Mapping[str, Callable[[], object]] | None = None,
+    peers: tuple[str, ...] = ("torch_f32", "torch_bf16", "peer"),
+) -> CaseResult:
+    model = bench.model.loaded
+    own = OwnScorer(model)
+    naive = NaiveScorer(model.config, naive_weights(model.config, model.parameters))
+
+    def check(scores: OwnScores) -> None:
+        for index, expected in enumerate(naive.score(load, first_only=True)):
+            rows = scores.prompt(index)
+            check_top_k(
+                rows["token_ids"],
+                rows["log_probs"],
+                expected.token_ids,
+                expected.log_probs,
+                bench.tolerance,
+            )
+            for field in ("prompt_log_probs", "tail_log_probs"):
+                mean = float(rows[field].mean())
+                check_close(field, mean, float(getattr(expected, field).mean()), bench.tolerance)
+
+    comparison = Comparison(
+        name=name,
+        ours=lambda: own.score(load),
+        naive=lambda: naive.score(load),
+        check=check,
+        digest=lambda scores: scores.mean_log_prob,
+        task=Task(
+            kind=SCORE,
+            sequences=list(load.prompts),
+            options={"score_from": list(load.score_from), "top_k": load.top_k},
+        ),
+        peers=peers,
+        work=work or _work(load),
+        token_count=load.token_count,
+        beside=beside or {},
+        note=note,
+    )
+    return compare(bench, comparison)
+
+
+def _work(load: ScoringLoad) -> Work:
+    return Work(body_tokens=load.token_count, head_rows=load.row_count, passes=SCORING_PASSES)

@@ -1,0 +1,82 @@
+"""Reads prompts into caches, in bounded pieces; all samples of a prompt start from one of them."""
+
+from collections.abc import Generator, Sequence
+
+import jax
+import numpy as np
+
+from distill.engine.buckets import cache_slots, length_bucket
+from distill.engine.decoding_functions import DecodingFunctions
+from distill.engine.weights import ModelWeights
+from distill.models.functional import KVCache, head_kernel, init_cache
+from distill.models.loading import LoadedModel
+from distill.tensors import Int32Array
+
+_BATCH_SIZES = (16, 4, 1)
+"""Prompts read at once. No more sizes: each is compiled for every length."""
+
+
+def _piece_tokens() -> int:
+    """Most prompt tokens of a piece: as for scoring, short on a CPU, and filling an accelerator."""
+    return 1024 if jax.default_backend() == "cpu" else 16384
+
+
+class PromptReader:
+    """Reads prompts under given weights.
+
+    All but the last token of a prompt is read, which is the first input of decoding.
+    """
+
+    def __init__(
+        self, model: LoadedModel, weights: ModelWeights, functions: DecodingFunctions
+    ) -> None:
+        self._graph = model.graph
+        self._config = model.config
+        self._weights = weights
+        self._functions = functions
+        self._piece_tokens = _piece_tokens()
+
+    def read_some(
+        self, prompts: Sequence[Int32Array]
+    ) -> Generator[None, None, list[KVCache | None]]:
+        """Read the first of the prompts and those after it that fit into the same call.
+
+        Args:
+            prompts: at least one, each [T] with T >= 1.
+
+        Yields:
+            None after every piece of compute.
+
+        Returns:
+            A cache of one row and one part for each prompt read, in their order; None for a prompt
+            of one token.
+        """
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        if lengths[0] == 0:
+            return [None]
+        width = min(length_bucket(lengths[0]), self._piece_tokens)
+        alike = 0
+        while alike < len(lengths) and 0 < lengths[alike] <= self._piece_tokens:
+            if length_bucket(lengths[alike]) != width:
+                break
+            alike += 1
+        largest = max(1, min(alike, self._piece_tokens // width))
+        size = next(size for size in _BATCH_SIZES if size <= largest)
+
+        piece_count = -(-lengths[0] // width)
+        token_ids = np.zeros((size, piece_count * width), np.int32)
+        for row, prompt in enumerate(prompts[:size]):
+            token_ids[row, : len(prompt) - 1] = prompt[:-1]
+        parameters, adapter = self._weights.parameters, self._weights.adapter
+        dtype = head_kernel(self._config, parameters).dtype
+        cache = init_cache(self._config, size, cache_slots(lengths[0]), dtype)
+        for start in range(0, token_ids.shape[1], width):
+            piece = token_ids[:, start : start + width]
+            cache = self._functions.read_prompts(
+                self._graph, parameters, adapter, piece, np.int32(start), cache
+            )
+            cache.values[0].block_until_ready()  # the piece is over when its compute is
+            yield
+        if size == 1:
+            return [cache]
+        return [self._functions.prompt_row(cache, np.int32(row)) for row in range(size)]

@@ -1,0 +1,186 @@
+"""The scoring head on other supports than the K most probable tokens: named ones, and draws.
+
+Letters: P positions, D hidden size, V vocabulary, K support size, E size of the exact head,
+n = K - E draws.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from distill.ops.topk import TopKRows, relative_logits, summarize_rows
+
+DRAW_BLOCK = 256
+"""Tokens of a block: a draw takes a block by its mass, then a token in it, so that it looks at
+V / 256 + 256 numbers instead of V."""
+
+
+class SampledRows(NamedTuple):
+    """Distributions of P positions on a support of an exact head and draws."""
+
+    rows: TopKRows
+    """The head by descending probability, then the draws in their order. The tail is what lies
+    outside the set of them all."""
+
+    weights: jax.Array
+    """[P, K] float32: importance weights, 0 in the slots of a token's later draws."""
+
+
+def candidate_rows(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    prompt_token_ids: jax.Array,
+    temperatures: jax.Array,
+    support_sizes: jax.Array,
+    candidate_ids: jax.Array,
+) -> TopKRows:
+    """Score P positions on named tokens; pure, to be compiled by the caller.
+
+    Args:
+        hidden: [P, D] final hidden states. The caller bounds P with `scoring_chunk_rows`.
+        kernel: [V, D] head weights.
+        prompt_token_ids: [P] int32, the tokens whose log-probability is wanted.
+        temperatures: [P] float32, greater than 0; divide the logits.
+        support_sizes: [P] int32 in [1, K]. Columns beyond a row's size are to be cut off.
+        candidate_ids: [P, K] int32 in [0, V), distinct within a row's first `support_sizes`.
+
+    Returns:
+        TopKRows, in the order of the candidates.
+    """
+    logits = relative_logits(hidden, kernel, temperatures)
+    named = jnp.arange(candidate_ids.shape[1]) < support_sizes[:, None]
+    return _rows_of_set(logits, candidate_ids, named, named, prompt_token_ids)
+
+
+def sampled_rows(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    prompt_token_ids: jax.Array,
+    temperatures: jax.Array,
+    support_sizes: jax.Array,
+    exact_counts: jax.Array,
+    keys: jax.Array,
+    *,
+    slot_count: int,
+    head_slot_count: int,
+) -> SampledRows:
+    """Score P positions on an exact head and draws from what is outside it; pure.
+
+    Arguments not named here are those of `candidate_rows`.
+
+    Args:
+        support_sizes: [P] int32 in [1, slot_count], K of each row.
+        exact_counts: [P] int32, E of each row, in [0, min(K, head_slot_count + 1)).
+        keys: [P] random keys. Slot j of a row draws with the key folded with j, so that its draw
+            depends neither on `slot_count` nor on the other rows.
+        slot_count: K as it is compiled.
+        head_slot_count: E as it is compiled; 0 where no row has an exact head.
+
+    Returns:
+        SampledRows of `slot_count` columns.
+    """
+    logits = relative_logits(hidden, kernel, temperatures)
+    slots = jnp.arange(slot_count)
+    rows = jnp.arange(hidden.shape[0])[:, None]
+    is_exact = slots < exact_counts[:, None]
+    is_drawn = ~is_exact & (slots < support_sizes[:, None])
+
+    outside, head_total = logits, jnp.zeros_like(logits[:, 0])
+    head_ids = jnp.zeros((hidden.shape[0], slot_count), jnp.int32)
+    if head_slot_count:
+        values, ids = lax.top_k(logits, head_slot_count)
+        in_head = jnp.arange(head_slot_count) < exact_counts[:, None]
+        outside = logits.at[rows, ids].set(jnp.where(in_head, -jnp.inf, values))
+        head_total = jnp.where(in_head, jnp.exp(values), 0.0).sum(-1)
+        head_ids = head_ids.at[:, :head_slot_count].set(ids)
+    peak = outside.max(-1, keepdims=True)
+    masses = jnp.exp(outside - peak)
+    token_ids = jnp.where(is_exact, head_ids, _draw(masses, keys, slot_count))
+
+    is_first, count = _first_draws(token_ids, is_drawn, logits.shape[1])
+    scored = _rows_of_set(
+        logits, token_ids, is_exact | is_drawn, is_exact | is_first, prompt_token_ids
+    )
+    # From its own logits, as every tail: 1 - sum(head) loses the digits of a small one.
+    log_outside = peak[:, 0] + jnp.log(masses.sum(-1))
+    outside_mass = jnp.exp(log_outside - jnp.logaddexp(jnp.log(head_total), log_outside))
+    draw_weights = outside_mass / jnp.maximum(support_sizes - exact_counts, 1)
+    weights = jnp.where(is_first, count * draw_weights[:, None], 0.0)
+    return SampledRows(scored, jnp.where(is_exact, jnp.exp(scored.log_probs), weights))
+
+
+def _rows_of_set(
+    logits: jax.Array,
+    token_ids: jax.Array,
+    is_named: jax.Array,
+    is_counted: jax.Array,
+    prompt_token_ids: jax.Array,
+) -> TopKRows:
+    """The rows on the set of the named tokens, each of which is counted in exactly one slot."""
+    rows = jnp.arange(logits.shape[0])[:, None]
+    values = jnp.take_along_axis(logits, token_ids, axis=-1)
+    # min: a slot that is not named may hold the token of one that is.
+    outside = logits.at[rows, token_ids].min(jnp.where(is_named, -jnp.inf, jnp.inf))
+    return summarize_rows(logits, outside, token_ids, values, is_counted, prompt_token_ids)
+
+
+def _first_draws(
+    token_ids: jax.Array, is_drawn: jax.Array, vocab_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Whether a slot is the first draw of its token, and how often the token was drawn, [P, K]."""
+    slot_count = token_ids.shape[1]
+    rows = jnp.arange(token_ids.shape[0])[:, None]
+    # A slot that is no draw gets a number of its own, so that it is nothing's repetition.
+    numbers = jnp.where(is_drawn, token_ids, vocab_size + jnp.arange(slot_count))
+    order = jnp.argsort(numbers, axis=-1, stable=True)
+    ordered = jnp.take_along_axis(numbers, order, axis=-1)
+    starts = jnp.concatenate(
+        [jnp.ones_like(ordered[:, :1], bool), ordered[:, 1:] != ordered[:, :-1]], axis=-1
+    )
+    is_first = jnp.zeros_like(is_drawn).at[rows, order].set(starts) & is_drawn
+
+    def occurrences(ordered: jax.Array, numbers: jax.Array) -> jax.Array:
+        after = jnp.searchsorted(ordered, numbers, side="right")
+        return after - jnp.searchsorted(ordered, numbers, side="left")
+
+    return is_first, jax.vmap(occurrences)(ordered, numbers)
+
+
+def _draw(masses: jax.Array, keys: jax.Array, slot_count: int) -> jax.Array:
+    """Draw `slot_count` tokens of each row in proportion to their masses [P, V], with replacement.
+
+    Two numbers of each draw search two cumulative sums: of the blocks' masses, then inside the
+    block.
+
+    Returns:
+        [P, slot_count] int32.
+    """
+    row_count, vocab_size = masses.shape
+    block_size = min(DRAW_BLOCK, vocab_size)
+    block_count = -(-vocab_size // block_size)
+    padded = jnp.pad(masses, ((0, 0), (0, block_count * block_size - vocab_size)))
+    blocks = padded.reshape(row_count, block_count, block_size)
+
+    def uniforms(key: jax.Array) -> jax.Array:
+        slot_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(slot_count))
+        return jax.vmap(lambda slot_key: jax.random.uniform(slot_key, (2,)))(slot_keys)
+
+    numbers = jax.vmap(uniforms)(keys)  # [P, slots, 2]
+    block = _search(blocks.sum(-1)[:, None], numbers[..., 0])
+    drawn_blocks = jnp.take_along_axis(blocks, block[..., None], axis=1)  # [P, slots, block]
+    within = _search(drawn_blocks, numbers[..., 1])
+    return (block * block_size + within).astype(jnp.int32)
+
+
+def _search(masses: jax.Array, number: jax.Array) -> jax.Array:
+    """The index [...] at which the cumulative sum of masses [..., M] passes the share `number`.
+
+    Never one of mass 0: a parallel sum need not be monotone in its last digit, so that the sums
+    alone would let such a token pass once in ten million draws.
+    """
+    has_mass = masses > 0.0
+    cumulative = jnp.where(has_mass, jnp.cumsum(masses, axis=-1), 0.0)
+    target = number[..., None] * cumulative.max(-1, keepdims=True)
+    return jnp.argmax(has_mass & (cumulative > target), axis=-1)
