@@ -1,4 +1,8 @@
-"""The `distill` command."""
+"""The `distill` command.
+
+Everything of the project is imported inside `main`: it takes a third of a second, and Ctrl-C may
+come in it.
+"""
 
 import argparse
 import signal
@@ -6,13 +10,6 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
-
-from client.commands import COMMANDS
-from client.datasets import DatasetError
-from client.demo import DemoError
-from client.errors import ClientError
-from client.services import ServiceStartError
-from distill.errors import DistillError
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C, as shells have it."""
@@ -23,6 +20,8 @@ TERMINATED = 128 + signal.SIGTERM
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
+    from client.commands import COMMANDS
+
     parser = argparse.ArgumentParser(
         prog="distill",
         description="Distil language models over a teacher and a student service. "
@@ -40,10 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. Failures are one message on standard error and exit code 1."""
-    arguments = build_parser().parse_args(argv)
-    # As an exception, so that services which this program started are stopped in order.
-    signal.signal(signal.SIGTERM, _terminate)
     try:
+        arguments = build_parser().parse_args(argv)
+        # As an exception, so that services which this program started are stopped in order.
+        signal.signal(signal.SIGTERM, _terminate)
         arguments.execute(arguments)
     except KeyboardInterrupt:
         print("distill: interrupted", file=sys.stderr)
@@ -52,7 +51,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The reader of our output left, as `head` does. Python would complain at exit once more.
         sys.stderr.close()
         raise SystemExit(1) from None
-    except (
+    except Exception as error:
+        if not isinstance(error, _reported_errors()):
+            raise
+        print(f"distill: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _reported_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is for the person at the terminal."""
+    from client.datasets import DatasetError
+    from client.demo import DemoError
+    from client.errors import ClientError
+    from client.services import ServiceStartError
+    from distill.errors import DistillError
+
+    return (
         ClientError,
         DatasetError,
         DemoError,
@@ -60,9 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ServiceStartError,
         OSError,
         ValueError,
-    ) as error:
-        print(f"distill: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    )
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001

@@ -10,26 +10,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.errors import ServiceError, service_errors
-from distill.limits import MAX_MESSAGE_BYTES
+from distill.rpc.channel import CHANNEL_OPTIONS
 
 Answer = TypeVar("Answer")
-
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A frozen service is seen within 15 s; keepalive_timeout_ms alone takes 60 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Retries are ours, for gRPC's own would also cover statuses and sizes that must not be retried.
-    ("grpc.enable_retries", 0),
-    # Services are on this machine or a private network; a proxy for the web cannot reach them.
-    ("grpc.enable_http_proxy", 0),
-    # A service that is restarted is found again in a second, not in up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +61,7 @@ class Connection:
         """
         self.address = address
         self.timeout_seconds = timeout_seconds
-        self.channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._retry = retry
 
     def close(self) -> None:
@@ -157,7 +140,7 @@ def wait_until_serving(address: str, *, service: str, timeout_seconds: float) ->
     """
     deadline = Deadline(timeout_seconds)
     request = health_pb2.HealthCheckRequest(service=service)
-    with grpc.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
             try:

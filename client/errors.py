@@ -61,7 +61,7 @@ class ServiceError(ClientError):
 class UncertainMutationError(ClientError):
     """An earlier call on a run ended without an answer, so it may or may not have been applied.
 
-    `StudentRun.resynchronize` asks the service and says which.
+    `StudentRun.resynchronize` settles it and says which.
     """
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from client.connection import Connection
+from client.connection import Connection, Deadline
 from client.decoding import decode_batch_result, decode_checkpoint, decode_run, decode_step
 from client.encoding import (
     NORMALIZATIONS,
@@ -36,17 +36,18 @@ class StudentRun:
     Safe to use from many threads: calls that change the run take turns. A refused call changes
     nothing, and the next may follow. A call that ends without an answer (its deadline passed, the
     service stayed away) may have been applied: the next one raises UncertainMutationError until
-    `resynchronize` has asked.
+    `resynchronize` has settled it.
     """
 
     def __init__(
         self,
         connection: Connection,
         stub: student_service_pb2_grpc.StudentServiceStub,
-        created: RunInfo,
+        created: training_pb2.Run,
     ) -> None:
         self.run_id = created.run_id
-        self.created = created
+        self.created = decode_run(created)
+        self._config = created.config
         self._connection = connection
         self._stub = stub
         self._sequence = MutationSequence(
@@ -57,16 +58,36 @@ class StudentRun:
 
     def state(self, *, timeout_seconds: float | None = None) -> RunInfo:
         """Ask for the run's state."""
-        request = messages.GetRunRequest(run_id=self.run_id)
-        response = self._connection.call(
-            lambda timeout: self._stub.GetRun(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
-        return decode_run(response.run)
+        return decode_run(self._get(self._connection.deadline(timeout_seconds)))
 
-    def resynchronize(self) -> bool:
-        """After a call without an answer: True when it was applied, False when it was not."""
-        return self._sequence.resynchronize(lambda: self.state().last_sequence_number)
+    def resynchronize(self, *, timeout_seconds: float | None = None) -> bool:
+        """After a call without an answer: True when it was applied, False when it never will be.
+
+        Waits for what the service still has under way, and takes the run over from this handle
+        itself, so that a copy of the request on its way is refused when it arrives.
+
+        Raises:
+            ServiceError: ABORTED when another writer has taken the run over; NOT_FOUND when the
+                run is gone.
+        """
+        deadline = self._connection.deadline(timeout_seconds)
+        return self._sequence.resynchronize(
+            lambda: self._get(deadline), lambda: self._take_over(deadline)
+        )
+
+    def _get(self, deadline: Deadline) -> training_pb2.Run:
+        request = messages.GetRunRequest(run_id=self.run_id)
+        response: messages.GetRunResponse = self._connection.call(
+            lambda timeout: self._stub.GetRun(request, timeout=timeout), deadline
+        )
+        return response.run
+
+    def _take_over(self, deadline: Deadline) -> training_pb2.Run:
+        request = messages.CreateRunRequest(run_id=self.run_id, config=self._config, take_over=True)
+        response: messages.CreateRunResponse = self._connection.call(
+            lambda timeout: self._stub.CreateRun(request, timeout=timeout), deadline
+        )
+        return response.run
 
     def forward_backward(
         self,

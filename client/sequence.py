@@ -17,7 +17,6 @@ _REFUSALS = frozenset(
         "FAILED_PRECONDITION",
         "NOT_FOUND",
         "ALREADY_EXISTS",
-        "RESOURCE_EXHAUSTED",
         "ABORTED",
         "OUT_OF_RANGE",
         "UNAUTHENTICATED",
@@ -26,6 +25,14 @@ _REFUSALS = frozenset(
         "DATA_LOSS",
     }
 )
+
+
+def _is_refusal(error: ServiceError) -> bool:
+    # gRPC says RESOURCE_EXHAUSTED also of an answer that is too large to be sent: then the mutation
+    # was applied. What the service says itself has a reason.
+    if error.code == "RESOURCE_EXHAUSTED":
+        return bool(error.reason)
+    return error.code in _REFUSALS
 
 
 class MutationSequence:
@@ -41,6 +48,7 @@ class MutationSequence:
         self._writer_epoch = writer_epoch
         self._last = last_sequence_number
         self._uncertain: str | None = None
+        self._taking_over = False
         self._lock = threading.Lock()
 
     def apply(self, operation: str, mutate: Callable[[training_pb2.Mutation], Answer]) -> Answer:
@@ -67,7 +75,7 @@ class MutationSequence:
             try:
                 answer = mutate(header)
             except ServiceError as error:
-                if error.code not in _REFUSALS:
+                if not _is_refusal(error):
                     self._uncertain = operation
                 raise
             except KeyboardInterrupt:
@@ -76,15 +84,32 @@ class MutationSequence:
             self._last += 1
             return answer
 
-    def resynchronize(self, ask_last: Callable[[], int]) -> bool:
-        """Learn the last applied number; True when the uncertain mutation was applied.
+    def resynchronize(
+        self, ask: Callable[[], training_pb2.Run], take_over: Callable[[], training_pb2.Run]
+    ) -> bool:
+        """Settle the uncertain mutation; True when it was applied.
+
+        The run is taken over from this very writer. Whatever of the uncertain mutation is still
+        under way is then over: done and counted, or fenced and never to be applied.
 
         Args:
-            ask_last: asks the service for the last applied sequence number.
+            ask: describes the run.
+            take_over: raises the run's epoch once nothing is in flight, and describes the run.
+
+        Raises:
+            ServiceError: ABORTED when another writer has taken over.
         """
         with self._lock:
-            last = ask_last()
-            applied = last > self._last
-            self._last = last
-            self._uncertain = None
+            if not self._taking_over and ask().writer_epoch != self._writer_epoch:
+                raise ServiceError(
+                    code="ABORTED",
+                    message=f"run {self._run_id!r}: another writer took over",
+                    reason="SEQUENCE_CONFLICT",
+                )
+            # From here on a raised epoch may be this writer's own, though the answer be lost.
+            self._taking_over = True
+            run = take_over()
+            applied = run.last_sequence_number > self._last
+            self._last, self._writer_epoch = run.last_sequence_number, run.writer_epoch
+            self._uncertain, self._taking_over = None, False
             return applied

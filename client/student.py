@@ -119,7 +119,7 @@ class StudentClient:
             lambda timeout: self._stub.CreateRun(request, timeout=timeout),
             self._connection.deadline(timeout_seconds),
         )
-        return StudentRun(self._connection, self._stub, decode_run(response.run))
+        return StudentRun(self._connection, self._stub, response.run)
 
     def get_run(self, run_id: str, *, timeout_seconds: float | None = None) -> RunInfo:
         """Describe a run."""

@@ -42,11 +42,19 @@ class LimitExceededError(DistillError):
     code = "RESOURCE_EXHAUSTED"
     reason = "LIMIT_EXCEEDED"
 
-    def __init__(self, field: str, limit: int, value: int) -> None:
-        super().__init__(f"{field}: must be at most {limit}, got {value}")
+    def __init__(self, field: str, limit: int, value: int, *, unit: str = "") -> None:
+        """Name the unit where the field does not say it, for example "bytes"."""
+        super().__init__(f"{field}: must be at most {limit}{unit and ' '}{unit}, got {value}")
         self.field = field
         self.limit = limit
         self.value = value
+
+
+class BusyError(DistillError):
+    """Every request slot, or every place to wait, of the service is taken."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "TOO_MANY_REQUESTS"
 
 
 class NotFoundError(DistillError):
@@ -95,6 +103,13 @@ class DeadlineError(DistillError):
 
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"
+
+
+class CallEndedError(DistillError):
+    """The caller left before its request had its turn; nothing was changed."""
+
+    code = "CANCELLED"
+    reason = "CALL_ENDED"
 
 
 class CorruptDataError(DistillError):

@@ -117,7 +117,14 @@ def load_service(
     queue = DeviceQueue()
     trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
     pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)
-    runs = RunRegistry(model, trainer=trainer, queue=queue, store=CheckpointStore(runs_dir))
+    runs = RunRegistry(
+        model,
+        trainer=trainer,
+        queue=queue,
+        store=CheckpointStore(runs_dir),
+        # The other half is for requests that can go on, among them those that these wait for.
+        max_waiting_requests=options.max_concurrent_requests // 2,
+    )
     servicer = StudentServicer(
         model=model,
         limits=limits,

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+from student_service.validation import parse_name
 
 FORMAT_VERSION = 1
 """Raised when the files change in a way that older code would misread."""
@@ -49,7 +50,11 @@ class CheckpointInfo:
 
 
 class CheckpointStore:
-    """The checkpoints of all runs below one directory. Names are checked by the caller."""
+    """The checkpoints of all runs below one directory.
+
+    Both names become parts of a path: here, at the last moment, whatever is no name is refused,
+    though the edge has checked them.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -75,7 +80,7 @@ class CheckpointStore:
         """
         directory = self._directory(run_id)
         directory.mkdir(parents=True, exist_ok=True)
-        manifest_path = directory / f"{info['name']}.json"
+        manifest_path = self._manifest_path(run_id, info["name"])
         previous = json.loads(manifest_path.read_text()) if manifest_path.exists() else None
         if previous is not None and not overwrite:
             raise AlreadyExistsError(
@@ -83,19 +88,25 @@ class CheckpointStore:
                 "replace it"
             )
         state_path = directory / f"{info['name']}-{uuid.uuid4().hex}.safetensors"
-        save_file(dict(arrays), state_path)
-        _sync(state_path)
-        manifest = {
-            **info,
-            "format_version": FORMAT_VERSION,
-            "created_unix_seconds": time.time(),
-            "size_bytes": state_path.stat().st_size,
-            "state_file": state_path.name,
-            "state_sha256": _digest(state_path),
-        }
         aside = manifest_path.with_suffix(".json.tmp")
-        aside.write_text(json.dumps(manifest, indent=2))
-        _sync(aside)
+        try:
+            save_file(dict(arrays), state_path)
+            _sync(state_path)
+            manifest = {
+                **info,
+                "format_version": FORMAT_VERSION,
+                "created_unix_seconds": time.time(),
+                "size_bytes": state_path.stat().st_size,
+                "state_file": state_path.name,
+                "state_sha256": _digest(state_path),
+            }
+            aside.write_text(json.dumps(manifest, indent=2))
+            _sync(aside)
+        except BaseException:
+            # No manifest names it, so nobody would ever remove it: and a full disk is one reason.
+            state_path.unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
+            raise
         aside.replace(manifest_path)
         _sync(directory)
         if previous is not None:
@@ -110,14 +121,30 @@ class CheckpointStore:
             CorruptDataError: its state file is missing or does not match its digest.
         """
         manifest = self.manifest(run_id, name)
-        state_path = self._directory(run_id) / Path(manifest["state_file"]).name
-        if not state_path.is_file() or _digest(state_path) != manifest["state_sha256"]:
-            raise CorruptDataError(f"the state of checkpoint {name!r} does not match its digest")
-        return manifest, load_file(state_path)
+        while (arrays := self._arrays(run_id, manifest)) is None:
+            previous, manifest = manifest, self.manifest(run_id, name)
+            # Overwritten between the two reads, the state is gone with its manifest: that is no
+            # damage, and the new one is there.
+            if manifest["state_file"] == previous["state_file"]:
+                raise CorruptDataError(
+                    f"the state of checkpoint {name!r} does not match its digest"
+                )
+        return manifest, arrays
+
+    def _arrays(self, run_id: str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """The arrays of a manifest; None where they are missing or do not match it."""
+        path = self._directory(run_id) / Path(manifest["state_file"]).name
+        try:
+            if _digest(path) != manifest["state_sha256"]:
+                return None
+            arrays: dict[str, np.ndarray] = load_file(path)
+        except FileNotFoundError:
+            return None
+        return arrays
 
     def manifest(self, run_id: str, name: str) -> Mapping[str, Any]:
         """What a checkpoint says of itself; errors are those of `load`."""
-        path = self._directory(run_id) / f"{name}.json"
+        path = self._manifest_path(run_id, name)
         if not path.is_file() or path.is_symlink():
             raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}")
         try:
@@ -139,10 +166,13 @@ class CheckpointStore:
 
     def delete_all(self, run_id: str) -> None:
         """Remove everything of a run."""
-        shutil.rmtree(self._root / run_id, ignore_errors=True)
+        shutil.rmtree(self._directory(run_id).parent, ignore_errors=True)
 
     def _directory(self, run_id: str) -> Path:
-        return self._root / run_id / "checkpoints"
+        return self._root / parse_name(run_id, "run_id") / "checkpoints"
+
+    def _manifest_path(self, run_id: str, name: str) -> Path:
+        return self._directory(run_id) / f"{parse_name(name, 'name')}.json"
 
 
 def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:

@@ -1,11 +1,44 @@
 """Results into messages."""
 
+from distill.errors import LimitExceededError
+from distill.limits import MAX_MESSAGE_BYTES
 from distill.models.adapters import LoraSpec
 from distill.tensors import encode_floats
 from distill.v1 import training_pb2
-from student_service.batch import BatchMetrics, BatchOutcome
+from student_service.batch import BatchMetrics, BatchOutcome, TrainingBatch
 from student_service.checkpoints import CheckpointInfo
 from student_service.runs import BatchTiming, Run
+
+_BYTES_PER_VALUE = 4
+
+_EXAMPLE_OVERHEAD_BYTES = 128
+"""At least what an ExampleResult has beside its values: tags, lengths, shapes and the loss."""
+
+_BATCH_OVERHEAD_BYTES = 4096
+"""The same of everything else in the answer."""
+
+
+def check_result_size(batch: TrainingBatch, header: training_pb2.Batch) -> None:
+    """Refuse per-example results that would not fit into one message, before anything is computed.
+
+    Found out when the answer is sent, it would be too late: the batch has been applied.
+
+    Raises:
+        LimitExceededError: naming the option that asks for most of them.
+    """
+    log_prob_bytes = row_loss_bytes = 0
+    for example in batch.examples:
+        if header.return_log_probs:
+            log_prob_bytes += _BYTES_PER_VALUE * example.targets.token_ids.size
+        if header.return_row_losses:
+            row_loss_bytes += _BYTES_PER_VALUE * len(example.targets.token_ids)
+    overhead = _BATCH_OVERHEAD_BYTES + _EXAMPLE_OVERHEAD_BYTES * len(batch.examples)
+    total = log_prob_bytes + row_loss_bytes + overhead
+    if total > MAX_MESSAGE_BYTES:
+        option = "log_probs" if log_prob_bytes >= row_loss_bytes else "row_losses"
+        raise LimitExceededError(
+            f"batch.return_{option}", MAX_MESSAGE_BYTES, total, unit="bytes of results"
+        )
 
 
 def encode_run(run: Run) -> training_pb2.Run:

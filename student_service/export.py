@@ -18,9 +18,14 @@ def export_files(
     trainable: Trainable,
     directory: Path,
     queue: DeviceQueue,
+    timeout_seconds: float | None,
 ) -> None:
-    """Write a PEFT adapter, or the whole model for a run that trains all weights."""
-    arrays = queue.run(lambda: jax.tree.map(np.asarray, trainable))
+    """Write a PEFT adapter, or the whole model for a run that trains all weights.
+
+    Raises:
+        DeadlineError: the device was not free within `timeout_seconds`.
+    """
+    arrays = queue.run(lambda: jax.tree.map(np.asarray, trainable), timeout_seconds=timeout_seconds)
     if lora is not None:
         write_peft_adapter(arrays, lora, model.config, model.name, directory)
     else:

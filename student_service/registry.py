@@ -3,11 +3,12 @@
 import threading
 
 from distill.engine.device_queue import DeviceQueue
-from distill.errors import AlreadyExistsError, NotFoundError
+from distill.errors import AlreadyExistsError, DeadlineError, NotFoundError
 from distill.models.adapters import LoraSpec
 from distill.models.loading import LoadedModel
 from student_service.checkpoints import CheckpointStore
-from student_service.runs import Run
+from student_service.runs import Remaining, Run
+from student_service.sequencer import Sequencer, Ticket
 from student_service.trainer import Trainer
 
 
@@ -24,47 +25,92 @@ class RunRegistry:
     """All runs of the service."""
 
     def __init__(
-        self, model: LoadedModel, *, trainer: Trainer, queue: DeviceQueue, store: CheckpointStore
+        self,
+        model: LoadedModel,
+        *,
+        trainer: Trainer,
+        queue: DeviceQueue,
+        store: CheckpointStore,
+        max_waiting_requests: int,
     ) -> None:
+        """Args:
+        model: the base of all runs.
+        trainer: computes for them.
+        queue: the device.
+        store: their checkpoints.
+        max_waiting_requests: most mutations that wait for their turn, over all runs; fewer than
+            the service has request slots.
+        """
         self._model = model
         self._trainer = trainer
         self._queue = queue
         self._store = store
+        self._waiting_slots = threading.Semaphore(max_waiting_requests)
         self._lock = threading.Lock()
+        self._creating = threading.Lock()
         self._runs: dict[str, Run] = {}
+        self._deletions: dict[str, Ticket] = {}
 
-    def create(self, run_id: str, lora: LoraSpec | None, *, take_over: bool) -> Run:
-        """The run of that name, made if it does not exist.
+    def create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
+        """The run of that name, and whether it was made just now.
 
         Raises:
             AlreadyExistsError: it exists with another configuration.
+            DeadlineError: the device was not free in time.
         """
-        with self._lock:
-            run = self._runs.get(run_id)
-            if run is None:
-                run = Run(
-                    run_id,
-                    lora,
-                    trainer=self._trainer,
-                    queue=self._queue,
-                    store=self._store,
-                    base_version=self._model.weights_version,
-                )
-                self._runs[run_id] = run
-                return run
+        run = self._find(run_id)
+        if run is None:
+            run, is_new = self._create(run_id, lora, remaining)
+            if is_new:
+                return run, True
         if run.lora != lora:
             raise AlreadyExistsError(
                 f"run_id: run {run_id!r} exists with another configuration: it trains "
                 f"{_described(run.lora)}, asked for {_described(lora)}"
             )
-        if take_over:
-            run.sequencer.take_over()
-        return run
+        return run, False
+
+    def _find(self, run_id: str) -> Run | None:
+        with self._lock:
+            return self._runs.get(run_id)
+
+    def _create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
+        # A lock of its own: a new run waits for the device, and the other runs' requests must not
+        # wait with it.
+        timeout = remaining()
+        if not self._creating.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise DeadlineError("the deadline passed while another run was created")
+        try:
+            run = self._find(run_id)
+            if run is not None:
+                return run, False
+            run = Run(
+                run_id,
+                lora,
+                trainer=self._trainer,
+                queue=self._queue,
+                store=self._store,
+                base_version=self._model.weights_version,
+                sequencer=self._new_sequencer(run_id),
+                remaining=remaining,
+            )
+            with self._lock:
+                self._runs[run_id] = run
+            return run, True
+        finally:
+            self._creating.release()
+
+    def _new_sequencer(self, run_id: str) -> Sequencer:
+        # The writer of a deleted run must not be taken for that of a new one of its name.
+        deletion = self.deleted_by(run_id)
+        return Sequencer(
+            epoch=1 if deletion is None else deletion.writer_epoch + 1,
+            waiting_slots=self._waiting_slots,
+        )
 
     def get(self, run_id: str, field: str = "run_id") -> Run:
         """Raises NotFoundError when there is none of that name."""
-        with self._lock:
-            run = self._runs.get(run_id)
+        run = self._find(run_id)
         if run is None:
             raise NotFoundError(f"{field}: there is no run {run_id!r}")
         return run
@@ -74,8 +120,19 @@ class RunRegistry:
         with self._lock:
             return [self._runs[name] for name in sorted(self._runs)]
 
-    def remove(self, run: Run) -> None:
-        """Forget a run. Later mutations of it are refused."""
+    def remove(self, run: Run, ticket: Ticket) -> None:
+        """Forget a run. Later mutations of it are refused.
+
+        Args:
+            run: to be forgotten.
+            ticket: of the mutation that deletes it; all that is remembered.
+        """
         with self._lock:
             self._runs.pop(run.run_id, None)
+            self._deletions[run.run_id] = ticket
         run.sequencer.close()
+
+    def deleted_by(self, run_id: str) -> Ticket | None:
+        """The mutation that deleted the last run of that name; None where none was."""
+        with self._lock:
+            return self._deletions.get(run_id)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.weights import ModelWeights
@@ -26,10 +26,15 @@ from student_service.run_state import (
     named_arrays,
     state_tree,
 )
-from student_service.sequencer import Sequencer, Ticket
+from student_service.sequencer import Sequencer
 from student_service.trainer import Trainer, parameter_count
 
-Answer = TypeVar("Answer")
+Remaining = Callable[[], float | None]
+"""Seconds that are left of the caller's deadline; None where it set none.
+
+What waits for the device may start within that time and never later: a caller whose deadline has
+passed can rely on it that nothing of its request starts any more.
+"""
 
 KEPT_CHECKPOINT_WEIGHTS = 2
 """Checkpoints whose weights stay in memory for sampling and scoring."""
@@ -78,15 +83,17 @@ class Run:
         queue: DeviceQueue,
         store: CheckpointStore,
         base_version: str,
+        sequencer: Sequencer,
+        remaining: Remaining,
     ) -> None:
         self.run_id = run_id
         self.lora = lora
-        self.sequencer = Sequencer()
+        self.sequencer = sequencer
         self._trainer = trainer
         self._queue = queue
         self._store = store
         self._base_version = base_version
-        trainable = queue.run(lambda: trainer.initial_trainable(lora))
+        trainable = queue.run(lambda: trainer.initial_trainable(lora), timeout_seconds=remaining())
         self.trainable_parameter_count = parameter_count(trainable)
         self._state = RunState(
             trainable=trainable,
@@ -101,25 +108,20 @@ class Run:
         """The present state; it stays valid when the run goes on."""
         return self._state
 
-    def apply(
-        self, ticket: Ticket, operation: Callable[[], Answer], timeout_seconds: float | None
-    ) -> tuple[Answer, bool]:
-        """Run a mutation in its turn; see Sequencer.execute."""
-        return self.sequencer.execute(ticket, operation, timeout_seconds=timeout_seconds)
-
     def forward_backward(
-        self, batch: TrainingBatch, timeout_seconds: float | None
+        self, batch: TrainingBatch, remaining: Remaining
     ) -> tuple[BatchOutcome, BatchTiming]:
-        """Add the gradient of a batch to the sum. Call through `apply`."""
+        """Add the gradient of a batch to the sum. Call through the sequencer."""
         state = self._state
         outcome, timing = self._finish_stream(
             lambda: self._trainer.forward_backward(state.trainable, self.lora, batch),
-            timeout_seconds,
+            remaining,
         )
         self._state = replace(
             state,
             gradient_sum=self._queue.run(
-                lambda: self._trainer.accumulate(state.gradient_sum, outcome.gradients)
+                lambda: self._trainer.accumulate(state.gradient_sum, outcome.gradients),
+                timeout_seconds=remaining(),
             ),
             accumulated_batches=state.accumulated_batches + 1,
             accumulated_rows=state.accumulated_rows + outcome.batch.row_count,
@@ -128,30 +130,38 @@ class Run:
         return outcome.batch, timing
 
     def forward(
-        self, batch: TrainingBatch, checkpoint: str | None, base: bool, timeout: float | None
+        self, batch: TrainingBatch, checkpoint: str | None, base: bool, remaining: Remaining
     ) -> tuple[BatchOutcome, BatchTiming]:
         """Evaluate a batch under the current, a saved, or the base weights; nothing changes."""
         trainable = self._state.trainable
         if base:
             # A fresh adapter changes nothing, and fresh full weights are the base's.
-            trainable = self._queue.run(lambda: self._trainer.initial_trainable(self.lora))
+            trainable = self._queue.run(
+                lambda: self._trainer.initial_trainable(self.lora), timeout_seconds=remaining()
+            )
         elif checkpoint is not None:
-            trainable = self._restore(checkpoint)[0].trainable
+            trainable = self._restore(checkpoint, remaining)[0].trainable
         return self._finish_stream(
-            lambda: self._trainer.forward(trainable, self.lora, batch), timeout
+            lambda: self._trainer.forward(trainable, self.lora, batch), remaining
         )
 
     def optim_step(
-        self, settings: AdamWSettings, normalization: str, sequence_number: int
+        self,
+        settings: AdamWSettings,
+        normalization: str,
+        sequence_number: int,
+        remaining: Remaining,
     ) -> StepReport:
-        """Apply the gradient sum and clear it. Call through `apply`.
+        """Apply the gradient sum and clear it. Call through the sequencer.
 
         Args:
             settings: of this step.
             normalization: "none", "rows" or "examples".
             sequence_number: of the mutation; names the new weights.
+            remaining: time for it to start.
 
         Raises:
+            DeadlineError: the device was not free in time.
             WrongStateError: nothing was accumulated.
             NonFiniteGradientError: the step would not be finite.
         """
@@ -170,7 +180,8 @@ class Run:
         outcome = self._queue.run(
             lambda: self._trainer.optim_step(
                 state.trainable, state.optimizer_state, gradient_sum, normalizer, settings
-            )
+            ),
+            timeout_seconds=remaining(),
         )
         self._state = RunState(
             trainable=outcome.trainable,
@@ -186,8 +197,10 @@ class Run:
             weights_version=self._state.weights_version,
         )
 
-    def save_checkpoint(self, name: str, overwrite: bool, sequence_number: int) -> CheckpointInfo:
-        """Save the whole state. Call through `apply`."""
+    def save_checkpoint(
+        self, name: str, overwrite: bool, sequence_number: int, remaining: Remaining
+    ) -> CheckpointInfo:
+        """Save the whole state. Call through the sequencer."""
         state = self._state
         info = {
             "name": name,
@@ -197,12 +210,14 @@ class Run:
             "lora": None if self.lora is None else asdict(self.lora),
             **{counter: getattr(state, counter) for counter in COUNTERS},
         }
-        arrays = self._queue.run(lambda: named_arrays(state_tree(state)))
+        arrays = self._queue.run(
+            lambda: named_arrays(state_tree(state)), timeout_seconds=remaining()
+        )
         return self._store.save(self.run_id, info, arrays, overwrite=overwrite)
 
-    def load_checkpoint(self, name: str) -> None:
-        """Replace the state by a saved one; the sequence goes on. Call through `apply`."""
-        self._state = self._restore(name)[0]
+    def load_checkpoint(self, name: str, remaining: Remaining) -> None:
+        """Replace the state by a saved one; the sequence goes on. Call through the sequencer."""
+        self._state = self._restore(name, remaining)[0]
 
     def list_checkpoints(self) -> list[CheckpointInfo]:
         """Oldest first."""
@@ -212,12 +227,11 @@ class Run:
         """Remove all of them from the disk."""
         self._store.delete_all(self.run_id)
 
-    def current_weights(self) -> ModelWeights:
+    def current_weights(self, remaining: Remaining) -> ModelWeights:
         """What to score and sample under now."""
-        trainable = self._state.trainable
-        return self._queue.run(lambda: self._trainer.weights(trainable, self.lora))
+        return self._weights(self._state.trainable, remaining)
 
-    def checkpoint_weights(self, name: str) -> ModelWeights:
+    def checkpoint_weights(self, name: str, remaining: Remaining) -> ModelWeights:
         """What to score and sample under for a checkpoint."""
         # The file's name, for a checkpoint may be overwritten under its own.
         key = self._store.manifest(self.run_id, name)["state_file"]
@@ -225,19 +239,24 @@ class Run:
             if key in self._saved_weights:
                 self._saved_weights.move_to_end(key)
                 return self._saved_weights[key]
-        trainable = self._restore(name)[0].trainable
-        weights = self._queue.run(lambda: self._trainer.weights(trainable, self.lora))
+        state, manifest = self._restore(name, remaining)  # perhaps overwritten since
+        weights = self._weights(state.trainable, remaining)
         with self._saved_weights_lock:
-            self._saved_weights[key] = weights
+            self._saved_weights[manifest["state_file"]] = weights
             while len(self._saved_weights) > KEPT_CHECKPOINT_WEIGHTS:
                 self._saved_weights.popitem(last=False)
         return weights
 
-    def checkpoint_trainable(self, name: str) -> Trainable:
+    def checkpoint_trainable(self, name: str, remaining: Remaining) -> Trainable:
         """The trained parameters of a checkpoint."""
-        return self._restore(name)[0].trainable
+        return self._restore(name, remaining)[0].trainable
 
-    def _restore(self, name: str) -> tuple[RunState, Mapping[str, Any]]:
+    def _weights(self, trainable: Trainable, remaining: Remaining) -> ModelWeights:
+        return self._queue.run(
+            lambda: self._trainer.weights(trainable, self.lora), timeout_seconds=remaining()
+        )
+
+    def _restore(self, name: str, remaining: Remaining) -> tuple[RunState, Mapping[str, Any]]:
         manifest, arrays = self._store.load(self.run_id, name)
         mine = None if self.lora is None else asdict(self.lora)
         saved = manifest["lora"] and {
@@ -257,7 +276,9 @@ class Run:
         tree = state_tree(self._state)
         has_gradient = any(key.startswith("gradient_sum") for key in arrays)
         tree["gradient_sum"] = self._state.trainable if has_gradient else None
-        restored = self._queue.run(lambda: from_named_arrays(tree, arrays))
+        restored = self._queue.run(
+            lambda: from_named_arrays(tree, arrays), timeout_seconds=remaining()
+        )
         state = RunState(
             **restored,
             **{counter: manifest[counter] for counter in COUNTERS},
@@ -266,7 +287,7 @@ class Run:
         return state, manifest
 
     def _finish_stream(
-        self, make_pieces: Callable[[], Any], timeout_seconds: float | None
+        self, make_pieces: Callable[[], Any], remaining: Remaining
     ) -> tuple[Any, BatchTiming]:
         """Run a trainer's pieces on the device and return the last one's result."""
         queued = time.monotonic()
@@ -276,7 +297,7 @@ class Run:
             started.append(time.monotonic())
             yield from make_pieces()
 
-        with self._queue.stream(pieces(), timeout_seconds=timeout_seconds) as stream:
+        with self._queue.stream(pieces(), timeout_seconds=remaining()) as stream:
             try:
                 result = next(stream)
             except CancelledError:  # by the queue, at the end of a drain

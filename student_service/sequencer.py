@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from distill.errors import (
     AlreadyAppliedError,
+    BusyError,
+    CallEndedError,
     DeadlineError,
     SequenceConflictError,
     WrongStateError,
@@ -40,11 +42,26 @@ class Ticket:
 class Sequencer:
     """Applies mutations exactly once and in order, whatever order they arrive in."""
 
-    def __init__(self, *, last: int = 0, window: int = WINDOW) -> None:
+    def __init__(
+        self,
+        *,
+        last: int = 0,
+        epoch: int = 1,
+        window: int = WINDOW,
+        waiting_slots: threading.Semaphore | None = None,
+    ) -> None:
+        """Args:
+        last: the last applied sequence number.
+        epoch: of the first writer.
+        window: answers kept, and how far ahead a request may be.
+        waiting_slots: bounds the requests that wait for their turn; the sequencers of a service
+            share one. None: as many as the window allows.
+        """
         self._changed = threading.Condition()
         self._window = window
+        self._waiting_slots = waiting_slots or threading.Semaphore(window)
         self._last = last
-        self._epoch = 1
+        self._epoch = epoch
         self._in_flight: bytes | None = None
         self._closed = False
         self._answers: OrderedDict[int, tuple[bytes, object]] = OrderedDict()
@@ -61,18 +78,42 @@ class Sequencer:
         with self._changed:
             return self._epoch
 
-    def take_over(self) -> int:
-        """Fence the current writer and return the new epoch, once nothing is in flight."""
+    def take_over(
+        self,
+        *,
+        timeout_seconds: float | None = None,
+        is_active: Callable[[], bool] = lambda: True,
+    ) -> int:
+        """Fence the current writer and return the new epoch, once nothing is in flight.
+
+        Raises:
+            DeadlineError: what is in flight did not end in time; the epoch is the old one.
+            CallEndedError: the caller left meanwhile; the same.
+            SequenceConflictError: the run was deleted meanwhile.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight is None)
+            ended = self._changed.wait_for(
+                lambda: self._in_flight is None or not is_active(), timeout_seconds
+            )
+            if not is_active():
+                raise CallEndedError("the call ended before it could take the run over")
+            if not ended:
+                raise DeadlineError("a mutation is still in flight")
+            if self._closed:
+                raise SequenceConflictError("run_id: the run was deleted")
             self._epoch += 1
             self._changed.notify_all()
             return self._epoch
 
     def close(self) -> None:
-        """Refuse everything from now on; the run was deleted."""
+        """Refuse everything new from now on; the run was deleted."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Let those who wait for their turn look again whether their caller is still there."""
+        with self._changed:
             self._changed.notify_all()
 
     def repeated(self, ticket: Ticket) -> object | None:
@@ -84,11 +125,22 @@ class Sequencer:
             return self._find_answer(ticket)
 
     def execute(
-        self, ticket: Ticket, operation: Callable[[], Answer], *, timeout_seconds: float | None
+        self,
+        ticket: Ticket,
+        operation: Callable[[], Answer],
+        *,
+        timeout_seconds: float | None,
+        is_active: Callable[[], bool] = lambda: True,
     ) -> tuple[Answer, bool]:
         """Run `operation` in its turn, or return the kept answer.
 
         `operation` must change nothing when it raises: then its number is not consumed.
+
+        Args:
+            ticket: what identifies the mutation.
+            operation: the mutation.
+            timeout_seconds: longest wait for its turn. None: no limit.
+            is_active: whether the caller is still there; looked at after every `wake`.
 
         Returns:
             The answer, and whether it repeats one given before.
@@ -97,29 +149,17 @@ class Sequencer:
             SequenceConflictError: fenced epoch, or the number was used for something else.
             AlreadyAppliedError: applied so long ago that the answer is gone.
             WrongStateError: further ahead than the window.
+            BusyError: too many wait for their turn already.
+            CallEndedError: the caller left before its turn.
             DeadlineError: the predecessors did not arrive in time.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         with self._changed:
-            while True:
-                known = self._find_answer(ticket)
-                if known is not None:
-                    return known, True  # type: ignore[return-value] # same digest, same operation
-                is_next = ticket.sequence_number == self._last + 1
-                if is_next and self._in_flight is None:
-                    break
-                if is_next and self._in_flight != ticket.digest:
-                    raise SequenceConflictError(
-                        f"mutation.sequence_number: {ticket.sequence_number} is in flight with "
-                        "other content"
-                    )
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    raise DeadlineError(
-                        f"mutation.sequence_number: {ticket.sequence_number} still waits for "
-                        f"{self._last + 1}"
-                    )
-                self._changed.wait(remaining)
+            if not self._is_settled(ticket, is_active):
+                self._wait_until_settled(ticket, is_active, deadline)
+            known = self._find_answer(ticket)
+            if known is not None:
+                return known, True  # type: ignore[return-value] # same digest, same operation
             self._in_flight = ticket.digest
         try:
             answer = operation()
@@ -129,15 +169,54 @@ class Sequencer:
         self._finish(ticket, answer)
         return answer, False
 
+    def _is_settled(self, ticket: Ticket, is_active: Callable[[], bool]) -> bool:
+        """Whether there is an answer, or it is the ticket's turn. Raises what `execute` would."""
+        if self._find_answer(ticket) is not None:
+            return True
+        if not is_active():
+            raise CallEndedError(
+                f"mutation.sequence_number: the call ended before {ticket.sequence_number} had "
+                "its turn"
+            )
+        is_next = ticket.sequence_number == self._last + 1
+        if is_next and self._in_flight not in (None, ticket.digest):
+            raise SequenceConflictError(
+                f"mutation.sequence_number: {ticket.sequence_number} is in flight with other "
+                "content"
+            )
+        return is_next and self._in_flight is None
+
+    def _wait_until_settled(
+        self, ticket: Ticket, is_active: Callable[[], bool], deadline: float | None
+    ) -> None:
+        # Whoever waits holds a thread and a request slot: were there no bound, the very request
+        # that all of them wait for could find none.
+        if not self._waiting_slots.acquire(blocking=False):
+            raise BusyError(
+                f"mutation.sequence_number: {ticket.sequence_number} would have to wait for "
+                f"{self._last + 1}, and too many requests wait already"
+            )
+        try:
+            while not self._is_settled(ticket, is_active):
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    raise DeadlineError(
+                        f"mutation.sequence_number: {ticket.sequence_number} still waits for "
+                        f"{self._last + 1}"
+                    )
+                self._changed.wait(remaining)
+        finally:
+            self._waiting_slots.release()
+
     def _find_answer(self, ticket: Ticket) -> object | None:
         number = ticket.sequence_number
-        if self._closed:
-            raise SequenceConflictError("mutation.run_id: the run was deleted")
         if ticket.writer_epoch != self._epoch:
             raise SequenceConflictError(
                 f"mutation.writer_epoch: the current epoch is {self._epoch}, got "
                 f"{ticket.writer_epoch}: another writer took over"
             )
+        if self._closed and number > self._last and self._in_flight != ticket.digest:
+            raise SequenceConflictError("mutation.run_id: the run was deleted")
         if number > self._last + self._window:
             raise WrongStateError(
                 f"mutation.sequence_number: must be at most {self._last + self._window} "

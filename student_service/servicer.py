@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
 from distill.engine.weights import ModelWeights
-from distill.errors import InvalidFieldError
+from distill.errors import InvalidFieldError, NotFoundError
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.ops.objectives import OBJECTIVES
@@ -28,7 +29,12 @@ from distill.v1 import student_service_pb2_grpc, training_pb2
 from student_service.batch import TrainingBatch
 from student_service.batch_stream import BatchReader, ReceivedBatch
 from student_service.distributions import assemble_prompts, attach_targets
-from student_service.encoding import encode_batch_result, encode_checkpoint, encode_run
+from student_service.encoding import (
+    check_result_size,
+    encode_batch_result,
+    encode_checkpoint,
+    encode_run,
+)
 from student_service.export import export_files
 from student_service.registry import RunRegistry
 from student_service.runs import Run
@@ -87,12 +93,17 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         run_id = parse_name(request.run_id, "run_id")
         lora = parse_run_config(request.config)
-        run = self._runs.create(run_id, lora, take_over=request.take_over)
+        run, is_new = self._runs.create(run_id, lora, partial(remaining_seconds, context))
+        if request.take_over and not is_new:
+            context.add_callback(run.sequencer.wake)
+            run.sequencer.take_over(
+                timeout_seconds=remaining_seconds(context), is_active=context.is_active
+            )
         return pb.CreateRunResponse(run=encode_run(run))
 
     def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
         """See the proto."""
-        return pb.GetRunResponse(run=encode_run(self._runs.get(request.run_id)))
+        return pb.GetRunResponse(run=encode_run(self._run(request.run_id)))
 
     def ListRuns(
         self, request: pb.ListRunsRequest, context: grpc.ServicerContext
@@ -105,13 +116,20 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
     ) -> pb.DeleteRunResponse:
         """See the proto."""
 
-        def delete(run: Run, _: MutationHeader) -> pb.DeleteRunResponse:
+        def delete(run: Run, header: MutationHeader) -> pb.DeleteRunResponse:
             if request.delete_checkpoints:
                 run.delete_checkpoints()
-            self._runs.remove(run)
+            self._runs.remove(run, _request_ticket(header, request))
             return pb.DeleteRunResponse()
 
-        return self._mutate(request, context, delete)
+        try:
+            return self._mutate(request, context, delete)
+        except NotFoundError:
+            # The run took its kept answers with it, except for this one.
+            header = parse_mutation(request.mutation)
+            if self._runs.deleted_by(header.run_id) != _request_ticket(header, request):
+                raise
+            return pb.DeleteRunResponse(replayed=True)
 
     def ForwardBackward(
         self, request_iterator: Iterator[pb.ForwardBackwardRequest], context: grpc.ServicerContext
@@ -130,7 +148,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         batch, pulled_bytes, target_seconds = self._with_targets(received, context)
 
         def apply() -> pb.ForwardBackwardResponse:
-            outcome, timing = run.forward_backward(batch, remaining_seconds(context))
+            outcome, timing = run.forward_backward(batch, partial(remaining_seconds, context))
             result = encode_batch_result(
                 outcome,
                 timing,
@@ -140,8 +158,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             )
             return pb.ForwardBackwardResponse(result=result)
 
-        answer, replayed = run.apply(ticket, apply, remaining_seconds(context))
-        return _replayed(answer) if replayed else answer
+        return _apply(run, ticket, apply, context)
 
     def Forward(
         self, request_iterator: Iterator[pb.ForwardRequest], context: grpc.ServicerContext
@@ -149,14 +166,15 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         reader = BatchReader(request_iterator, self._limits, self._vocab_size)
         header: pb.ForwardHeader = reader.header()
-        run = self._runs.get(parse_name(header.run_id, "header.run_id"), "header.run_id")
+        run = self._run(header.run_id, "header.run_id")
+        checkpoint = _parse_checkpoint(header.weights, "header.weights")
         received = reader.batch(header.batch, self._teachers)
         batch, pulled_bytes, target_seconds = self._with_targets(received, context)
         outcome, timing = run.forward(
             batch,
-            header.weights.checkpoint or None,
+            checkpoint,
             header.weights.HasField("base"),
-            remaining_seconds(context),
+            partial(remaining_seconds, context),
         )
         result = encode_batch_result(
             outcome, timing, header.batch, pulled_bytes=pulled_bytes, target_seconds=target_seconds
@@ -171,7 +189,12 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         normalization = parse_normalization(request.normalization)
 
         def step(run: Run, header: MutationHeader) -> pb.OptimStepResponse:
-            report = run.optim_step(settings, normalization, header.sequence_number)
+            report = run.optim_step(
+                settings,
+                normalization,
+                header.sequence_number,
+                partial(remaining_seconds, context),
+            )
             return pb.OptimStepResponse(
                 step=report.step,
                 gradient_norm=report.gradient_norm,
@@ -189,7 +212,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         job = parse_sampling(
             request.sampling, field="sampling", limits=self._limits, vocab_size=self._vocab_size
         )
-        weights = self._weights(request.run_id, request.weights)
+        weights = self._weights(request.run_id, request.weights, context)
         for sample in stream_results(self._queue, self._sampler.sample(job, weights), context):
             yield pb.StudentServiceSampleResponse(sequence=encode_sample(sample))
 
@@ -200,7 +223,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         jobs = parse_scoring(
             request.scoring, field="scoring", limits=self._limits, vocab_size=self._vocab_size
         )
-        weights = self._weights(request.run_id, request.weights)
+        weights = self._weights(request.run_id, request.weights, context)
         for chunk in stream_results(self._queue, self._scorer.score(jobs, weights), context):
             response = pb.StudentServiceStreamTopKResponse()
             response.chunk.MergeFromString(chunk_bytes(chunk))
@@ -213,7 +236,12 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         name = parse_name(request.name, "name")
 
         def save(run: Run, header: MutationHeader) -> pb.SaveCheckpointResponse:
-            saved = run.save_checkpoint(name, request.overwrite, header.sequence_number)
+            saved = run.save_checkpoint(
+                name,
+                request.overwrite,
+                header.sequence_number,
+                partial(remaining_seconds, context),
+            )
             return pb.SaveCheckpointResponse(checkpoint=encode_checkpoint(saved))
 
         return self._mutate(request, context, save)
@@ -225,7 +253,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         name = parse_name(request.name, "name")
 
         def load(run: Run, header: MutationHeader) -> pb.LoadCheckpointResponse:
-            run.load_checkpoint(name)
+            run.load_checkpoint(name, partial(remaining_seconds, context))
             described = encode_run(run)
             # The number is consumed when this answer is given.
             described.last_sequence_number = header.sequence_number
@@ -237,43 +265,60 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         self, request: pb.ListCheckpointsRequest, context: grpc.ServicerContext
     ) -> pb.ListCheckpointsResponse:
         """See the proto."""
-        found = self._runs.get(request.run_id).list_checkpoints()
+        found = self._run(request.run_id).list_checkpoints()
         return pb.ListCheckpointsResponse(checkpoints=[encode_checkpoint(info) for info in found])
 
     def ExportWeights(
         self, request: pb.ExportWeightsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ExportWeightsResponse]:
         """See the proto."""
-        run = self._runs.get(request.run_id)
-        _check_weights(request.weights)
+        run = self._run(request.run_id)
+        checkpoint = _parse_checkpoint(request.weights)
         if request.weights.HasField("base"):
             raise InvalidFieldError("weights.base", "the base model is not a run's to export")
-        checkpoint = request.weights.checkpoint
-        trainable = run.checkpoint_trainable(checkpoint) if checkpoint else run.state.trainable
+        trainable = (
+            run.state.trainable
+            if checkpoint is None
+            else run.checkpoint_trainable(checkpoint, partial(remaining_seconds, context))
+        )
         with tempfile.TemporaryDirectory(prefix="distill-export-") as directory:
-            export_files(self._model, run.lora, trainable, Path(directory), self._queue)
+            export_files(
+                self._model,
+                run.lora,
+                trainable,
+                Path(directory),
+                self._queue,
+                remaining_seconds(context),
+            )
             for path in sorted(Path(directory).iterdir()):
                 yield from _file_pieces(path)
 
-    def _weights(self, run_id: str, reference: training_pb2.WeightsRef) -> ModelWeights:
+    def _run(self, run_id: str, field: str = "run_id") -> Run:
+        """Raises InvalidFieldError for what is no name, NotFoundError where there is no run."""
+        return self._runs.get(parse_name(run_id, field), field)
+
+    def _weights(
+        self, run_id: str, reference: training_pb2.WeightsRef, context: grpc.ServicerContext
+    ) -> ModelWeights:
         """What to score or sample under.
 
         Raises:
             InvalidFieldError: a run's weights are asked for without a run.
             NotFoundError: no such run or checkpoint.
         """
-        _check_weights(reference)
+        checkpoint = _parse_checkpoint(reference)
         source = reference.WhichOneof("source")
         if not run_id:
             if source not in (None, "base"):
                 raise InvalidFieldError("run_id", f"must be given for {source} weights")
             return ModelWeights(self._model.parameters, None)
-        run = self._runs.get(run_id)
+        run = self._run(run_id)
+        remaining = partial(remaining_seconds, context)
         if source == "base":
             return ModelWeights(self._model.parameters, None)
-        if source == "checkpoint":
-            return run.checkpoint_weights(reference.checkpoint)
-        return run.current_weights()
+        if checkpoint is not None:
+            return run.checkpoint_weights(checkpoint, remaining)
+        return run.current_weights(remaining)
 
     def _with_targets(
         self, received: ReceivedBatch, context: grpc.ServicerContext
@@ -283,13 +328,15 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         chunks, pulled_bytes = list(received.chunks), 0
         if received.batch.HasField("pull"):
             pull = received.batch.pull
-            chunks = self._teachers.pull(pull.teacher, pull.scoring, remaining_seconds(context))
-            pulled_bytes = sum(chunk.ByteSize() for chunk in chunks)
+            chunks, pulled_bytes = self._teachers.pull(
+                pull.teacher, pull.scoring, context, max_bytes=self._limits.max_request_bytes
+            )
         objective = OBJECTIVES[received.loss.objective]
         prompts = assemble_prompts(chunks, self._limits, self._vocab_size, objective)
         batch = TrainingBatch(
             loss=received.loss, examples=attach_targets(received.examples, prompts)
         )
+        check_result_size(batch, received.batch)
         return batch, pulled_bytes, time.monotonic() - started
 
     def _mutate(
@@ -301,15 +348,8 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """Run a unary mutation exactly once."""
         header = parse_mutation(request.mutation)  # type: ignore[attr-defined] # all have it
         run = self._runs.get(header.run_id, "mutation.run_id")
-        payload = type(request)()
-        payload.CopyFrom(request)
-        payload.ClearField("mutation")
-        digest = hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
-        ticket = _ticket(header, type(request).__name__, digest)
-        answer, replayed = run.apply(
-            ticket, lambda: operation(run, header), remaining_seconds(context)
-        )
-        return _replayed(answer) if replayed else answer
+        ticket = _request_ticket(header, request)
+        return _apply(run, ticket, lambda: operation(run, header), context)
 
 
 def _ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:
@@ -318,6 +358,30 @@ def _ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:
         sequence_number=header.sequence_number,
         digest=operation.encode() + digest,
     )
+
+
+def _request_ticket(header: MutationHeader, request: Message) -> Ticket:
+    """The ticket of a unary mutation."""
+    payload = type(request)()
+    payload.CopyFrom(request)
+    payload.ClearField("mutation")
+    digest = hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
+    return _ticket(header, type(request).__name__, digest)
+
+
+def _apply(
+    run: Run, ticket: Ticket, operation: Callable[[], Answer], context: grpc.ServicerContext
+) -> Answer:
+    """Run a mutation in its turn; see Sequencer.execute."""
+    # One that waits for its turn must notice when its caller leaves.
+    context.add_callback(run.sequencer.wake)
+    answer, replayed = run.sequencer.execute(
+        ticket,
+        operation,
+        timeout_seconds=remaining_seconds(context),
+        is_active=context.is_active,
+    )
+    return _replayed(answer) if replayed else answer
 
 
 def _replayed(answer: Answer) -> Answer:
@@ -329,9 +393,11 @@ def _replayed(answer: Answer) -> Answer:
     return copy
 
 
-def _check_weights(reference: training_pb2.WeightsRef) -> None:
-    if reference.HasField("checkpoint"):
-        parse_name(reference.checkpoint, "weights.checkpoint")
+def _parse_checkpoint(reference: training_pb2.WeightsRef, field: str = "weights") -> str | None:
+    """The name of the checkpoint that is asked for; None where it is none."""
+    if not reference.HasField("checkpoint"):
+        return None
+    return parse_name(reference.checkpoint, f"{field}.checkpoint")
 
 
 def _file_pieces(path: Path) -> Iterator[pb.ExportWeightsResponse]:

@@ -1,11 +1,11 @@
 """The teachers that the student pulls distributions from itself."""
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import grpc
 
 from distill.errors import (
+    CallEndedError,
     DeadlineError,
     DistillError,
     InvalidFieldError,
@@ -13,19 +13,12 @@ from distill.errors import (
     UnavailableError,
     WrongStateError,
 )
-from distill.limits import MAX_MESSAGE_BYTES
+from distill.rpc.channel import CHANNEL_OPTIONS
+from distill.rpc.deadline import remaining_seconds
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
 
 INFO_TIMEOUT_SECONDS = 10.0
 """For asking a teacher what it serves."""
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A frozen teacher is seen within 15 s; the keepalive time-out alone takes a minute.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-)
 
 
 class TeacherPool:
@@ -41,8 +34,6 @@ class TeacherPool:
             name: grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
             for name, address in addresses.items()
         }
-        self._checked: set[str] = set()
-        self._lock = threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -56,23 +47,42 @@ class TeacherPool:
             raise InvalidFieldError(field, f"must be one of: {known}; got {name!r}")
 
     def pull(
-        self, name: str, scoring: scoring_pb2.Scoring, timeout_seconds: float | None
-    ) -> list[scoring_pb2.TopKChunk]:
-        """Every chunk of a scoring request.
+        self,
+        name: str,
+        scoring: scoring_pb2.Scoring,
+        context: grpc.ServicerContext,
+        *,
+        max_bytes: int,
+    ) -> tuple[list[scoring_pb2.TopKChunk], int]:
+        """Every chunk of a scoring request, and their size in bytes.
+
+        Args:
+            name: of the teacher.
+            scoring: what to score.
+            context: the call that wants it. The teacher gets what is left of its deadline, and
+                stops when the call ends.
+            max_bytes: most bytes to keep.
 
         Raises:
             UnavailableError, DeadlineError: the teacher cannot answer (in time).
-            InvalidFieldError, LimitExceededError: the teacher refused the request.
+            CallEndedError: the call ended meanwhile.
+            InvalidFieldError: the teacher refused the request.
+            LimitExceededError: more than `max_bytes`.
             WrongStateError: its vocabulary is not the student's.
         """
         stub = teacher_service_pb2_grpc.TeacherServiceStub(self._channels[name])
         try:
-            self._check_pair(name, stub, timeout_seconds)
+            self._check_pair(name, stub, remaining_seconds(context))
             responses = stub.StreamTopK(
                 teacher_service_pb2.TeacherServiceStreamTopKRequest(scoring=scoring),
-                timeout=timeout_seconds,
+                timeout=remaining_seconds(context),
             )
-            return [response.chunk for response in responses]
+            try:
+                if not context.add_callback(responses.cancel):
+                    raise CallEndedError("the call ended before its targets were pulled")
+                return _within(max_bytes, responses)
+            finally:
+                responses.cancel()  # nothing where it has ended
         except grpc.RpcError as error:
             raise _as_distill_error(name, error) from error
 
@@ -87,9 +97,7 @@ class TeacherPool:
         stub: teacher_service_pb2_grpc.TeacherServiceStub,
         timeout_seconds: float | None,
     ) -> None:
-        with self._lock:
-            if name in self._checked:
-                return
+        # Every time: behind the same address may be another teacher since the last pull.
         timeout = INFO_TIMEOUT_SECONDS
         if timeout_seconds is not None:
             timeout = min(timeout, timeout_seconds)
@@ -100,8 +108,18 @@ class TeacherPool:
                 f"teacher {name!r} has another vocabulary: its tokenizer fingerprint is {theirs}, "
                 f"the student's is {self._fingerprint}"
             )
-        with self._lock:
-            self._checked.add(name)
+
+
+def _within(
+    max_bytes: int, responses: Iterable[teacher_service_pb2.TeacherServiceStreamTopKResponse]
+) -> tuple[list[scoring_pb2.TopKChunk], int]:
+    chunks, byte_count = [], 0
+    for response in responses:
+        byte_count += response.chunk.ByteSize()
+        if byte_count > max_bytes:
+            raise LimitExceededError("batch.pull", max_bytes, byte_count, unit="bytes")
+        chunks.append(response.chunk)
+    return chunks, byte_count
 
 
 def _as_distill_error(name: str, error: grpc.RpcError) -> DistillError:
@@ -112,6 +130,8 @@ def _as_distill_error(name: str, error: grpc.RpcError) -> DistillError:
         return _RefusedByTeacherError(f"teacher {name!r} refused the request: {detail}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"teacher {name!r} did not finish before the deadline")
+    if code == grpc.StatusCode.CANCELLED:
+        return CallEndedError(f"the call ended while teacher {name!r} answered")
     if code == grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(f"teacher {name!r} is not reachable or draining")
     return WrongStateError(f"teacher {name!r} failed with {code.name}: {detail}")

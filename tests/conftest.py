@@ -51,3 +51,12 @@ def tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_models import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def proxy_for_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment that answers nobody; channels made from now on read it."""
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")

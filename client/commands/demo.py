@@ -10,13 +10,14 @@ from client.commands.command import (
     positive_float,
     positive_int,
 )
-from client.demo import DemoSettings, run_demo
+from client.demo import DemoError, DemoSettings, run_demo
 from client.demo_summary import print_summary
 from client.pair import LocalPair, RunningPair
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
 from client.settings import DISTRIBUTION_OBJECTIVES, AdamW, LoraSettings, Objective
 
+# Of the source tree: an installed package has no examples, and `_check_questions` says so.
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 _OBJECTIVE_NAMES = [one.value for one in DISTRIBUTION_OBJECTIVES]
@@ -63,7 +64,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long running services may take to be ready (default: %(default)s)")  # fmt: skip
 
 
+def _check_questions(path: Path, option: str) -> None:
+    if path.parent == _EXAMPLES and not path.exists():
+        raise DemoError(
+            f"{option}: must be given, for the questions that ship with the project are not "
+            f"installed with it; they are examples/{path.name} in its source tree"
+        )
+
+
 def _execute(arguments: argparse.Namespace) -> None:
+    _check_questions(arguments.training_file, "--training-file")
+    _check_questions(arguments.heldout_file, "--heldout-file")
     summary = run_demo(
         DemoSettings(
             out=arguments.out,

@@ -13,8 +13,9 @@ from distill.limits import RequestLimits
 from distill.tensors import Int32Array, decode_int32
 from distill.v1 import tensor_pb2
 
-MIN_TEMPERATURE = 1e-6
-"""Below it, logits divided by the temperature leave the range of float32."""
+MIN_TEMPERATURE = float(np.float32(1e-6))
+"""Below it, logits divided by the temperature leave the range of float32. Rounded as on the wire:
+float32 has no 1e-6, and the caller's must pass."""
 
 
 def check_range(field: str, value: int, low: int, high: int) -> None:
@@ -33,7 +34,7 @@ def check_temperature(field: str, value: float) -> None:
     """Raise InvalidFieldError unless the value can divide logits."""
     if not math.isfinite(value) or value < MIN_TEMPERATURE:
         raise InvalidFieldError(
-            field, f"must be finite and at least {MIN_TEMPERATURE}, got {value}"
+            field, f"must be finite and at least {MIN_TEMPERATURE:g}, got {value}"
         )
 
 

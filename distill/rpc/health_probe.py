@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from distill.rpc.channel import CHANNEL_OPTIONS
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Probe once; returns the exit code."""
@@ -48,7 +50,7 @@ def health_problem(address: str, *, service: str, timeout_seconds: float) -> str
         timeout_seconds: time to wait for the answer.
     """
     request = health_pb2.HealthCheckRequest(service=service)
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_seconds)
         except grpc.RpcError as error:

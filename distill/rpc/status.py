@@ -12,25 +12,22 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from distill.errors import DistillError, InvalidFieldError, LimitExceededError
+from distill.errors import BusyError, DistillError, InvalidFieldError, LimitExceededError
 
 _LOGGER = logging.getLogger(__name__)
 
 ERROR_DOMAIN = "distill"
 """google.rpc.ErrorInfo.domain of every error."""
 
+MAX_TEXT_BYTES = 500
+"""Longest text of a status. Errors repeat what they got, which can be as long as a request; a
+trailer beyond 8 KiB, with texts in it several times and escaped, may be dropped with its status."""
+
 # Health answers whatever else the service is doing, and its handlers carry gRPC attributes that a
 # wrapper would hide.
 _EXEMPT_SERVICE = "/grpc.health.v1.Health/"
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
-
-
-class BusyError(DistillError):
-    """Every request slot of the service is taken."""
-
-    code = "RESOURCE_EXHAUSTED"
-    reason = "TOO_MANY_REQUESTS"
 
 
 def to_status(error: BaseException) -> status_pb2.Status:
@@ -41,7 +38,9 @@ def to_status(error: BaseException) -> status_pb2.Status:
     """
     if not isinstance(error, DistillError):
         error = DistillError("internal error; the service's log has its location")
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
+    status = status_pb2.Status(
+        code=code_pb2.Code.Value(error.code), message=_shortened(error.message)
+    )
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason, domain=ERROR_DOMAIN, metadata=_metadata(error)
@@ -49,7 +48,7 @@ def to_status(error: BaseException) -> status_pb2.Status:
     ]
     if isinstance(error, InvalidFieldError):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.problem
+            field=_shortened(error.field), description=_shortened(error.problem)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     for detail in details:
@@ -57,6 +56,16 @@ def to_status(error: BaseException) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _shortened(text: str) -> str:
+    """At most MAX_TEXT_BYTES of it, and how long it was."""
+    encoded = text.encode("utf-8", errors="replace")
+    if len(encoded) <= MAX_TEXT_BYTES:
+        return text
+    end = f"… ({len(text)} characters)"
+    kept = encoded[: MAX_TEXT_BYTES - len(end.encode())]
+    return kept.decode("utf-8", errors="ignore") + end
 
 
 def _metadata(error: DistillError) -> dict[str, str]:

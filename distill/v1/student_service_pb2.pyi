@@ -78,7 +78,9 @@ class CreateRunRequest(google.protobuf.message.Message):
     """Name: 1 to 64 of [A-Za-z0-9._-], no leading dot."""
     take_over: builtins.bool
     """Attach to an existing run of the same configuration as its new writer: the
-    writer epoch is raised, and requests of the earlier writer are ABORTED.
+    writer epoch is raised once nothing is in flight, and requests of the
+    earlier writer are ABORTED. The answer's last_sequence_number is therefore
+    final for all that the earlier writer sent.
     """
     @property
     def config(self) -> distill.v1.training_pb2.RunConfig:
@@ -221,9 +223,15 @@ class DeleteRunResponse(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    REPLAYED_FIELD_NUMBER: builtins.int
+    replayed: builtins.bool
+    """True when this answer repeats one given before."""
     def __init__(
         self,
+        *,
+        replayed: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["replayed", b"replayed"]) -> None: ...
 
 Global___DeleteRunResponse: typing_extensions.TypeAlias = DeleteRunResponse
 

@@ -152,7 +152,9 @@ class StudentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteRun(self, request, context):
-        """Deletes a run, and its checkpoints when asked.
+        """Deletes a run, and its checkpoints when asked. Its name can be used again;
+        the new run's writer epoch is higher, so that the deleted run's writer is
+        ABORTED there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

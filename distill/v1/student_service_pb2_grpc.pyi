@@ -395,7 +395,10 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
     """Lists the runs by name."""
 
     DeleteRun: _StudentServiceDeleteRunType
-    """Deletes a run, and its checkpoints when asked."""
+    """Deletes a run, and its checkpoints when asked. Its name can be used again;
+    the new run's writer epoch is higher, so that the deleted run's writer is
+    ABORTED there.
+    """
 
     ForwardBackward: _StudentServiceForwardBackwardType
     """Adds the gradient of a batch to the run's gradient sum. The stream is one
@@ -543,7 +546,10 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
         request: distill.v1.student_service_pb2.DeleteRunRequest,
         context: _ServicerContext,
     ) -> typing.Union[distill.v1.student_service_pb2.DeleteRunResponse, collections.abc.Awaitable[distill.v1.student_service_pb2.DeleteRunResponse]]:
-        """Deletes a run, and its checkpoints when asked."""
+        """Deletes a run, and its checkpoints when asked. Its name can be used again;
+        the new run's writer epoch is higher, so that the deleted run's writer is
+        ABORTED there.
+        """
 
     @abc.abstractmethod
     def ForwardBackward(

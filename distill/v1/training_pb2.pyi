@@ -183,7 +183,8 @@ class Mutation(google.protobuf.message.Message):
     flight together and arrive in any order; they apply in sequence order.
     A repeated number with the same content gets the first answer back; with
     other content, ABORTED; when the answer is no longer kept, OUT_OF_RANGE.
-    A number too far ahead is FAILED_PRECONDITION.
+    A number too far ahead is FAILED_PRECONDITION; one that would have to wait
+    while too many requests of the service wait already is RESOURCE_EXHAUSTED.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -425,9 +426,11 @@ class Batch(google.protobuf.message.Message):
     example_count: builtins.int
     """Number of Example messages that follow; at least 1."""
     return_log_probs: builtins.bool
-    """Return the student's log-probs with the shape of the targets."""
+    """Return the student's log-probs with the shape of the targets. Results that
+    would not fit into one message are RESOURCE_EXHAUSTED before any compute.
+    """
     return_row_losses: builtins.bool
-    """Return the loss of each target row."""
+    """Return the loss of each target row. The same limit holds."""
     jsd_beta: builtins.float
     """beta of OBJECTIVE_JSD, in [0, 1]; only with it. Absent: 0.5."""
     clip_low: builtins.float

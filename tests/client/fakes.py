@@ -193,6 +193,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         self.learning_rates: list[float] = []
         self.answers: dict[int, tuple[bytes, object]] = {}
         self.lose_answers = 0
+        self.lose_take_overs = False
         self.refuse_next = False
         self.error: Exception | None = None
         self.completion_texts = ["Paris is the capital", COMPLETION]
@@ -245,6 +246,8 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         self.config = request.config
         if request.take_over:
             self.epoch += 1
+            if self.lose_take_overs:
+                raise UnavailableError("the answer was lost")
         return student_service_pb2.CreateRunResponse(run=self._run())
 
     def GetRun(self, request, context):

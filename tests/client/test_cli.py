@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.cli import build_parser, main
-from client.commands import COMMANDS
+from client.commands import COMMANDS, demo
 from client.teacher import TeacherClient
 from tests.client.fakes import FakeStudent, FakeTeacher, serving
 
@@ -174,6 +174,22 @@ def test_ctrl_c_exits_with_130_and_leaves_no_process(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
+def test_ctrl_c_during_the_imports_is_an_interruption_like_any_other(tmp_path: Path) -> None:
+    # A shadow of the first heavy import: the signal comes in the middle of it.
+    (tmp_path / "grpc.py").write_text(
+        "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(20)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "client.cli", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "distill: interrupted\n")
+
+
 def _first_number(path: Path) -> int:
     for _ in range(400):
         if path.exists() and path.read_text().endswith("\n"):
@@ -187,3 +203,17 @@ def test_shipped_questions_are_enough_and_disjoint() -> None:
     for path in (arguments.training_file, arguments.heldout_file):
         for line in path.read_text().splitlines():
             assert json.loads(line)["demonstration"].startswith("Answer: ")
+
+
+@pytest.mark.parametrize("kind", ["training", "heldout"])
+def test_demo_without_the_source_tree_says_which_file_to_give(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "_EXAMPLES", tmp_path / "examples")
+    given = {"training": "--heldout-file", "heldout": "--training-file"}[kind]
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", given, str(tmp_path / "own.jsonl")])
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"distill: error: --{kind}-file: must be given")
+    assert "examples/questions_" in error

@@ -22,7 +22,8 @@ from client.settings import (
 )
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from distill.errors import UnavailableError
+from distill.errors import LimitExceededError, UnavailableError
+from distill.limits import MAX_MESSAGE_BYTES
 from distill.v1 import student_service_pb2, training_pb2
 from tests.client.fakes import FakeStudent
 
@@ -115,6 +116,67 @@ def test_a_mutation_without_an_answer_is_settled_by_asking(
         run.optim_step(STEP)
     assert run.resynchronize() is applied
     assert run.optim_step(STEP).step == (2 if applied else 1)
+
+
+def test_an_answer_that_fits_no_message_is_no_refusal(
+    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = fake_student._apply
+
+    def apply(*args):
+        answer = genuine(*args)
+        answer.weights_version = "w" * MAX_MESSAGE_BYTES
+        return answer
+
+    monkeypatch.setattr(fake_student, "_apply", apply)
+    with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED"):
+        run.optim_step(STEP)
+    monkeypatch.undo()
+    with pytest.raises(UncertainMutationError, match="optim_step"):
+        run.optim_step(STEP)
+    assert run.resynchronize()
+
+
+def test_a_limit_that_the_service_names_is_a_refusal(
+    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise LimitExceededError("batch", 1, 2)
+
+    monkeypatch.setattr(fake_student, "_apply", refuse)
+    with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED"):
+        run.optim_step(STEP)
+    monkeypatch.undo()
+    assert run.optim_step(STEP).step == 1
+
+
+def _make_uncertain(run: StudentRun, fake: FakeStudent) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake, "_apply", _lose_every_answer(fake))
+        with pytest.raises(ServiceError, match="UNAVAILABLE"):
+            run.optim_step(STEP)
+
+
+def test_resynchronizing_does_not_fence_a_writer_that_took_over(
+    run: StudentRun, student: StudentClient, fake_student: FakeStudent
+) -> None:
+    _make_uncertain(run, fake_student)
+    successor = student.create_run("run", lora=LoraSettings(rank=4), take_over=True)
+    with pytest.raises(ServiceError, match=r"ABORTED.*another writer took over"):
+        run.resynchronize()
+    assert successor.optim_step(STEP).step == 2
+
+
+def test_resynchronizing_can_be_repeated_when_its_own_answer_is_lost(
+    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make_uncertain(run, fake_student)
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_student, "lose_take_overs", True)
+        with pytest.raises(ServiceError, match="UNAVAILABLE"):
+            run.resynchronize()
+    assert run.resynchronize()
+    assert run.optim_step(STEP).step == 2
 
 
 def _always_unavailable(*_: object) -> None:

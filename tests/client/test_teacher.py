@@ -147,3 +147,8 @@ def test_nobody_at_the_address_is_unavailable() -> None:
         pytest.raises(ServiceError, match="UNAVAILABLE"),
     ):
         client.model_info()
+
+
+@pytest.mark.usefixtures("proxy_for_the_web")
+def test_proxy_for_the_web_is_not_asked(teacher: TeacherClient) -> None:
+    assert teacher.model_info().name == "fake"

@@ -282,3 +282,17 @@ def test_unknown_teacher_is_refused_by_name(student, run_name):
     with pytest.raises(ServiceError, match=r"batch.pull.teacher.*main.*'other'"):
         run.forward_backward(examples, BatchSettings(), pull=pull)
     assert run.state().last_sequence_number == 0
+
+
+def test_results_that_fit_no_message_are_refused_before_anything_changes(student, run_name):
+    run = student.create_run(run_name, lora=LORA)
+    ids = tokens(4, 256)
+    example = DistributionExample(
+        input_tokens=ids, target_offset=0, prompt_index=0, prompt_offset=1, row_count=255
+    )
+    pull = PulledTargets(teacher="main", prompts=[ScoredPrompt(token_ids=ids)], top_k=VOCAB)
+    with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED") as caught:
+        run.forward_backward([example] * 132, BatchSettings(return_log_probs=True), pull=pull)
+    assert caught.value.field == "batch.return_log_probs"
+    assert run.state().last_sequence_number == 0
+    move(run)  # nothing is in doubt

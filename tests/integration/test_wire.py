@@ -1,6 +1,7 @@
 """What the contract says of single messages, asked of real services through bare stubs."""
 
 import threading
+import time
 
 import grpc
 import jax
@@ -209,6 +210,60 @@ def test_requests_that_arrive_out_of_order_apply_in_order(stub, run_name):
     assert stub.GetRun(pb.GetRunRequest(run_id=run_name)).run.accumulated_batches == 3
 
 
+def steps(stub, run_name, numbers, timeout=None):
+    """Steps under way, one for each number."""
+    settings = training_pb2.AdamW(learning_rate=0.1)
+    return [
+        stub.OptimStep.future(
+            pb.OptimStepRequest(mutation=mutation(run_name, number), adamw=settings),
+            timeout=timeout,
+        )
+        for number in numbers
+    ]
+
+
+def wait_until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+PLACES_TO_WAIT = 32  # half of the service's 64 request slots
+
+
+def test_waiting_requests_leave_room_for_the_one_they_wait_for(stub, run_name):
+    create(stub, run_name)
+    waiting = {
+        number: stub.ForwardBackward.future(parts(mutation(run_name, number), [hard()]), timeout=60)
+        for number in range(2, 65)
+    }
+    wait_until(lambda: sum(call.done() for call in waiting.values()) == 63 - PLACES_TO_WAIT)
+    refusals = [call for call in waiting.values() if call.done()]
+    assert {decode_error(call.exception()).reason for call in refusals} == {"TOO_MANY_REQUESTS"}
+    assert not stub.ForwardBackward(parts(mutation(run_name), [hard()]), timeout=20).replayed
+    for number, call in sorted(waiting.items()):
+        if call in refusals:
+            stub.ForwardBackward(parts(mutation(run_name, number), [hard()]), timeout=20)
+        else:
+            call.result(timeout=20)
+    assert stub.GetRun(pb.GetRunRequest(run_id=run_name)).run.accumulated_batches == 64
+
+
+def test_cancelled_requests_give_their_places_back(stub, run_name):
+    create(stub, run_name)
+    cancelled = steps(stub, run_name, range(2, 65))
+    wait_until(lambda: sum(call.done() for call in cancelled) == 63 - PLACES_TO_WAIT)
+    for call in cancelled:
+        call.cancel()
+
+    def all_may_wait():
+        probes = steps(stub, run_name, range(2, 2 + PLACES_TO_WAIT), timeout=0.5)
+        return {call.code().name for call in probes} == {"DEADLINE_EXCEEDED"}
+
+    wait_until(all_may_wait)
+
+
 def test_new_writer_fences_the_one_before(stub, run_name):
     first = create(stub, run_name)
     second = create(stub, run_name, take_over=True)
@@ -219,14 +274,70 @@ def test_new_writer_fences_the_one_before(stub, run_name):
     assert not stub.ForwardBackward(parts(header, [hard()])).replayed
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".x", "x" * 65])
-def test_names_that_could_leave_their_directory_are_refused(stub, run_name, name):
+def named_calls(stub, run_name, name):
+    """Every request that names a run or a checkpoint, with `name` there → the field."""
     config = training_pb2.RunConfig(full=training_pb2.FullConfig())
-    create_request = pb.CreateRunRequest(run_id=name, config=config)
-    assert refused(lambda: stub.CreateRun(create_request)).field == "run_id"
+    weights = training_pb2.WeightsRef(checkpoint=name)
+    prompt = encode_int32(tokens(0, 4))
+    sampling = scoring_pb2.Sampling(prompts=[prompt], params={"max_tokens": 1})
+    scoring = scoring_pb2.Scoring(prompts=[{"token_ids": prompt}], top_k=2)
+
+    def evaluate(run_id, weights=None):
+        header = pb.ForwardHeader(
+            run_id=run_id,
+            weights=weights,
+            batch=training_pb2.Batch(objective=CROSS_ENTROPY, example_count=1),
+        )
+        requests = [pb.ForwardRequest(header=header), pb.ForwardRequest(example=hard())]
+        return stub.Forward(iter(requests))
+
+    def sample(run_id, weights=None):
+        return list(
+            stub.Sample(
+                pb.StudentServiceSampleRequest(run_id=run_id, weights=weights, sampling=sampling)
+            )
+        )
+
+    def score(run_id, weights=None):
+        return list(
+            stub.StreamTopK(
+                pb.StudentServiceStreamTopKRequest(run_id=run_id, weights=weights, scoring=scoring)
+            )
+        )
+
+    def export(run_id, weights=None):
+        return list(stub.ExportWeights(pb.ExportWeightsRequest(run_id=run_id, weights=weights)))
+
+    header = mutation(run_name)
+    calls = [
+        ("run_id", lambda: stub.CreateRun(pb.CreateRunRequest(run_id=name, config=config))),
+        ("run_id", lambda: stub.GetRun(pb.GetRunRequest(run_id=name))),
+        ("run_id", lambda: stub.ListCheckpoints(pb.ListCheckpointsRequest(run_id=name))),
+        ("name", lambda: stub.SaveCheckpoint(pb.SaveCheckpointRequest(mutation=header, name=name))),
+        ("name", lambda: stub.LoadCheckpoint(pb.LoadCheckpointRequest(mutation=header, name=name))),
+        ("mutation.run_id", lambda: stub.DeleteRun(pb.DeleteRunRequest(mutation=mutation(name)))),
+        ("header.run_id", lambda: evaluate(name)),
+        ("header.weights.checkpoint", lambda: evaluate(run_name, weights)),
+        ("run_id", lambda: export(name)),
+        ("weights.checkpoint", lambda: export(run_name, weights)),
+        ("weights.checkpoint", lambda: sample(run_name, weights)),
+        ("weights.checkpoint", lambda: score(run_name, weights)),
+    ]
+    if name:  # without a run these two are of the base model
+        calls += [("run_id", lambda: sample(name)), ("run_id", lambda: score(name))]
+    return calls
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../up", "../../other/checkpoints/first", "a/b", "", ".x", "x" * 65, "x" * 20_000],
+    ids=lambda name: name[:12] or "empty",
+)
+def test_names_that_could_leave_their_directory_are_refused_everywhere(stub, run_name, name):
     create(stub, run_name)
-    save = pb.SaveCheckpointRequest(mutation=mutation(run_name), name=name)
-    assert refused(lambda: stub.SaveCheckpoint(save)).field == "name"
+    for field, call in named_calls(stub, run_name, name):
+        error = refused(call)
+        assert (error.code, error.field) == ("INVALID_ARGUMENT", field)
 
 
 def test_unknown_run_and_checkpoint_are_not_found(stub, run_name):
@@ -264,6 +375,32 @@ def test_exported_adapter_has_the_files_that_peft_reads(student, run_name, tmp_p
     move(run)
     files = run.export_weights(tmp_path / "adapter")
     assert {path.name for path in files} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_repeated_deletion_gets_the_first_answer_again(stub, run_name):
+    create(stub, run_name)
+    stub.ForwardBackward(parts(mutation(run_name), [hard()]))
+    request = pb.DeleteRunRequest(mutation=mutation(run_name, 2))
+    assert not stub.DeleteRun(request).replayed
+    assert stub.DeleteRun(request).replayed
+    other = pb.DeleteRunRequest(mutation=mutation(run_name, 2), delete_checkpoints=True)
+    assert refused(lambda: stub.DeleteRun(other)).code == "NOT_FOUND"
+    late = refused(lambda: stub.ForwardBackward(parts(mutation(run_name, 3), [hard()])))
+    assert late.code == "NOT_FOUND"
+
+
+def test_writer_of_a_deleted_run_is_fenced_from_a_new_one_of_its_name(stub, run_name):
+    create(stub, run_name)
+    deletion = pb.DeleteRunRequest(mutation=mutation(run_name))
+    stub.DeleteRun(deletion)
+    again = create(stub, run_name)
+    assert (again.writer_epoch, again.last_sequence_number) == (2, 0)
+    for call in (
+        lambda: stub.ForwardBackward(parts(mutation(run_name), [hard()])),
+        lambda: stub.DeleteRun(deletion),
+    ):
+        assert refused(call).code == "ABORTED"
+    assert not stub.ForwardBackward(parts(mutation(run_name, epoch=2), [hard()])).replayed
 
 
 def test_deleted_run_can_come_back_with_its_checkpoint(student, run_name):

@@ -5,7 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+from distill.errors import (
+    AlreadyExistsError,
+    CorruptDataError,
+    InvalidFieldError,
+    NotFoundError,
+)
 from student_service import checkpoints
 from student_service.checkpoints import CheckpointStore
 
@@ -46,10 +51,13 @@ def test_taken_name_is_refused_unless_overwritten(store, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["save_file", "_digest", "_sync"])
-def test_interrupted_save_leaves_the_checkpoint_before_it(store, monkeypatch, stage):
+def test_interrupted_save_leaves_the_checkpoint_before_it(store, tmp_path, monkeypatch, stage):
     save(store)
+    genuine = checkpoints.save_file
 
-    def fail(*_):
+    def fail(*arguments):
+        if stage == "save_file":
+            genuine(*arguments)  # a part of it is there
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
@@ -58,6 +66,27 @@ def test_interrupted_save_leaves_the_checkpoint_before_it(store, monkeypatch, st
             save(store, value=2.0, overwrite=True)
     assert [info.name for info in store.list("run")] == ["first"]
     assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 1.0
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2  # nothing of the failed one
+
+
+@pytest.mark.parametrize("moment", ["before the digest", "before the arrays"])
+def test_overwriting_while_a_reader_is_between_manifest_and_state_is_no_data_loss(
+    store, monkeypatch, moment
+):
+    save(store)
+    stage = "_digest" if moment == "before the digest" else "load_file"
+    genuine, overwritten = getattr(checkpoints, stage), []
+
+    def read(path):
+        if not overwritten:
+            overwritten.append(True)
+            save(store, value=2.0, overwrite=True)
+        return genuine(path)
+
+    monkeypatch.setattr(checkpoints, stage, read)
+    manifest, loaded = store.load("run", "first")
+    assert loaded["trainable/q_proj/a"][0, 0] == 2.0
+    assert manifest == store.manifest("run", "first")
 
 
 @pytest.mark.parametrize("position", [0, 9, -1])
@@ -98,6 +127,26 @@ def test_checkpoints_are_listed_oldest_first(store):
         store.save("run", INFO | {"name": name}, arrays(), overwrite=False)
     assert [info.name for info in store.list("run")] == ["zeta", "alpha", "middle"]
     assert store.list("other") == []
+
+
+@pytest.mark.parametrize("name", ["../../other/checkpoints/first", "/etc/x", "", ".x", "a\0b"])
+def test_what_is_no_name_reaches_no_file(store, tmp_path, name):
+    store.save("other", INFO, arrays(), overwrite=False)
+    before = sorted(tmp_path.rglob("*"))
+    for call in (
+        lambda: store.manifest("run", name),
+        lambda: store.load("run", name),
+        lambda: store.load(name, "first"),
+        lambda: store.list(name),
+        lambda: store.delete_all(name),
+        lambda: store.save("run", INFO | {"name": name}, arrays(), overwrite=True),
+        lambda: store.save(name, INFO, arrays(), overwrite=True),
+    ):
+        with pytest.raises(InvalidFieldError):
+            call()
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        path for path in before if path.is_file()
+    ]
 
 
 def test_a_link_in_place_of_a_manifest_is_not_followed(store, tmp_path):

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from distill.errors import (
     AlreadyAppliedError,
+    BusyError,
+    CallEndedError,
     DeadlineError,
     InvalidFieldError,
     SequenceConflictError,
@@ -21,8 +23,18 @@ def ticket(number, content=None, epoch=1):
     return Ticket(writer_epoch=epoch, sequence_number=number, digest=digest)
 
 
-def apply(sequencer, number, operation=lambda: "done", *, timeout=5.0, **identity):
-    return sequencer.execute(ticket(number, **identity), operation, timeout_seconds=timeout)
+def apply(
+    sequencer,
+    number,
+    operation=lambda: "done",
+    *,
+    timeout=5.0,
+    is_active=lambda: True,
+    **identity,
+):
+    return sequencer.execute(
+        ticket(number, **identity), operation, timeout_seconds=timeout, is_active=is_active
+    )
 
 
 def test_repetition_gets_the_first_answer_and_runs_nothing():
@@ -74,6 +86,73 @@ def test_missing_predecessor_ends_in_the_deadline_and_leaves_the_number_free():
     assert apply(sequencer, 2) == ("done", False)
 
 
+class Caller:
+    """The other end of a call; says when it waits and can leave."""
+
+    def __init__(self):
+        self.present = True
+        self.waits = threading.Event()
+        self._looks = 0
+
+    def is_active(self):
+        # The second look is the last thing before the wait, under the sequencer's lock.
+        self._looks += 1
+        if self._looks == 2:
+            self.waits.set()
+        return self.present
+
+
+def test_caller_that_leaves_while_it_waits_frees_its_place():
+    sequencer = Sequencer(waiting_slots=threading.Semaphore(1))
+    caller, errors = Caller(), []
+
+    def wait_for_predecessor():
+        with pytest.raises(CallEndedError, match="before 2 had its turn") as caught:
+            apply(sequencer, 2, timeout=None, is_active=caller.is_active)
+        errors.append(caught.value)
+
+    thread = threading.Thread(target=wait_for_predecessor)
+    thread.start()
+    assert caller.waits.wait(5)
+    caller.present = False
+    sequencer.wake()
+    thread.join(5)
+    assert len(errors) == 1
+    with pytest.raises(DeadlineError):  # it may wait: the place is free
+        apply(sequencer, 3, timeout=0.05)
+
+
+def test_caller_that_left_before_its_turn_changes_nothing():
+    sequencer = Sequencer()
+    with pytest.raises(CallEndedError):
+        apply(sequencer, 1, is_active=lambda: False)
+    assert apply(sequencer, 1, content="another") == ("done", False)
+    assert apply(sequencer, 1, content="another", is_active=lambda: False) == ("done", True)
+
+
+def test_request_that_finds_no_place_to_wait_is_refused_and_the_next_number_runs():
+    slots = threading.Semaphore(2)
+    sequencers = [Sequencer(waiting_slots=slots) for _ in range(2)]
+    answers, threads = [], []
+
+    def wait_for_predecessor(sequencer, caller):
+        answers.append(apply(sequencer, 2, is_active=caller.is_active))
+
+    for sequencer in sequencers:
+        caller = Caller()
+        threads.append(threading.Thread(target=wait_for_predecessor, args=(sequencer, caller)))
+        threads[-1].start()
+        assert caller.waits.wait(5)
+    with pytest.raises(BusyError, match="3 would have to wait for 1"):
+        apply(sequencers[0], 3)
+    for sequencer in sequencers:
+        assert apply(sequencer, 1) == ("done", False)
+    for thread in threads:
+        thread.join(5)
+    assert answers == [("done", False)] * 2
+    assert apply(sequencers[0], 3) == ("done", False)
+
+
 def test_take_over_fences_the_writer_before():
     sequencer = Sequencer()
     apply(sequencer, 1)
@@ -81,6 +160,29 @@ def test_take_over_fences_the_writer_before():
     with pytest.raises(SequenceConflictError, match="current epoch is 2, got 1"):
         apply(sequencer, 2)
     assert apply(sequencer, 2, epoch=2) == ("done", False)
+
+
+def test_take_over_waits_for_what_is_in_flight_within_its_own_time():
+    sequencer = Sequencer()
+    begun, release = threading.Event(), threading.Event()
+
+    def slow():
+        begun.set()
+        release.wait(5)
+        return "answer"
+
+    thread = threading.Thread(target=lambda: apply(sequencer, 1, slow))
+    thread.start()
+    assert begun.wait(5)
+    with pytest.raises(DeadlineError, match="in flight"):
+        sequencer.take_over(timeout_seconds=0.05)
+    with pytest.raises(CallEndedError):
+        sequencer.take_over(is_active=lambda: False)
+    assert sequencer.epoch == 1
+    release.set()
+    assert sequencer.take_over(timeout_seconds=5) == 2
+    assert sequencer.last == 1
+    thread.join(5)
 
 
 def test_take_over_fences_a_request_that_already_waits():
@@ -125,11 +227,31 @@ def test_duplicate_in_flight_waits_for_the_one_answer():
     assert sorted(answers) == [("answer", False), ("answer", True), ("answer", True)]
 
 
-def test_deleted_run_refuses_everything():
+def test_deleted_run_refuses_everything_but_the_repeated_deletion():
     sequencer = Sequencer()
-    sequencer.close()
+    begun, release, answers = threading.Event(), threading.Event(), []
+
+    def delete():
+        sequencer.close()
+        begun.set()
+        release.wait(5)
+        return "deleted"
+
+    def repeat():
+        answers.append(apply(sequencer, 1, delete))
+
+    threads = [threading.Thread(target=repeat) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(5)
+    release.set()
+    for thread in threads:
+        thread.join(5)
+    assert sorted(answers) == [("deleted", False), ("deleted", True)]
     with pytest.raises(SequenceConflictError, match="deleted"):
-        apply(sequencer, 1)
+        apply(sequencer, 2)
+    with pytest.raises(SequenceConflictError, match="deleted"):
+        sequencer.take_over()
 
 
 @settings(deadline=None, max_examples=30)

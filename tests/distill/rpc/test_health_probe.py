@@ -35,6 +35,11 @@ def test_serving_is_success(address: str) -> None:
     assert main([address, "--service", SERVICE]) == 0
 
 
+@pytest.mark.usefixtures("proxy_for_the_web")
+def test_proxy_for_the_web_is_not_asked(address: str) -> None:
+    assert main([address]) == 0
+
+
 def test_draining_is_failure_and_says_so(
     address: str, servicer: health.HealthServicer, capsys: pytest.CaptureFixture[str]
 ) -> None:

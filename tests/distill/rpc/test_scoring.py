@@ -1,6 +1,7 @@
 """Every hazard of a scoring request is refused before compute, by field."""
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -56,6 +57,20 @@ def test_given_fields_reach_the_jobs() -> None:
     )
     (job,) = parse(scoring)
     assert (job.score_from, job.top_k, job.temperature) == (2, 50, 0.25)
+
+
+def test_the_smallest_temperature_that_the_error_names_is_accepted() -> None:
+    scoring = valid()
+    scoring.temperature = 0.0
+    with pytest.raises(InvalidFieldError, match="at least 1e-06") as caught:
+        parse(scoring)
+    named = re.search(r"at least (\S+),", str(caught.value))
+    assert named is not None
+    scoring.temperature = float(named.group(1))  # float32 on the wire
+    assert parse(scoring)[0].temperature == scoring.temperature
+    scoring.temperature /= 2
+    with pytest.raises(InvalidFieldError):
+        parse(scoring)
 
 
 def with_candidates(*ids: list[list[int]]) -> scoring_pb2.Scoring:

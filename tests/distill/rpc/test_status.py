@@ -71,6 +71,37 @@ class Server:
         self._server.stop(None).wait()
 
 
+LONG_TEXTS = {"ascii": "x" * 20_000, "wide": "漢" * 20_000, "numbers": str([1 << 62] * 5000)}
+
+
+@pytest.mark.parametrize("text", sorted(LONG_TEXTS))
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text: errors.InvalidFieldError("scoring.top_k", f"must be among a, b, got {text}"),
+        lambda text: errors.NotFoundError(f"run_id: there is no run {text!r}"),
+    ],
+    ids=["invalid", "not_found"],
+)
+def test_status_survives_whatever_the_error_repeats(
+    server: "Server", make: Callable[[str], errors.DistillError], text: str
+) -> None:
+    error = make(LONG_TEXTS[text])
+
+    def fail(context: grpc.ServicerContext) -> None:  # noqa: ARG001
+        raise error
+
+    server.behaviour = fail
+    for kind in KINDS:
+        with pytest.raises(grpc.RpcError) as caught:
+            server.call(kind)
+        assert caught.value.code().name == error.code
+        assert caught.value.details().startswith(error.message[:100])
+        assert len(caught.value.details().encode()) <= 500
+        assert str(len(error.message)) in caught.value.details()
+        assert rpc_status.from_call(caught.value).details
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     server = Server()
