@@ -129,7 +129,8 @@ def _visible(segments: Segments, query_block: jax.Array, key_block: jax.Array) -
     keys = (key_block * block_slots + offsets)[None]
     own = (keys >= segments.starts[:, None]) & (keys <= slots)
     prefix = (keys >= segments.prefix_starts[:, None]) & (keys < segments.prefix_ends[:, None])
-    return own | prefix
+    visible: jax.Array = own | prefix
+    return visible
 
 
 def _scores(
