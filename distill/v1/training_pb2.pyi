@@ -228,7 +228,7 @@ class LoraConfig(google.protobuf.message.Message):
     @property
     def target_modules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Projections that get an adapter, of q_proj, k_proj, v_proj, o_proj,
-        gate_proj, up_proj, down_proj. Empty: all of them.
+        gate_proj, up_proj, down_proj, lm_head. Empty: all but lm_head.
         """
 
     def __init__(
