@@ -95,8 +95,10 @@ def load_service(
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
     from distill.engine.compilation_cache import enable_compilation_cache
     from distill.engine.device_queue import DeviceQueue
+    from distill.engine.job_scoring import JobScoring
     from distill.engine.sampler import Sampler
     from distill.engine.scorer import Scorer
+    from distill.engine.scoring_scheduler import ScoringScheduler
     from distill.models.loading import load_model
     from distill.rpc.model_info import describe_service, request_limits
     from distill.v1.student_service_pb2 import DESCRIPTOR
@@ -113,6 +115,7 @@ def load_service(
         model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
     )
     queue = DeviceQueue()
+    scorer = Scorer(model, limits)
     trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
     pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)
     runs = RunRegistry(model, trainer=trainer, queue=queue, store=CheckpointStore(runs_dir))
@@ -120,7 +123,7 @@ def load_service(
         model=model,
         limits=limits,
         queue=queue,
-        scorer=Scorer(model, limits),
+        scoring=ScoringScheduler(queue, JobScoring(scorer), token_budget=scorer.batch_tokens),
         sampler=Sampler(model),
         runs=runs,
         teachers=pool,

@@ -127,7 +127,8 @@ class Scorer:
         self._longest = limits.max_sequence_tokens
         # A piece of the body: short on a CPU, whose time per token is long and where a small
         # matmul is as efficient; large enough on an accelerator to fill it.
-        self._batch_tokens = 1024 if jax.default_backend() == "cpu" else 16384
+        self.batch_tokens = 1024 if jax.default_backend() == "cpu" else 16384
+        """Most padded tokens of one piece of the body."""
         self._compiled = CompiledFunctions()
         self._body = self._compiled.add(_body, static_argnames="graph")
         self._gather = self._compiled.add(_gather)
@@ -176,7 +177,7 @@ class Scorer:
         """Jobs of one length bucket, as many as the token budget allows."""
         for length, group in groupby(sorted(jobs, key=self._bucket), key=self._bucket):
             waiting = list(group)
-            largest = power_of_two_at_most(max(1, self._batch_tokens // length))
+            largest = power_of_two_at_most(max(1, self.batch_tokens // length))
             for size in batch_sizes(len(waiting), largest):
                 yield waiting[:size]
                 del waiting[:size]
