@@ -7,6 +7,7 @@ comes first. A newcomer starts at the present, so that a long request delays it 
 is under way and no more, and so that newcomers never starve a long request.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -132,18 +133,24 @@ class CallPlanner:
         if not waiting:
             return []
         for stream in waiting:
-            # Who could take nothing for a while, as its reader lagged, is not owed all of it.
-            oldest = self._virtual_time - self._token_budget
+            # Who could take nothing for a while, as its reader lagged, is not owed all of it. One
+            # that merely did not fit is never further behind than this.
+            oldest = self._virtual_time - 2 * self._token_budget
             stream.virtual_time = max(stream.virtual_time, oldest)
         weights = min(waiting, key=lambda stream: stream._rank).weights
         candidates = [stream for stream in waiting if same_weights(stream.weights, weights)]
         room = self._token_budget
+        latest = math.inf
         taken: dict[WaitingJobs, list[ScoreJob]] = {}
         while candidates and room > 0:
             stream = min(candidates, key=lambda stream: stream._rank)
+            if stream.virtual_time > latest:
+                break
             portion = stream.portions[0]
             if taken and portion.token_count > room:
-                # It is furthest behind now, so it comes first in the next call.
+                # It is furthest behind now, so it comes first in the next call. Others may have
+                # the room, but small jobs must not get ahead of large ones for good.
+                latest = min(latest, stream.virtual_time + self._token_budget)
                 candidates.remove(stream)
                 continue
             stream.portions.popleft()
