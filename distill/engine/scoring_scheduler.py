@@ -206,7 +206,6 @@ class ScoringScheduler:
 
     def _drop(self, stream: ScoreStream) -> None:
         """A stream was cancelled: what is not computed yet will not be."""
-        stream._waiting.portions.clear()
         if stream in self._streams:
             self._streams.remove(stream)
             self._wake()
@@ -301,7 +300,6 @@ class ScoringScheduler:
         for stream in set(call.streams.values()):
             if not stream._cancelled:
                 self._streams.remove(stream)
-                stream._waiting.portions.clear()
                 stream._finish(error)
         call.streams.clear()
 

@@ -33,12 +33,18 @@ class FakeScorer:
         """The marks of the jobs of all pieces, as they ran."""
 
         self.closed_calls = 0
+        self._iterators: list[Iterator[tuple[ScoreJob, ScoredChunk] | None]] = []
         self.before_piece: Callable[[ScoreJob], None] = lambda _: None
 
     def score_jobs(
         self, jobs: Sequence[ScoreJob], weights: ModelWeights
     ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
         self.calls.append((weights, [int(each.token_ids[0]) for each in jobs]))
+        # Kept, so that only an explicit `close` ends a call early.
+        self._iterators.append(self._run(jobs))
+        return self._iterators[-1]
+
+    def _run(self, jobs: Sequence[ScoreJob]) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
         try:
             for each in jobs:
                 self._piece(each)

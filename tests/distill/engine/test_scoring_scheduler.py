@@ -206,7 +206,7 @@ def test_a_call_does_not_wait_while_one_under_other_weights_could_run(
     queue: DeviceQueue, scheduling: Scheduling
 ) -> None:
     scheduler = scheduling(100, LONG_SECONDS)
-    together(queue, scheduler, 2)
+    together(queue, scheduler, 3)
     gate = Gate(queue)
     streams = [
         scheduler.score([job(1, mark=10 + index)], WEIGHTS[index], timeout_seconds=WAIT_SECONDS)
