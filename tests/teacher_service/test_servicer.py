@@ -196,6 +196,7 @@ def test_samples_arrive_once_each_and_agree_with_scoring(stub: TeacherServiceStu
 def test_a_bad_request_is_refused_before_any_compute(
     stub: TeacherServiceStub, queue: DeviceQueue, request_scoring: scoring_pb2.Scoring, field: str
 ) -> None:
+    wait_until(lambda: not queue._unfinished)
     pieces_before = queue.pieces_run
     with pytest.raises(grpc.RpcError) as caught:
         list(stream_top_k(stub, request_scoring))
@@ -209,6 +210,7 @@ def test_a_bad_request_is_refused_before_any_compute(
 def test_an_oversized_request_is_refused_before_any_compute(
     stub: TeacherServiceStub, queue: DeviceQueue
 ) -> None:
+    wait_until(lambda: not queue._unfinished)
     pieces_before = queue.pieces_run
     with pytest.raises(grpc.RpcError) as caught:
         list(stream_top_k(stub, scoring(tokens(601))))
