@@ -179,6 +179,18 @@ def test_room_that_the_first_in_line_does_not_fit_goes_to_others() -> None:
     ]
 
 
+def test_small_jobs_that_fit_the_room_left_do_not_get_ahead_of_large_ones_for_good() -> None:
+    planner = CallPlanner(40)
+    small, *large = (
+        planner.admit(bulk(1000, length, seed), WEIGHTS[0])
+        for seed, length in enumerate((1, 21, 21))
+    )
+    for _ in range(50):
+        planner.take_call([small, *large])
+    assert all(stream.portions for stream in (small, *large))
+    assert small.served_tokens - min(stream.served_tokens for stream in large) <= 80
+
+
 def test_a_job_larger_than_the_budget_is_a_call_of_its_own() -> None:
     planner = CallPlanner(100)
     streams = [

@@ -177,6 +177,22 @@ def test_a_cancelled_resting_task_is_closed(queue: DeviceQueue) -> None:
     wait_until(lambda: not queue._unfinished)
 
 
+def test_a_task_that_was_cancelled_before_it_rests_is_closed(queue: DeviceQueue) -> None:
+    closed = threading.Event()
+
+    def pieces() -> Iterator[Rest]:
+        try:
+            stream.cancel()
+            yield Rest(seconds=None)
+        finally:
+            closed.set()
+
+    gate = Gate(queue)
+    stream = queue.stream(pieces())
+    gate.open()
+    assert closed.wait(WAIT_SECONDS)
+
+
 def test_cancel_wakes_a_waiting_consumer(queue: DeviceQueue) -> None:
     gate = Gate(queue)
     stream = queue.stream(iter(range(3)))
