@@ -98,6 +98,7 @@ def load_service(
     from distill.engine.device_queue import DeviceQueue
     from distill.engine.sampler import Sampler
     from distill.engine.scorer import Scorer
+    from distill.engine.scoring_scheduler import ScoringScheduler
     from distill.models.loading import load_model
     from distill.rpc.model_info import describe_service, request_limits
     from distill.v1.student_service_pb2 import DESCRIPTOR
@@ -115,6 +116,7 @@ def load_service(
         model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
     )
     queue = DeviceQueue()
+    scorer = Scorer(model)
     trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
     pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)
     runs = RunRegistry(
@@ -129,7 +131,7 @@ def load_service(
         model=model,
         limits=limits,
         queue=queue,
-        scorer=Scorer(model),
+        scoring=ScoringScheduler(queue, scorer, token_budget=2 * scorer.token_budget),
         sampler=Sampler(model),
         runs=runs,
         teachers=pool,

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
-from distill.engine.scorer import Scorer
+from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.engine.weights import ModelWeights
 from distill.errors import InvalidFieldError, NotFoundError
 from distill.limits import RequestLimits
@@ -64,7 +64,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         model: LoadedModel,
         limits: RequestLimits,
         queue: DeviceQueue,
-        scorer: Scorer,
+        scoring: ScoringScheduler,
         sampler: Sampler,
         runs: RunRegistry,
         teachers: TeacherPool,
@@ -72,7 +72,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         self._model = model
         self._limits = limits
         self._queue = queue
-        self._scorer = scorer
+        self._scoring = scoring
         self._sampler = sampler
         self._runs = runs
         self._teachers = teachers
@@ -213,7 +213,8 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             request.sampling, field="sampling", limits=self._limits, vocab_size=self._vocab_size
         )
         weights = self._weights(request.run_id, request.weights, context)
-        for sample in stream_results(self._queue, self._sampler.sample(job, weights), context):
+        samples = self._queue.stream(self._sampler.sample(job, weights))
+        for sample in stream_results(samples, context):
             yield pb.StudentServiceSampleResponse(sequence=encode_sample(sample))
 
     def StreamTopK(
@@ -224,7 +225,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             request.scoring, field="scoring", limits=self._limits, vocab_size=self._vocab_size
         )
         weights = self._weights(request.run_id, request.weights, context)
-        for chunk in stream_results(self._queue, self._scorer.score(jobs, weights), context):
+        for chunk in stream_results(self._scoring.score(jobs, weights), context):
             response = pb.StudentServiceStreamTopKResponse()
             response.chunk.MergeFromString(chunk_bytes(chunk))
             yield response

@@ -32,6 +32,9 @@ def load_service(options: ServerOptions) -> Service:
     from distill.engine.allocator import keep_freed_memory
     from distill.engine.compilation_cache import enable_compilation_cache
     from distill.engine.device_queue import DeviceQueue
+    from distill.engine.sampler import Sampler
+    from distill.engine.scorer import Scorer
+    from distill.engine.scoring_scheduler import ScoringScheduler
     from distill.models.loading import load_model
     from distill.rpc.model_info import describe_service, request_limits
     from distill.v1.teacher_service_pb2 import DESCRIPTOR
@@ -45,7 +48,14 @@ def load_service(options: ServerOptions) -> Service:
         model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
     )
     queue = DeviceQueue()
-    servicer = TeacherServicer(model, limits, queue)
+    scorer = Scorer(model)
+    servicer = TeacherServicer(
+        model=model,
+        limits=limits,
+        queue=queue,
+        scoring=ScoringScheduler(queue, scorer, token_budget=2 * scorer.token_budget),
+        sampler=Sampler(model),
+    )
     return Service(
         full_name=DESCRIPTOR.services_by_name["TeacherService"].full_name,
         description=describe_service(model),

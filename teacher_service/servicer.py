@@ -6,7 +6,7 @@ import grpc
 
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
-from distill.engine.scorer import Scorer
+from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
@@ -21,13 +21,21 @@ from distill.v1 import teacher_service_pb2_grpc
 class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
     """Scores and samples under the fixed weights of one model."""
 
-    def __init__(self, model: LoadedModel, limits: RequestLimits, queue: DeviceQueue) -> None:
+    def __init__(
+        self,
+        *,
+        model: LoadedModel,
+        limits: RequestLimits,
+        queue: DeviceQueue,
+        scoring: ScoringScheduler,
+        sampler: Sampler,
+    ) -> None:
         self._model = model
         self._limits = limits
         self._queue = queue
+        self._scoring = scoring
+        self._sampler = sampler
         self._weights = ModelWeights(model.parameters, adapter=None)
-        self.scorer = Scorer(model)
-        self.sampler = Sampler(model)
 
     def GetModelInfo(
         self,
@@ -52,8 +60,7 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
             limits=self._limits,
             vocab_size=self._model.config.vocab_size,
         )
-        chunks = self.scorer.score(jobs, self._weights)
-        for chunk in stream_results(self._queue, chunks, context):
+        for chunk in stream_results(self._scoring.score(jobs, self._weights), context):
             response = pb.TeacherServiceStreamTopKResponse()
             response.chunk.MergeFromString(chunk_bytes(chunk))
             yield response
@@ -70,6 +77,6 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
             limits=self._limits,
             vocab_size=self._model.config.vocab_size,
         )
-        pieces = self.sampler.sample(job, self._weights)
-        for sample in stream_results(self._queue, pieces, context):
+        samples = self._queue.stream(self._sampler.sample(job, self._weights))
+        for sample in stream_results(samples, context):
             yield pb.TeacherServiceSampleResponse(sequence=encode_sample(sample))

@@ -2,7 +2,8 @@
 
 A *task* is an iterator whose every `next()` is one bounded piece of compute. One worker thread runs
 the pieces of all tasks in turn, so a long request delays a short one by single pieces only. A task
-whose consumer lags is parked, and a cancelled one is closed before its next piece.
+whose consumer lags is parked, one that has nothing to do may rest, and a cancelled one is closed
+before its next piece.
 """
 
 import threading
@@ -10,10 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass
 from enum import Enum, auto
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from distill.engine.result_stream import ResultStream
 from distill.errors import DeadlineError, UnavailableError
 
 ResultT = TypeVar("ResultT")
@@ -23,82 +25,54 @@ class _State(Enum):
     READY = auto()  # waits in the queue for its turn
     RUNNING = auto()  # the worker is inside its iterator
     PARKED = auto()  # enough results wait for the consumer
+    RESTING = auto()  # the task asked for no turn for a while
     ENDED = auto()  # exhausted, failed or closed
 
 
-class DeviceStream(Generic[ResultT]):
-    """The results of one task, in order. Iterate it; leave its `with` block to cancel it.
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """What a task yields that has nothing to do for now: it gets no turn and costs none.
 
-    Iterating raises what the task raised, CancelledError after `cancel`, and DeadlineError when
-    the stream's time is over.
+    Its turn comes again when the time is over, after `DeviceStream.wake`, and when it is
+    cancelled, so that it can be closed.
     """
+
+    seconds: float | None
+    """Longest rest; None: until it is woken."""
+
+
+class DeviceStream(ResultStream[ResultT]):
+    """The results of one task."""
 
     def __init__(
         self,
         queue: "DeviceQueue",
-        iterator: Iterator[ResultT | None],
+        iterator: Iterator[ResultT | Rest | None],
         window: int,
         timeout_seconds: float | None,
     ) -> None:
+        super().__init__(queue._lock, window=window, timeout_seconds=timeout_seconds)
         self._queue = queue
         self._iterator = iterator
-        self._window = window
-        self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        # The queue's lock: a stream's state and the queue's change together.
-        self._changed = threading.Condition(queue._lock)
-        self._results: deque[ResultT] = deque()
         self._state = _State.READY
-        self._cancelled = False
-        self._error: BaseException | None = None
+        self._woken = False
         self.pieces_run = 0
 
-    def cancel(self) -> None:
-        """Run no further piece. Returns at once; safe to repeat and from any thread."""
+    def wake(self) -> None:
+        """End the rest of the task, or keep it from the rest that it is about to take."""
         with self._changed:
-            self._cancelled = True
-            self._results.clear()
-            if self._state is _State.PARKED:
-                # Only the worker may touch the iterator, so it gets a turn in order to be closed.
+            self._woken = True
+            if self._state is _State.RESTING:
                 self._queue._make_ready(self)
-            self._changed.notify_all()
 
-    def __iter__(self) -> "DeviceStream[ResultT]":
-        return self
+    def _after_read(self) -> None:
+        if self._state is _State.PARKED:
+            self._queue._make_ready(self)
 
-    def __next__(self) -> ResultT:
-        with self._changed:
-            while True:
-                if self._cancelled:
-                    raise CancelledError
-                if self._results:
-                    result = self._results.popleft()
-                    if self._state is _State.PARKED:
-                        self._queue._make_ready(self)
-                    return result
-                if self._state is _State.ENDED:
-                    if self._error is not None:
-                        raise self._error
-                    raise StopIteration
-                if not self._changed.wait(self._remaining_seconds()) and self._is_late():
-                    self.cancel()
-                    raise DeadlineError("the deadline passed before the result was computed")
-
-    def __enter__(self) -> "DeviceStream[ResultT]":
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
-    def _remaining_seconds(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def _is_late(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
+    def _after_cancel(self) -> None:
+        if self._state in (_State.PARKED, _State.RESTING):
+            # Only the worker may touch the iterator, so it gets a turn in order to be closed.
+            self._queue._make_ready(self)
 
 
 class _SinglePiece(Iterator[None], Generic[ResultT]):
@@ -131,6 +105,7 @@ class DeviceQueue:
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._ready: deque[DeviceStream[Any]] = deque()
+        self._resting: dict[DeviceStream[Any], float] = {}  # and the end of its rest
         self._unfinished: set[DeviceStream[Any]] = set()
         self._closing = False
         self.pieces_run = 0
@@ -173,7 +148,7 @@ class DeviceQueue:
 
     def stream(
         self,
-        iterator: Iterator[ResultT | None],
+        iterator: Iterator[ResultT | Rest | None],
         *,
         window: int = 4,
         timeout_seconds: float | None = None,
@@ -181,25 +156,28 @@ class DeviceQueue:
         """Run an iterator piece by piece.
 
         Args:
-            iterator: every `next()` is one piece. A piece that yields None has no result. Only the
-                worker thread touches it; a generator's `finally` runs there too.
+            iterator: every `next()` is one piece. A piece that yields None has no result; one that
+                yields a Rest did nothing. Only the worker thread touches it; a generator's
+                `finally` runs there too.
             window: results that may wait for the consumer before the task is parked; at least 1.
             timeout_seconds: time for the whole stream, counted from now.
 
         Raises:
             UnavailableError: the queue is closing.
         """
-        if window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
         if threading.current_thread() is self._worker:
             raise RuntimeError("a piece must not wait for another piece")
         with self._lock:
-            if self._closing:
-                raise UnavailableError("the service is shutting down")
+            self.check_open()
             stream = DeviceStream(self, iterator, window, timeout_seconds)
             self._unfinished.add(stream)
             self._make_ready(stream)
         return stream
+
+    def check_open(self) -> None:
+        """Raises UnavailableError when the queue is closing: it accepts nothing more."""
+        if self._closing:
+            raise UnavailableError("the service is shutting down")
 
     def close(self, *, grace_seconds: float | None = None) -> None:
         """Refuse new work, finish what was accepted, and end the worker thread.
@@ -220,8 +198,25 @@ class DeviceQueue:
 
     def _make_ready(self, stream: DeviceStream[Any]) -> None:
         stream._state = _State.READY
+        self._resting.pop(stream, None)
         self._ready.append(stream)
         self._work.notify()
+
+    def _rest(self, stream: DeviceStream[Any], seconds: float | None) -> None:
+        if stream._woken or stream._cancelled:
+            self._make_ready(stream)
+            return
+        stream._state = _State.RESTING
+        if seconds is not None:
+            self._resting[stream] = time.monotonic() + seconds
+
+    def _end_rests(self) -> float | None:
+        """Queue the tasks that have rested enough; the seconds until the next one has."""
+        now = time.monotonic()
+        for stream, end in list(self._resting.items()):
+            if end <= now:
+                self._make_ready(stream)
+        return min(self._resting.values()) - now if self._resting else None
 
     def _run_worker(self) -> None:
         while (stream := self._take_turn()) is not None:
@@ -229,12 +224,16 @@ class DeviceQueue:
 
     def _take_turn(self) -> DeviceStream[Any] | None:
         with self._lock:
-            while not self._ready:
+            while True:
+                until_next = self._end_rests()
+                if self._ready:
+                    break
                 if self._closing and not self._unfinished:
                     return None
-                self._work.wait()
+                self._work.wait(until_next)
             stream = self._ready.popleft()
             stream._state = _State.RUNNING
+            stream._woken = False
             return stream
 
     def _run_piece(self, stream: DeviceStream[Any]) -> None:
@@ -250,12 +249,14 @@ class DeviceQueue:
             self._end(stream, error)
             return
         with self._lock:
+            if isinstance(result, Rest):
+                self._rest(stream, result.seconds)
+                return
             self.pieces_run += 1
             stream.pieces_run += 1
-            if result is not None and not stream._cancelled:
-                stream._results.append(result)
-                stream._changed.notify_all()
-            if len(stream._results) >= stream._window:
+            if result is not None:
+                stream._put(result)
+            if stream._is_lagging:
                 stream._state = _State.PARKED
             else:
                 self._make_ready(stream)
@@ -275,8 +276,7 @@ class DeviceQueue:
     def _end(self, stream: DeviceStream[Any], error: BaseException | None) -> None:
         with self._lock:
             stream._state = _State.ENDED
-            stream._error = error
             # A finished stream must not keep device arrays alive through its generator's frame.
             stream._iterator = iter(())
             self._unfinished.discard(stream)
-            stream._changed.notify_all()
+            stream._finish(error)

@@ -1,4 +1,4 @@
-"""Results of the device queue to a gRPC response stream."""
+"""Results of the engine to a gRPC response stream."""
 
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -6,25 +6,25 @@ from typing import TypeVar
 
 import grpc
 
-from distill.engine.device_queue import DeviceQueue
+from distill.engine.result_stream import ResultStream
 from distill.errors import UnavailableError
 
 ResultT = TypeVar("ResultT")
 
 
 def stream_results(
-    queue: DeviceQueue, pieces: Iterator[ResultT | None], context: grpc.ServicerContext
+    results: ResultStream[ResultT], context: grpc.ServicerContext
 ) -> Iterator[ResultT]:
-    """Run the pieces on the device and yield their results for as long as the call lives.
+    """Yield the results for as long as the call lives.
 
-    When the client cancels, leaves or runs out of time, the pieces stop at once, whether this
-    generator waits for the device or gRPC waits for the client.
+    When the client cancels, leaves or runs out of time, their computation stops at once, whether
+    this generator waits for the device or gRPC waits for the client.
     """
-    with queue.stream(pieces) as stream:
-        if not context.add_callback(stream.cancel):
+    with results:
+        if not context.add_callback(results.cancel):
             return  # the call has ended already
         try:
-            yield from stream
+            yield from results
         except CancelledError:
             # By the client, which no longer listens, or by the queue at the end of a drain.
             raise UnavailableError("the service is shutting down") from None

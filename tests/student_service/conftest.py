@@ -12,6 +12,7 @@ from client.student import StudentClient
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
+from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.limits import RequestLimits
 from distill.models.loading import load_model
 from distill.rpc.server import RunningServer, Service
@@ -70,7 +71,7 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         model=model,
         limits=limits,
         queue=queue,
-        scorer=Scorer(model, limits),
+        scoring=ScoringScheduler(queue, Scorer(model), token_budget=1024),
         sampler=Sampler(model),
         runs=runs,
         teachers=teachers,

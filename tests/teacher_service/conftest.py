@@ -7,6 +7,9 @@ import grpc
 import pytest
 
 from distill.engine.device_queue import DeviceQueue
+from distill.engine.sampler import Sampler
+from distill.engine.scorer import Scorer
+from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel, load_model
 from distill.rpc.server import RunningServer, Service
@@ -30,9 +33,27 @@ def queue() -> Iterator[DeviceQueue]:
 
 
 @pytest.fixture(scope="session")
-def servicer(model: LoadedModel, queue: DeviceQueue) -> TeacherServicer:
-    limits = RequestLimits(max_sequence_tokens=600, max_top_k=512, max_sequences=16)
-    return TeacherServicer(model, limits, queue)
+def limits() -> RequestLimits:
+    return RequestLimits(max_sequence_tokens=600, max_top_k=512, max_sequences=16)
+
+
+@pytest.fixture(scope="session")
+def scorer(model: LoadedModel) -> Scorer:
+    return Scorer(model)
+
+
+@pytest.fixture(scope="session")
+def scoring(queue: DeviceQueue, scorer: Scorer) -> ScoringScheduler:
+    return ScoringScheduler(queue, scorer, token_budget=1024)
+
+
+@pytest.fixture(scope="session")
+def servicer(
+    model: LoadedModel, limits: RequestLimits, queue: DeviceQueue, scoring: ScoringScheduler
+) -> TeacherServicer:
+    return TeacherServicer(
+        model=model, limits=limits, queue=queue, scoring=scoring, sampler=Sampler(model)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,13 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from distill.engine.device_queue import DeviceQueue
+from distill.engine.scorer import Scorer
 from distill.models.loading import LoadedModel
 from distill.tensors import decode_floats, decode_int32, encode_int32
 from distill.tokenizer import TextTokenizer
 from distill.v1 import scoring_pb2
 from distill.v1 import teacher_service_pb2 as pb
 from distill.v1.teacher_service_pb2_grpc import TeacherServiceStub
-from teacher_service.servicer import TeacherServicer
 
 WAIT_SECONDS = 60.0
 
@@ -115,31 +115,31 @@ def test_concurrent_streams_get_the_answers_they_would_get_alone(
 
 
 def test_a_cancelled_stream_stops_costing_compute(
-    stub: TeacherServiceStub, queue: DeviceQueue, servicer: TeacherServicer
+    stub: TeacherServiceStub, queue: DeviceQueue, scorer: Scorer
 ) -> None:
     prompts = [tokens(600, seed) for seed in range(16)]
-    rows_before = servicer.scorer.head_rows_computed
+    rows_before = scorer.head_rows_computed
     call = stream_top_k(stub, scoring(*prompts, top_k=512))
     next(call)
     call.cancel()
     wait_until(lambda: not queue._unfinished)
-    computed = servicer.scorer.head_rows_computed - rows_before
+    computed = scorer.head_rows_computed - rows_before
     assert 0 < computed < 16 * 599 / 2
     # The queue is free for others.
     assert len(own_log_probs(stub, tokens(10))) == 9
 
 
 def test_a_client_that_does_not_read_is_not_computed_for(
-    stub: TeacherServiceStub, queue: DeviceQueue, servicer: TeacherServicer
+    stub: TeacherServiceStub, queue: DeviceQueue, scorer: Scorer
 ) -> None:
     prompts = [tokens(600, seed) for seed in range(16)]
-    rows_before = servicer.scorer.head_rows_computed
+    rows_before = scorer.head_rows_computed
     call = stream_top_k(stub, scoring(*prompts, top_k=512))
     next(call)
     # Nothing is read: the stream stands once the transport's and the queue's windows are full.
     seen = -1
-    while seen != servicer.scorer.head_rows_computed:
-        seen = servicer.scorer.head_rows_computed
+    while seen != scorer.head_rows_computed:
+        seen = scorer.head_rows_computed
         time.sleep(1.0)
     # 8 MB of rows of 8 bytes a token.
     assert seen - rows_before < 8 * 2**20 / (512 * 8)
@@ -196,6 +196,7 @@ def test_samples_arrive_once_each_and_agree_with_scoring(stub: TeacherServiceStu
 def test_a_bad_request_is_refused_before_any_compute(
     stub: TeacherServiceStub, queue: DeviceQueue, request_scoring: scoring_pb2.Scoring, field: str
 ) -> None:
+    wait_until(lambda: not queue._unfinished)
     pieces_before = queue.pieces_run
     with pytest.raises(grpc.RpcError) as caught:
         list(stream_top_k(stub, request_scoring))
@@ -209,6 +210,7 @@ def test_a_bad_request_is_refused_before_any_compute(
 def test_an_oversized_request_is_refused_before_any_compute(
     stub: TeacherServiceStub, queue: DeviceQueue
 ) -> None:
+    wait_until(lambda: not queue._unfinished)
     pieces_before = queue.pieces_run
     with pytest.raises(grpc.RpcError) as caught:
         list(stream_top_k(stub, scoring(tokens(601))))

@@ -2,16 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from distill.engine.device_queue import DeviceQueue
+from distill.engine.device_queue import DeviceQueue, Rest
 from distill.errors import DeadlineError, UnavailableError
-
-WAIT_SECONDS = 20.0
-"""Longest wait for something that takes milliseconds unless it is broken."""
+from tests.distill.engine.waiting import WAIT_SECONDS, Gate, wait_until
 
 
 @pytest.fixture
@@ -19,31 +17,6 @@ def queue() -> Iterator[DeviceQueue]:
     queue = DeviceQueue()
     yield queue
     queue.close(grace_seconds=WAIT_SECONDS)
-
-
-class Gate:
-    """Holds the worker inside a piece until it is opened."""
-
-    def __init__(self, queue: DeviceQueue) -> None:
-        self._open = threading.Event()
-        entered = threading.Event()
-
-        def hold() -> None:
-            entered.set()
-            assert self._open.wait(WAIT_SECONDS)
-
-        self.future = queue.submit(hold)
-        assert entered.wait(WAIT_SECONDS)
-
-    def open(self) -> None:
-        self._open.set()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "the condition never came true"
-        time.sleep(0.002)
 
 
 def test_results_come_in_order_and_pieces_without_a_result_are_left_out(queue: DeviceQueue) -> None:
@@ -134,6 +107,90 @@ def test_a_cancelled_parked_stream_is_closed_on_the_worker(queue: DeviceQueue) -
         wait_until(lambda: stream.pieces_run == 1)
     wait_until(lambda: bool(closed_on))
     assert closed_on == [queue.run(threading.get_ident)]
+
+
+def test_a_resting_task_costs_no_turn_until_it_is_woken(queue: DeviceQueue) -> None:
+    turns: list[str] = []
+
+    def pieces() -> Iterator[Rest | str]:
+        turns.append("before")
+        yield Rest(seconds=None)
+        turns.append("after")
+        yield "result"
+
+    stream = queue.stream(pieces())
+    wait_until(lambda: stream._state is stream._state.RESTING)
+    assert [queue.run(lambda: None) for _ in range(5)] == [None] * 5
+    assert turns == ["before"]
+    assert queue.pieces_run == 5
+    stream.wake()
+    assert list(stream) == ["result"]
+    assert stream.pieces_run == 1
+
+
+def test_a_rest_ends_with_its_time_also_while_others_work(queue: DeviceQueue) -> None:
+    def pieces() -> Iterator[Rest | float]:
+        yield Rest(seconds=0.02)
+        yield time.monotonic()
+
+    def work() -> Iterator[None]:
+        while not rested.is_set():
+            time.sleep(0.001)
+            yield None
+
+    rested = threading.Event()
+    for busy in (False, True):
+        others = queue.stream(work()) if busy else None
+        started = time.monotonic()
+        (ended,) = queue.stream(pieces())
+        assert ended - started >= 0.02
+        if others is not None:
+            assert others.pieces_run > 1
+            rested.set()
+
+
+def test_a_task_woken_before_it_rests_does_not_rest(queue: DeviceQueue) -> None:
+    def pieces() -> Iterator[Rest | str]:
+        stream.wake()
+        yield Rest(seconds=None)
+        yield "result"
+
+    gate = Gate(queue)
+    stream = queue.stream(pieces())
+    gate.open()
+    assert next(stream) == "result"
+
+
+def test_a_cancelled_resting_task_is_closed(queue: DeviceQueue) -> None:
+    closed = threading.Event()
+
+    def pieces() -> Iterator[Rest]:
+        try:
+            yield Rest(seconds=None)
+        finally:
+            closed.set()
+
+    stream = queue.stream(pieces())
+    wait_until(lambda: stream._state is stream._state.RESTING)
+    stream.cancel()
+    assert closed.wait(WAIT_SECONDS)
+    wait_until(lambda: not queue._unfinished)
+
+
+def test_a_task_that_was_cancelled_before_it_rests_is_closed(queue: DeviceQueue) -> None:
+    closed = threading.Event()
+
+    def pieces() -> Iterator[Rest]:
+        try:
+            stream.cancel()
+            yield Rest(seconds=None)
+        finally:
+            closed.set()
+
+    gate = Gate(queue)
+    stream = queue.stream(pieces())
+    gate.open()
+    assert closed.wait(WAIT_SECONDS)
 
 
 def test_cancel_wakes_a_waiting_consumer(queue: DeviceQueue) -> None:

@@ -1,0 +1,169 @@
+"""Which waiting jobs go into the next call of the scorer. Pure: no thread, no clock, no device.
+
+A call takes jobs of one or more streams, up to a budget of tokens. The streams share the device by
+weighted fair queuing with equal weights: each carries the tokens that were computed for it, as a
+position on a virtual time that advances by every stream's equal share; the one furthest behind
+comes first. A newcomer starts at the present, so that a long request delays it by the call that
+is under way and no more, and so that newcomers never starve a long request.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from distill.engine.scoring_jobs import ScoreJob
+from distill.engine.weights import ModelWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portion:
+    """Consecutive jobs of a stream that belong into the same call."""
+
+    jobs: tuple[ScoreJob, ...]
+    """At least one."""
+
+    token_count: int
+    """What they add to a call."""
+
+
+def shared_tokens(first: ScoreJob, second: ScoreJob) -> int:
+    """Length of the common prefix of two prompts, without their last tokens: those are targets."""
+    length = min(len(first.token_ids), len(second.token_ids)) - 1
+    differing = np.flatnonzero(first.token_ids[:length] != second.token_ids[:length])
+    return int(differing[0]) if len(differing) else length
+
+
+def added_tokens(job: ScoreJob, shared: int) -> int:
+    """What a job adds to a call that already holds one with which it shares so many tokens.
+
+    The tokens of its body that are its own, or its rows of the head where those are more.
+    """
+    length = len(job.token_ids)
+    return max(length - 1 - shared, length - job.score_from)
+
+
+def portions(jobs: Sequence[ScoreJob], token_budget: int) -> list[Portion]:
+    """Cut the jobs of a stream, in order, into what is scheduled together.
+
+    A job stays with the one before it where sharing a prefix saves at least half of it, and where
+    the budget allows.
+    """
+    cut: list[Portion] = []
+    previous: ScoreJob | None = None
+    for job in jobs:
+        shared = 0 if previous is None else shared_tokens(previous, job)
+        added = added_tokens(job, shared)
+        alone = added_tokens(job, 0)
+        if cut and 2 * added <= alone and cut[-1].token_count + added <= token_budget:
+            together = cut.pop()
+            cut.append(
+                Portion(jobs=(*together.jobs, job), token_count=together.token_count + added)
+            )
+        else:
+            cut.append(Portion(jobs=(job,), token_count=alone))
+        previous = job
+    return cut
+
+
+@dataclass(eq=False, kw_only=True)
+class WaitingJobs:
+    """The jobs of one stream that are in no call yet."""
+
+    weights: ModelWeights
+    """What they run under."""
+
+    portions: deque[Portion]
+    """In the order of the stream."""
+
+    virtual_time: float
+    """Where the stream stands: the lower, the more it is owed."""
+
+    arrival: int
+    """Its number among all streams; settles ties."""
+
+    served_tokens: int = field(default=0, init=False)
+    """Tokens that went into calls so far."""
+
+    @property
+    def token_count(self) -> int:
+        """Of all that waits."""
+        return sum(portion.token_count for portion in self.portions)
+
+    @property
+    def _rank(self) -> tuple[float, int, int]:
+        # At the same time whoever had less: a newcomer before a long request.
+        return self.virtual_time, self.served_tokens, self.arrival
+
+
+class CallPlanner:
+    """Composes calls. Its whole state is the virtual time."""
+
+    def __init__(self, token_budget: int) -> None:
+        if token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+        self._token_budget = token_budget
+        self._virtual_time = 0.0
+        self._arrivals = 0
+
+    def admit(self, jobs: Sequence[ScoreJob], weights: ModelWeights) -> WaitingJobs:
+        """A new stream."""
+        self._arrivals += 1
+        return WaitingJobs(
+            weights=weights,
+            portions=deque(portions(jobs, self._token_budget)),
+            virtual_time=self._virtual_time,
+            arrival=self._arrivals,
+        )
+
+    def fills_a_call(self, streams: Sequence[WaitingJobs]) -> bool:
+        """Whether no further stream could change what the next call is worth."""
+        return sum(stream.token_count for stream in streams) >= self._token_budget
+
+    def take_call(self, streams: Sequence[WaitingJobs]) -> list[tuple[WaitingJobs, list[ScoreJob]]]:
+        """Take the jobs of the next call from the streams that may have some computed.
+
+        Returns:
+            The streams that take part, all under the same weights, and their jobs, in order.
+            Together they stay within the budget, unless it is a single job that exceeds it.
+        """
+        waiting = [stream for stream in streams if stream.portions]
+        if not waiting:
+            return []
+        for stream in waiting:
+            # Who could take nothing for a while, as its reader lagged, is not owed all of it. One
+            # that merely did not fit is never further behind than this.
+            oldest = self._virtual_time - 2 * self._token_budget
+            stream.virtual_time = max(stream.virtual_time, oldest)
+        weights = min(waiting, key=lambda stream: stream._rank).weights
+        candidates = [stream for stream in waiting if same_weights(stream.weights, weights)]
+        room = self._token_budget
+        latest = math.inf
+        taken: dict[WaitingJobs, list[ScoreJob]] = {}
+        while candidates and room > 0:
+            stream = min(candidates, key=lambda stream: stream._rank)
+            if stream.virtual_time > latest:
+                break
+            portion = stream.portions[0]
+            if taken and portion.token_count > room:
+                # It is furthest behind now, so it comes first in the next call. Others may have
+                # the room, but small jobs must not get ahead of large ones for good.
+                latest = min(latest, stream.virtual_time + self._token_budget)
+                candidates.remove(stream)
+                continue
+            stream.portions.popleft()
+            taken.setdefault(stream, []).extend(portion.jobs)
+            room -= portion.token_count
+            stream.virtual_time += portion.token_count
+            stream.served_tokens += portion.token_count
+            if not stream.portions:
+                candidates.remove(stream)
+        self._virtual_time += (self._token_budget - room) / len(waiting)
+        return list(taken.items())
+
+
+def same_weights(first: ModelWeights, second: ModelWeights) -> bool:
+    """Whether jobs under the two may share a call: they are the same arrays."""
+    return first.parameters is second.parameters and first.adapter is second.adapter
