@@ -1,8 +1,8 @@
 """Grouped-query attention in blocks of queries (https://arxiv.org/abs/2305.13245).
 
-Scores and softmax are float32. A block of queries sees at most [B, H, block, S] scores, so a
-sequence of 8192 tokens never has its [T, T] matrix whole; under a gradient each block is
-recomputed instead of kept.
+Over a cache, for sampling; whole sequences use `packed_attention`. Scores and softmax are float32.
+A block of queries sees at most [B, H, block, S] scores, so a sequence of 8192 tokens never has its
+[T, T] matrix whole.
 """
 
 import jax
@@ -64,7 +64,6 @@ def cached_attention(
 
     # A loop and not a list of blocks: XLA would run the list's blocks side by side and hold the
     # scores of all of them.
-    @jax.checkpoint
     def block(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         return attend(inputs[0], keys, values, inputs[1])
 

@@ -65,7 +65,7 @@ def packed_attention(
         widths = ((0, padded_count - slot_count), (0, 0), (0, 0))
         query, key, value = (jnp.pad(array, widths) for array in (query, key, value))
         segments = pad_segments(segments, padded_count)
-    by_block = Segments(*(array.reshape(-1, block_slots) for array in segments))
+    by_block = Segments(*(jnp.asarray(array).reshape(-1, block_slots) for array in segments))
     mixed = _attention(block_slots, query, key, value, by_block)
     return mixed[:slot_count].reshape(slot_count, head_count * head_dim)
 

@@ -12,7 +12,13 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter, scale_adapter
+from distill.models.adapters import (
+    ADAPTER_TARGETS,
+    ALL_TARGETS,
+    LoraSpec,
+    init_adapter,
+    scale_adapter,
+)
 from distill.models.export import write_hf_directory, write_peft_adapter
 from distill.models.functional import Adapter
 from distill.models.loading import LoadedModel, load_model
@@ -38,6 +44,7 @@ Written = tuple[TinyCase, Path, LoadedModel]
 
 SPECS = {
     "all targets": LoraSpec(rank=5, alpha=12.5, target_modules=ADAPTER_TARGETS, seed=21),
+    "with the head": LoraSpec(rank=3, alpha=6.0, target_modules=ALL_TARGETS, seed=23),
     "two targets": LoraSpec(rank=1, alpha=1.0, target_modules=("q_proj", "down_proj"), seed=22),
 }
 

@@ -9,14 +9,16 @@ import pytest
 
 from distill.errors import NonFiniteGradientError
 from distill.models.adapters import LoraSpec, scale_adapter
-from distill.models.functional import head_kernel, hidden_states
+from distill.models.functional import head_kernel, head_weights, hidden_states
 from distill.models.loading import load_model
+from distill.ops.logits import head_logits
 from student_service.optimizer import AdamWSettings
 from student_service.trainer import Trainer
 from tests.student_service.batches import batch_of, distribution_example, ragged, token_example
 from tests.support.tiny_models import write_tiny_model
 
 LORA = LoraSpec(rank=3, alpha=6.0, target_modules=("q_proj", "down_proj"), seed=5)
+HEAD_LORA = LoraSpec(rank=2, alpha=6.0, target_modules=("v_proj", "lm_head"), seed=6)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,9 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(params=["lora", "full"])
+@pytest.fixture(params=["lora", "lora with head", "full"])
 def lora(request):
-    return LORA if request.param == "lora" else None
+    return {"lora": LORA, "lora with head": HEAD_LORA, "full": None}[request.param]
 
 
 def moved_trainable(trainer, lora):
@@ -68,7 +70,8 @@ def dense_loss(model, lora, batch):
             tokens = jnp.asarray(example.input_tokens)[None]
             hidden = hidden_states(model.graph, parameters, tokens, adapter=adapter)[0]
             rows = hidden[targets.offset : targets.offset + len(targets.token_ids)]
-            logits = rows @ head_kernel(model.config, parameters).T / batch.loss.temperature
+            head = head_weights(model.config, parameters, adapter)
+            logits = head_logits(rows, head) / batch.loss.temperature
             dense = jax.nn.log_softmax(logits)
             log_q = jnp.take_along_axis(dense, jnp.asarray(targets.token_ids), axis=-1)
             if batch.loss.objective == "cross_entropy":
@@ -293,3 +296,65 @@ def test_metrics_of_a_student_that_is_its_own_teacher(model, trainer, rng):
         for outcome in (same, other)
     ]
     assert norms[0] < 1e-4 * norms[1]
+
+
+def test_results_of_an_example_do_not_depend_on_what_is_packed_beside_it(model, trainer, rng):
+    examples = ragged(rng, model.config.vocab_size, distribution_example)
+    trainable = moved_trainable(trainer, LORA)
+    together = run(trainer, trainable, LORA, batch_of(examples))
+    alone = [run(trainer, trainable, LORA, batch_of([example])) for example in examples]
+    for packed, single in zip(together.batch.examples, alone, strict=True):
+        (own,) = single.batch.examples
+        np.testing.assert_allclose(packed.log_probs, own.log_probs, atol=1e-5)
+        np.testing.assert_allclose(packed.row_losses, own.row_losses, atol=1e-5, rtol=1e-5)
+    total = jax.tree.map(lambda *leaves: sum(leaves), *(single.gradients for single in alone))
+    assert_trees_close(together.gradients, total, relative=1e-5)
+
+
+def test_a_stream_of_ragged_batches_compiles_few_programs_and_a_warm_step_none(model):
+    trainer = Trainer(model, token_budget=1024, remat=False)
+    trainable = trainer.initial_trainable(LORA)
+
+    def step(seed):
+        local = np.random.default_rng(seed)
+        examples = []
+        for _ in range(local.integers(1, 12)):
+            length = int(np.exp(local.uniform(np.log(4), np.log(500))))
+            rows = int(local.integers(1, length + 1))
+            examples.append(
+                distribution_example(
+                    local,
+                    length=length,
+                    offset=length - rows,
+                    row_count=rows,
+                    vocab_size=model.config.vocab_size,
+                )
+            )
+        outcome = run(trainer, trainable, LORA, batch_of(examples))
+        trainer.optim_step(
+            trainable,
+            trainer.initial_optimizer_state(trainable),
+            outcome.gradients,
+            1.0,
+            AdamWSettings(learning_rate=1e-3),
+        )
+
+    for seed in range(200):
+        step(seed)
+    assert trainer.compile_count <= 12
+    before = trainer.compile_count
+    for seed in range(0, 200, 20):
+        step(seed)
+    assert trainer.compile_count == before
+
+
+def test_a_gradient_whose_norm_overflows_is_refused_before_it_is_kept(model, trainer, rng):
+    """Finite elements are not enough: no step could ever divide such a sum."""
+    example = token_example(
+        rng, length=9, offset=0, row_count=9, vocab_size=model.config.vocab_size, support_size=2
+    )
+    huge = replace(
+        example, targets=replace(example.targets, values=np.full((9, 2), 1e30, np.float32))
+    )
+    with pytest.raises(NonFiniteGradientError, match="norm"):
+        run(trainer, moved_trainable(trainer, LORA), LORA, batch_of([huge], "cross_entropy"))

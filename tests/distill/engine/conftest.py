@@ -13,7 +13,7 @@ from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
-from distill.models.functional import Adapter, head_kernel, hidden_states
+from distill.models.functional import Adapter, head_weights, hidden_states
 from distill.models.loading import LoadedModel, load_model
 from distill.tensors import Int32Array
 from tests.distill.engine.sampling_laws import RunJob
@@ -46,8 +46,11 @@ def dense_logits(model: LoadedModel) -> Callable[..., FloatArray]:
 
     def logits(token_ids: NDArray[np.int32], adapter: Adapter | None = None) -> FloatArray:
         hidden = body(model.parameters, token_ids[None], adapter=adapter)[0, :-1]
-        kernel = head_kernel(model.config, model.parameters)
-        return np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64).T
+        head = head_weights(model.config, model.parameters, adapter)
+        kernel = np.asarray(head.kernel, np.float64).T
+        if head.down is not None:
+            kernel = kernel + np.asarray(head.down, np.float64) @ np.asarray(head.up, np.float64)
+        return np.asarray(hidden, np.float64) @ kernel
 
     return logits
 

@@ -13,7 +13,6 @@ from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.engine.supports import Candidates, Draws, Support
 from distill.engine.weights import ModelWeights
-from distill.limits import RequestLimits
 from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter
 from distill.models.loading import LoadedModel
 from tests.distill.engine.waiting import WAIT_SECONDS, Gate, wait_until

@@ -13,7 +13,7 @@ from distill.engine.device_queue import DeviceQueue
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.weights import ModelWeights
-from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter
+from distill.models.adapters import ALL_TARGETS, LoraSpec, init_adapter
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
 
@@ -152,7 +152,7 @@ def test_full_support_is_the_whole_distribution(
 def test_an_adapter_changes_the_scores_as_it_changes_the_model(
     scorer: Scorer, model: LoadedModel, weights: ModelWeights, dense_logits: DenseLogits
 ) -> None:
-    spec = LoraSpec(rank=3, alpha=6.0, target_modules=ADAPTER_TARGETS, seed=1)
+    spec = LoraSpec(rank=3, alpha=6.0, target_modules=ALL_TARGETS, seed=1)
     adapter = jax.tree.map(lambda leaf: leaf + 0.05, init_adapter(model.config, spec, np.float32))
     token_ids = tokens(model, 30)
     adapted = joined(scorer.score([job(token_ids)], ModelWeights(model.parameters, adapter)))
@@ -160,6 +160,39 @@ def test_an_adapter_changes_the_scores_as_it_changes_the_model(
     expected = -np.sort(-log_softmax(dense_logits(token_ids, adapter)), axis=-1)[:, :5]
     np.testing.assert_allclose(adapted["log_probs"], expected, atol=1e-4)
     assert np.abs(adapted["log_probs"] - base["log_probs"]).max() > 0.01
+
+
+def test_a_shared_beginning_is_computed_once_and_changes_nothing(
+    model: LoadedModel, weights: ModelWeights
+) -> None:
+    scorer = Scorer(model)
+    context = tokens(model, 40, seed=1)
+    prompts = [np.concatenate([context, tokens(model, 9, seed=2 + row)]) for row in range(4)]
+    jobs = [job(prompt, row=row, score_from=38) for row, prompt in enumerate(prompts)]
+    together: dict[int, list[ScoredChunk]] = {}
+    for scored, chunk in filter(None, scorer.score_jobs(jobs, weights)):
+        together.setdefault(scored.row, []).append(chunk)
+    assert scorer.body_tokens_computed == 40 + 4 * 8
+    for row, scored in enumerate(jobs):
+        alone, shared = joined(scorer.score([scored], weights)), joined(together[row])
+        np.testing.assert_array_equal(shared["token_ids"], alone["token_ids"])
+        np.testing.assert_allclose(shared["log_probs"], alone["log_probs"], atol=1e-5)
+
+
+def test_a_call_may_mix_k_temperatures_and_lengths(
+    scorer: Scorer, model: LoadedModel, weights: ModelWeights
+) -> None:
+    jobs = [
+        job(tokens(model, 12 + 7 * row), row=row, top_k=1 + 4 * row, temperature=0.5 + row)
+        for row in range(5)
+    ]
+    found: dict[int, list[ScoredChunk]] = {}
+    for scored, chunk in filter(None, scorer.score_jobs(jobs, weights)):
+        found.setdefault(scored.row, []).append(chunk)
+    for row, scored in enumerate(jobs):
+        alone, mixed = joined(scorer.score([scored], weights)), joined(found[row])
+        assert mixed["token_ids"].shape == (len(scored.token_ids) - 1, scored.top_k)
+        np.testing.assert_allclose(mixed["log_probs"], alone["log_probs"], atol=1e-5)
 
 
 def test_warm_shapes_compile_nothing(model: LoadedModel, weights: ModelWeights) -> None:

@@ -3,18 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distill.models.attention import (
-    CAUSAL_SEGMENTS,
-    QUERY_BLOCK,
-    attend,
-    cached_attention,
-    causal_attention,
-)
+from distill.models.attention import QUERY_BLOCK, cached_attention
 
 HEAD_COUNT, GROUP_COUNT, HEAD_DIM = 6, 2, 4
 
@@ -47,17 +40,6 @@ def in_cache_layout(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     return query, key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
 
 
-# One block; a ragged last block; several blocks to a segment, the last one ragged.
-LENGTHS = [5, QUERY_BLOCK, QUERY_BLOCK + 3, CAUSAL_SEGMENTS * QUERY_BLOCK + 77]
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_causal_attention_equals_the_plain_sum(length: int) -> None:
-    inputs = random_inputs(1, length, length)
-    expected = reference(*inputs, np.arange(length)[None])
-    np.testing.assert_allclose(jax.jit(causal_attention)(*inputs), expected, atol=2e-6)
-
-
 @pytest.mark.parametrize("length", [1, 7, QUERY_BLOCK + 3])
 def test_cached_attention_sees_each_rows_own_slots_alone(length: int) -> None:
     slot_count = QUERY_BLOCK + 20
@@ -66,31 +48,3 @@ def test_cached_attention_sees_each_rows_own_slots_alone(length: int) -> None:
     expected = reference(*inputs, positions)
     actual = jax.jit(cached_attention)(*in_cache_layout(*inputs), positions)
     np.testing.assert_allclose(actual, expected, atol=2e-6)
-
-
-def test_blocks_have_the_gradients_of_the_whole() -> None:
-    length = 2 * QUERY_BLOCK + 9
-    inputs = random_inputs(2, length, length)
-    cotangent = np.random.default_rng(1).standard_normal((2, length, HEAD_COUNT * HEAD_DIM))
-
-    def whole(*arrays: jax.Array) -> jax.Array:
-        return (attend(*in_cache_layout(*arrays), jnp.arange(length)[None]) * cotangent).sum()
-
-    def blocks(*arrays: jax.Array) -> jax.Array:
-        return (causal_attention(*arrays) * cotangent).sum()
-
-    expected = jax.jit(jax.grad(whole, argnums=(0, 1, 2)))(*inputs)
-    actual = jax.jit(jax.grad(blocks, argnums=(0, 1, 2)))(*inputs)
-    for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-def test_long_sequences_never_hold_the_whole_score_matrix() -> None:
-    length = 4096
-    shapes = [
-        jax.ShapeDtypeStruct((1, length, heads, HEAD_DIM), jnp.float32)
-        for heads in (HEAD_COUNT, GROUP_COUNT, GROUP_COUNT)
-    ]
-    compiled = jax.jit(causal_attention).lower(*shapes).compile()
-    whole_bytes = 4 * HEAD_COUNT * length * length
-    assert compiled.memory_analysis().temp_size_in_bytes < whole_bytes / 4

@@ -1,0 +1,86 @@
+"""Prompts into packs: each whole, what they share only once."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.engine.scoring_jobs import ScoreJob
+from distill.engine.scoring_plan import MIN_SHARED_TOKENS, plan_packs
+
+BUDGET = 200
+
+
+def job(row, token_ids):
+    return ScoreJob(
+        row=row, token_ids=np.asarray(token_ids, np.int32), score_from=1, top_k=4, temperature=1.0
+    )
+
+
+@st.composite
+def prompt_lists(draw):
+    """Prompts of which some begin with one of a few contexts."""
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    contexts = [rng.integers(0, 5, draw(st.integers(0, 150))) for _ in range(3)]
+    prompts = []
+    for row in range(draw(st.integers(1, 14))):
+        own = rng.integers(0, 5, draw(st.integers(2, 60)))
+        prompts.append(job(row, [*contexts[draw(st.integers(0, 2))], *own]))
+    return prompts
+
+
+def seen_by(pack, slot):
+    """The tokens that a slot sees, in the order of their positions."""
+    segments = pack.segments
+    prefix = pack.token_ids[segments.prefix_starts[slot] : segments.prefix_ends[slot]]
+    return np.concatenate([prefix, pack.token_ids[segments.starts[slot] : slot + 1]])
+
+
+@settings(deadline=None)
+@given(prompt_lists())
+def test_every_row_is_predicted_from_exactly_the_tokens_before_it(prompts):
+    found = []
+    for planned in plan_packs(prompts, BUDGET):
+        for placed in planned.jobs:
+            found.append(placed.job)
+            tokens = placed.job.token_ids
+            rows = np.arange(1, len(tokens), dtype=np.int32)
+            for row, slot in zip(rows, placed.slots(rows), strict=True):
+                np.testing.assert_array_equal(seen_by(planned.pack, slot), tokens[:row])
+                assert planned.pack.segments.positions[slot] == row - 1
+    assert sorted(placed.row for placed in found) == [prompt.row for prompt in prompts]
+
+
+@settings(deadline=None)
+@given(prompt_lists())
+def test_only_a_prompt_longer_than_the_budget_exceeds_it(prompts):
+    for planned in plan_packs(prompts, BUDGET):
+        assert len(planned.pack.token_ids) <= BUDGET or len(planned.jobs) == 1
+
+
+def test_a_shared_beginning_takes_its_slots_once():
+    context = np.arange(100)
+    prompts = [job(row, [*context, 7, 8, row, 9]) for row in range(8)]
+    (planned,) = plan_packs(prompts, BUDGET)
+    shared = 100 + 2
+    used = shared + 8 * (len(prompts[0].token_ids) - 1 - shared)
+    assert (planned.pack.segments.positions[used:] == 0).all()
+    assert {placed.prefix_length for placed in planned.jobs} == {shared}
+
+
+def test_a_family_larger_than_a_pack_computes_its_beginning_once_a_pack():
+    context = np.arange(100)
+    prompts = [job(row, [*context, *([row] * 40)]) for row in range(6)]
+    packs = list(plan_packs(prompts, BUDGET))
+    assert len(packs) == 3
+    assert all(len(planned.jobs) == 2 for planned in packs)
+
+
+def test_a_short_common_beginning_is_not_shared():
+    context = np.arange(MIN_SHARED_TOKENS - 1)
+    (planned,) = plan_packs([job(row, [*context, row, 3]) for row in range(2)], BUDGET)
+    assert {placed.prefix_length for placed in planned.jobs} == {0}
+
+
+def test_equal_prompts_are_computed_once():
+    (planned,) = plan_packs([job(row, np.arange(50)) for row in range(3)], BUDGET)
+    assert {placed.prefix_length for placed in planned.jobs} == {49}
