@@ -111,7 +111,8 @@ def test_concurrent_streams_get_the_answers_they_would_get_alone(
     with ThreadPoolExecutor(10) as pool:
         together = list(pool.map(lambda prompt: own_log_probs(stub, prompt), prompts))
     for first, second in zip(alone, together, strict=True):
-        np.testing.assert_array_equal(first, second)
+        # Up to the rounding of sums whose shapes are those of the pack.
+        np.testing.assert_allclose(first, second, atol=1e-5)
 
 
 def test_a_cancelled_stream_stops_costing_compute(

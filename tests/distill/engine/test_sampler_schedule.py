@@ -64,6 +64,7 @@ def jax_compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_a_stream_of_random_jobs_compiles_few_programs(
     model: LoadedModel, weights: ModelWeights
 ) -> None:
