@@ -8,6 +8,9 @@ _M_MMAP_THRESHOLD = -3
 _LARGEST_INT = 2**31 - 1
 """mallopt takes an int."""
 
+_LARGEST_OLD_THRESHOLD = 32 << 20
+"""Half of the largest heap of an arena."""
+
 
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next call; does nothing elsewhere.
@@ -22,5 +25,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return  # not glibc
-    mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT)
+    # Older versions refuse a threshold above half a heap; their own would then stay at 128 KiB.
+    if not mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT):
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_OLD_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
