@@ -32,15 +32,3 @@ def power_of_two_at_least(value: int) -> int:
 def power_of_two_at_most(value: int) -> int:
     """The largest power of two that is not above `value` (at least 1)."""
     return 1 << (value.bit_length() - 1)
-
-
-def batch_sizes(count: int, largest: int) -> list[int]:
-    """Split `count` rows into batches that are powers of two, so that no row is padding.
-
-    13 rows with at most 8 a batch are 8 + 4 + 1.
-    """
-    sizes = []
-    while count:
-        sizes.append(power_of_two_at_most(min(count, largest)))
-        count -= sizes[-1]
-    return sizes

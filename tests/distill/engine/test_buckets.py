@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.engine.buckets import (
-    batch_sizes,
     cache_slots,
     length_bucket,
     power_of_two_at_least,
@@ -30,13 +29,6 @@ def test_powers_of_two_enclose_a_number(value: int) -> None:
     assert below <= value <= above
     assert below & (below - 1) == above & (above - 1) == 0
     assert 2 * below > value > above // 2
-
-
-@given(st.integers(0, 500), st.integers(1, 64))
-def test_batches_hold_every_row_once_without_padding(count: int, largest: int) -> None:
-    sizes = batch_sizes(count, largest)
-    assert sum(sizes) == count
-    assert all(size <= largest and size & (size - 1) == 0 for size in sizes)
 
 
 @given(st.integers(1, 8192))
