@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.engine.packs import Pack, PackWriter, first_fit, pack_slots
+from distill.engine.packs import Pack, PackWriter, first_fit, slots_within
 from distill.ops.objectives import OBJECTIVES
 from distill.tensors import FloatArray, Int32Array
 from student_service.batch import TrainingBatch
@@ -80,7 +80,7 @@ def _micro_batch(
 ) -> MicroBatch:
     """One pack of (index in the batch, weighted rows, length)."""
     token_count = sum(length for _, _, length in items)
-    slot_count = min(pack_slots(token_count), max(token_budget, token_count))
+    slot_count = slots_within(token_budget, token_count)
     support_size = batch.examples[0].targets.token_ids.shape[1]
     writer = PackWriter()
     row_slots = np.zeros(slot_count, np.int32)

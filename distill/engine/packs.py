@@ -19,6 +19,15 @@ def pack_slots(token_count: int) -> int:
     return length_bucket(token_count, smallest=SMALLEST_PACK)
 
 
+def slots_within(token_budget: int, token_count: int) -> int:
+    """Slots of a pack that may hold `token_budget` tokens, or one sequence that is longer.
+
+    The budget is a size of its own. Beyond it every length would be one: there only buckets are.
+    """
+    slot_count = pack_slots(token_count)
+    return slot_count if token_count > token_budget else min(slot_count, token_budget)
+
+
 def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Put items into as few packs as first-fit-decreasing finds.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.engine.packs import Pack, PackWriter, first_fit, pack_slots
+from distill.engine.packs import Pack, PackWriter, first_fit, slots_within
 from distill.engine.scoring_jobs import ScoreJob
 from distill.tensors import Int32Array
 
@@ -77,7 +77,7 @@ def plan_packs(jobs: Sequence[ScoreJob], token_budget: int) -> Iterator[ScoringP
     for items in first_fit([family.token_count for family in families], token_budget):
         writer = PackWriter()
         placed = [place for item in items for place in _write(families[item], writer)]
-        slot_count = min(pack_slots(writer.token_count), max(token_budget, writer.token_count))
+        slot_count = slots_within(token_budget, writer.token_count)
         yield ScoringPack(pack=writer.pack(slot_count), jobs=tuple(placed))
 
 

@@ -76,3 +76,16 @@ def test_packs_stay_within_the_budget_or_hold_one_example(batch):
         slot_count = len(micro_batch.pack.token_ids)
         assert slot_count <= BUDGET or len(micro_batch.sources) == 1
         assert slot_count <= pack_slots(MAX_LENGTH)
+
+
+def test_examples_longer_than_the_budget_have_the_shapes_of_their_buckets():
+    """Not each a shape, and so a program, of its own."""
+    rng = np.random.default_rng(0)
+    shapes = set()
+    for length in range(1025, 2049, 7):
+        example = distribution_example(
+            rng, length=length, offset=length - 1, row_count=1, vocab_size=VOCAB
+        )
+        (micro_batch,) = split_into_micro_batches(batch_of([example]), token_budget=1024)
+        shapes.add(len(micro_batch.pack.token_ids))
+    assert shapes == {1536, 2048}

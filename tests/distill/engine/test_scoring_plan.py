@@ -57,6 +57,15 @@ def test_only_a_prompt_longer_than_the_budget_exceeds_it(prompts):
         assert len(planned.pack.token_ids) <= BUDGET or len(planned.jobs) == 1
 
 
+def test_prompts_longer_than_the_budget_have_the_shapes_of_their_buckets():
+    """Not each a shape, and so a program, of its own."""
+    shapes = set()
+    for length in range(BUDGET + 1, 2 * BUDGET + 1):
+        (planned,) = plan_packs([job(0, np.zeros(length + 1))], BUDGET)
+        shapes.add(len(planned.pack.token_ids))
+    assert shapes == {256, 384, 512}
+
+
 def test_a_shared_beginning_takes_its_slots_once():
     context = np.arange(100)
     prompts = [job(row, [*context, 7, 8, row, 9]) for row in range(8)]
