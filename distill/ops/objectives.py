@@ -193,6 +193,17 @@ def reverse_tail_bucket(
     return _conserved_reverse(log_q, log_p).sum(-1)
 
 
+def _log_mixture(larger: jax.Array, smaller: jax.Array, gap: jax.Array) -> jax.Array:
+    """log(larger + smaller * exp(gap)) of two shares that add up to 1, for gap <= 0.
+
+    From the ratio alone, so that it keeps its digits where that is near 1; and as a sum of logs
+    where it is far from 1, for there one of the shares may be all that is left of it.
+    """
+    near = jnp.log1p(smaller * jnp.expm1(jnp.maximum(gap, -0.5)))
+    far = jnp.logaddexp(jnp.log(larger), jnp.log(smaller) + gap)
+    return jnp.where(gap > -0.5, near, far)
+
+
 def jsd(student: StudentRows, targets: TargetRows, parameters: ObjectiveParameters) -> jax.Array:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = (1 - beta) q + beta p, over K + 1 outcomes; the
     generalised Jensen-Shannon divergence of GKD (https://arxiv.org/abs/2306.13649, as in TRL).
@@ -209,10 +220,11 @@ def jsd(student: StudentRows, targets: TargetRows, parameters: ObjectiveParamete
     log_p = _outcomes(targets.values, targets.tail_log_probs)
     used = jnp.isfinite(log_p)
     q, p = jnp.where(used, jnp.exp(log_q), 0.0), jnp.exp(log_p)
-    # m / q and m / p come from p / q alone, so that they keep their digits where they are near 1.
     gap = lax.stop_gradient(jnp.where(used, log_p, 0.0) - jnp.where(used, log_q, 0.0))
-    below = jnp.log1p(beta * jnp.expm1(jnp.minimum(gap, 0.0)))  # log(m / q) where p <= q
-    above = jnp.log1p((1.0 - beta) * jnp.expm1(-jnp.maximum(gap, 0.0)))  # log(m / p) where p > q
+    # At the ends nothing of this is used, but an infinite value would still spoil the gradient.
+    share = jnp.where((beta == 0.0) | (beta == 1.0), 0.5, beta)
+    below = _log_mixture(1.0 - share, share, jnp.minimum(gap, 0.0))  # log(m / q) where p <= q
+    above = _log_mixture(share, 1.0 - share, -jnp.maximum(gap, 0.0))  # log(m / p) where p > q
     mixture_over_q = jnp.where(gap <= 0.0, below, gap + above)
     mixture_over_p = jnp.where(gap <= 0.0, below - gap, above)
     of_q = (1.0 - beta) * _product(q, mixture_over_q).sum(-1)

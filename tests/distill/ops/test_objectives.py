@@ -379,6 +379,33 @@ def test_reverse_gradient_vanishes_with_the_students_tail_and_stays_finite(beta)
         assert_equals_the_reference("jsd", *rows, beta=beta)
 
 
+@pytest.mark.parametrize("gap", [-200.0, -60.0, -20.0, 20.0, 60.0, 200.0])
+@pytest.mark.parametrize("beta", [*BETAS, 1e-9, 1 - 1e-7])
+def test_jsd_is_right_where_teacher_and_student_are_far_apart(beta, gap):
+    """By such a gap at a token or in the tail, whichever of the two is almost 0 there."""
+    beta = float(np.float32(beta))
+    even = np.array([[0.5, 0.0, -0.5, 0.3]] * 2)
+    uneven = np.array([[0.0, -gap, 1.0, 0.5], [0.0, 1.0, -gap, -gap]])
+    student = np.concatenate([even, uneven])
+    teacher = reference.log_softmax(np.concatenate([uneven, even]))
+    token_ids = np.array([[0, 1], [1, 0], [0, 1], [1, 0]])
+    log_p = np.take_along_axis(teacher, token_ids, axis=-1)
+    tail = reference.tail_log_probs(teacher, token_ids)
+    name, rows = "jsd", (student, token_ids, log_p, tail)
+    np.testing.assert_allclose(
+        losses_from_logits(name, *rows, beta=beta),
+        reference.row_losses(name, *rows, beta=beta),
+        rtol=2e-5,
+        atol=2e-5,
+    )
+    np.testing.assert_allclose(
+        gradient_of_logits(name, *rows, beta=beta),
+        reference.logits_gradient(name, *rows, beta=beta),
+        rtol=1e-6,  # some are 200
+        atol=3e-6,
+    )
+
+
 @pytest.mark.parametrize("beta", BETAS)
 def test_a_value_of_beta_or_of_a_clip_is_no_new_program(beta):
     traced = []
