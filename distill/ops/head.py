@@ -292,7 +292,8 @@ def _compute_chunk(
     is_counted = first_occurrences(ids) & settings.with_tail
     # Relative to its own maximum: a tail of any smallness keeps its digits and its gradient.
     outside_peak = outside.max(-1)
-    outside_peak = jnp.where(jnp.isfinite(outside_peak), outside_peak * scale, 0.0)
+    # Of an empty outside the row's own: what is relative to both must not overflow.
+    outside_peak = jnp.where(jnp.isfinite(outside_peak), outside_peak, peak[:, 0]) * scale
     scales = jnp.broadcast_to(scale, (chunk_rows,))
     sums = sum_weights(outside, outside_peak, scales, lambda block, _: block > -jnp.inf)
     summary = summarize_support(

@@ -286,6 +286,20 @@ def test_full_support_equals_dense_kl(name):
     np.testing.assert_allclose(gradient, dense_gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize("shift", [-1e4, -100.0, 100.0, 1e4])
+@pytest.mark.parametrize("name", DISTRIBUTION_OBJECTIVES)
+def test_a_shift_of_all_logits_changes_nothing_also_at_full_support(name, shift):
+    logits, _, _, _ = random_rows(9, vocab_size=12)
+    logits = np.round(logits * 64) / 64  # so that the shifted ones are exact
+    teacher = reference.log_softmax(np.random.default_rng(10).normal(size=logits.shape))
+    token_ids = np.argsort(-teacher, axis=-1)
+    rows = (token_ids, np.take_along_axis(teacher, token_ids, axis=-1), np.full(8, -np.inf))
+    for function in (losses_from_logits, gradient_of_logits):
+        np.testing.assert_allclose(
+            function(name, logits + shift, *rows), function(name, logits, *rows), atol=1e-6
+        )
+
+
 def test_truncated_gradient_is_the_support_mass_times_the_renormalized_one():
     logits, token_ids, log_p, tail = random_rows(11)
     mass = np.exp(log_p).sum(-1, keepdims=True)
