@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from distill.engine.buckets import power_of_two_at_least, power_of_two_at_most
 from distill.engine.compiled import CompiledFunctions
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import IsWanted, ScoredChunk, ScoreJob, always_wanted
 from distill.engine.scoring_plan import PlacedJob, ScoringPack, plan_packs
 from distill.engine.supports import (
     Candidates,
@@ -102,7 +102,10 @@ class Scorer:
         return (result[1] for result in self.score_jobs(jobs, weights) if result is not None)
 
     def score_jobs(
-        self, jobs: Sequence[ScoreJob], weights: ModelWeights
+        self,
+        jobs: Sequence[ScoreJob],
+        weights: ModelWeights,
+        is_wanted: IsWanted = always_wanted,
     ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
         """Score prompts, a pack of them after the other.
 
@@ -111,17 +114,30 @@ class Scorer:
         Args:
             jobs: the prompts; supports, K and temperatures may differ.
             weights: what to compute under.
+            is_wanted: asked before each body and each call of the head: a job that is not costs
+                no further compute.
 
         Yields:
             Each chunk with its job, and None for a piece without a result. The chunks of a job
-            come in order and tile [score_from, T) exactly once.
+            come in order and tile [score_from, T) exactly once, up to where it is not wanted.
         """
         head = head_weights(self._config, weights.parameters, weights.adapter)
-        for planned in plan_packs(jobs, self.token_budget):
+        for planned in self._wanted_packs(jobs, is_wanted):
             hidden = self._compute_body(planned, weights)
             yield None
-            for ranges in self._head_calls(planned):
-                yield from _chunks(self._compute_head(hidden, head, ranges), ranges)
+            for ranges in self._head_calls(planned, is_wanted):
+                for job, chunk in _chunks(self._compute_head(hidden, head, ranges), ranges):
+                    if is_wanted(job):
+                        yield job, chunk
+
+    def _wanted_packs(self, jobs: Sequence[ScoreJob], is_wanted: IsWanted) -> Iterator[ScoringPack]:
+        """The packs, each planned anew when its turn comes where some of it is not wanted."""
+        for planned in plan_packs(jobs, self.token_budget):
+            wanted = [placed.job for placed in planned.jobs if is_wanted(placed.job)]
+            if len(wanted) == len(planned.jobs):
+                yield planned
+            else:
+                yield from plan_packs(wanted, self.token_budget)
 
     def _compute_body(self, planned: ScoringPack, weights: ModelWeights) -> jax.Array:
         pack = planned.pack
@@ -138,7 +154,7 @@ class Scorer:
         hidden.block_until_ready()  # the piece is over when its compute is
         return hidden
 
-    def _head_calls(self, planned: ScoringPack) -> Iterator[list[_RowRange]]:
+    def _head_calls(self, planned: ScoringPack, is_wanted: IsWanted) -> Iterator[list[_RowRange]]:
         """The wanted rows of a pack, at most a call's at a time and none more than once."""
         for _, same in groupby(sorted(planned.jobs, key=self._head_kind), key=self._head_kind):
             placed_jobs = list(same)
@@ -147,7 +163,7 @@ class Scorer:
             room = call_rows
             for placed in placed_jobs:
                 row, end = placed.job.score_from, len(placed.job.token_ids)
-                while row < end:
+                while row < end and is_wanted(placed.job):
                     row_count = min(room, end - row)
                     ranges.append(_RowRange(placed=placed, first_row=row, row_count=row_count))
                     row += row_count

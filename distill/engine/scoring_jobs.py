@@ -3,7 +3,9 @@
 Letters: T tokens of a prompt, P rows of a chunk, K support size, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from distill.engine.supports import Support
 from distill.tensors import FloatArray, Int32Array
@@ -30,6 +32,15 @@ class ScoreJob:
 
     support: Support = None
     """Which K tokens; None: the most probable."""
+
+
+IsWanted: TypeAlias = Callable[[ScoreJob], bool]
+"""Whether anybody waits for further rows of a job. Once it is not wanted, it never is again."""
+
+
+def always_wanted(_: ScoreJob) -> bool:
+    """The `IsWanted` of a caller who wants all."""
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from distill.engine.call_plan import CallPlanner, WaitingJobs, same_weights
 from distill.engine.company import Company
 from distill.engine.device_queue import DeviceQueue, DeviceStream, Rest
 from distill.engine.result_stream import ResultStream
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import IsWanted, ScoredChunk, ScoreJob
 from distill.engine.weights import ModelWeights
 
 
@@ -29,13 +29,14 @@ class JobScorer(Protocol):
     """What the scheduler needs of a scorer."""
 
     def score_jobs(
-        self, jobs: Sequence[ScoreJob], weights: ModelWeights
+        self, jobs: Sequence[ScoreJob], weights: ModelWeights, is_wanted: IsWanted
     ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
         """Score jobs of any kinds together.
 
         Every `next()` is one bounded piece of compute; None is one without a result. The jobs in
         the results are the very objects that were given. The chunks of a job come in order and
-        tile [score_from, T) exactly once.
+        tile [score_from, T) exactly once, or end where the job is not wanted any more, which is
+        asked before each piece.
         """
 
 
@@ -94,6 +95,11 @@ class _Call:
         return any(
             not stream._cancelled and not stream._is_lagging for stream in self.streams.values()
         )
+
+    def wants(self, job: ScoreJob) -> bool:
+        """Whether anybody waits for further rows of a job. Needs no lock."""
+        stream = self.streams.get(id(job))
+        return stream is not None and not stream._cancelled
 
     def close(self) -> None:
         """Free what the scorer holds for it."""
@@ -268,7 +274,7 @@ class ScoringScheduler:
         error: BaseException | None = None
         try:
             if call.pieces is None:
-                call.pieces = self._scorer.score_jobs(call.jobs, call.weights)
+                call.pieces = self._scorer.score_jobs(call.jobs, call.weights, call.wants)
             result = next(call.pieces)
         except StopIteration:
             error = RuntimeError("the scorer ended before it had scored every row")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import IsWanted, ScoredChunk, ScoreJob
 from distill.engine.weights import ModelWeights
 
 WEIGHTS = [ModelWeights({"embedding": index}, adapter=None) for index in range(3)]
@@ -37,19 +37,25 @@ class FakeScorer:
         self.before_piece: Callable[[ScoreJob], None] = lambda _: None
 
     def score_jobs(
-        self, jobs: Sequence[ScoreJob], weights: ModelWeights
+        self, jobs: Sequence[ScoreJob], weights: ModelWeights, is_wanted: IsWanted
     ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
         self.calls.append((weights, [int(each.token_ids[0]) for each in jobs]))
         # Kept, so that only an explicit `close` ends a call early.
-        self._iterators.append(self._run(jobs))
+        self._iterators.append(self._run(jobs, is_wanted))
         return self._iterators[-1]
 
-    def _run(self, jobs: Sequence[ScoreJob]) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
+    def _run(
+        self, jobs: Sequence[ScoreJob], is_wanted: IsWanted
+    ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
         try:
             for each in jobs:
+                if not is_wanted(each):
+                    continue
                 self._piece(each)
                 yield None
                 for position in range(each.score_from, len(each.token_ids)):
+                    if not is_wanted(each):
+                        break
                     self._piece(each)
                     yield each, chunk(each, position)
         finally:

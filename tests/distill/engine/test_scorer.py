@@ -1,5 +1,6 @@
 """Scoring: what is computed, in which chunks, and under which weights."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import jax
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_plan import plan_packs
 from distill.engine.weights import ModelWeights
 from distill.models.adapters import ALL_TARGETS, LoraSpec, init_adapter
 from distill.models.loading import LoadedModel
@@ -227,6 +229,29 @@ def test_a_cancelled_stream_computes_no_further_rows(
     # One piece was read, and at most two more were under way.
     assert scorer.head_rows_computed - rows_before <= 3 * 128
     assert stream.pieces_run <= 3
+
+
+def test_jobs_that_are_not_wanted_any_more_cost_neither_body_nor_head(
+    scorer: Scorer, model: LoadedModel, weights: ModelWeights
+) -> None:
+    length = 200
+    jobs = [job(tokens(model, length, seed=row), row=row) for row in range(7)]
+    packs = [
+        [placed.job.row for placed in planned.jobs]
+        for planned in plan_packs(jobs, scorer.token_budget)
+    ]
+    assert [len(rows) for rows in packs] == [5, 2]
+    kept = {packs[0][0], packs[1][0]}
+    wanted = set(range(7))
+    before = scorer.body_tokens_computed, scorer.head_rows_computed
+    row_counts: Counter[int] = Counter()
+    for scored in filter(None, scorer.score_jobs(jobs, weights, lambda each: each.row in wanted)):
+        row_counts[scored[0].row] += len(scored[1].prompt_log_probs)
+        wanted.intersection_update(kept)
+    assert row_counts == dict.fromkeys(kept, length - 1)
+    # The body of the first pack was computed by then, and a call of the head.
+    assert scorer.body_tokens_computed - before[0] == (5 + 1) * (length - 1)
+    assert scorer.head_rows_computed - before[1] <= 2 * (length - 1) + 256
 
 
 def test_the_longest_sequence_is_scored(

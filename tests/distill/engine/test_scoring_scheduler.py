@@ -325,6 +325,26 @@ def test_a_cancelled_part_of_a_shared_call_is_skipped_for_itself_alone(
     assert not cancelled._results
 
 
+def test_a_cancelled_part_of_a_shared_call_costs_no_further_piece(
+    queue: DeviceQueue, scorer: FakeScorer, scheduling: Scheduling
+) -> None:
+    scheduler = scheduling()
+    stop = Stop(scorer, 2, WAIT_SECONDS)
+    gate = Gate(queue)
+    other = scheduler.score([job(3, row=0, mark=1), job(3, row=1, mark=2)], WEIGHTS[0], window=9)
+    cancelled = scheduler.score([job(40, mark=3)], WEIGHTS[0])
+    last = scheduler.score([job(3, mark=4)], WEIGHTS[0])
+    gate.open()
+    stop.wait()
+    cancelled.cancel()
+    stop.open()
+    assert len(list(other)) == 6
+    assert len(list(last)) == 3
+    wait_until(lambda: not queue._unfinished)
+    assert marks(scorer) == [[1, 2, 3, 4]]
+    assert 3 not in scorer.pieces
+
+
 def test_cancel_wakes_a_waiting_consumer(queue: DeviceQueue, scheduling: Scheduling) -> None:
     gate = Gate(queue)
     stream = scheduling().score([job(3)], WEIGHTS[0])
