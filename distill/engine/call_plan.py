@@ -118,6 +118,13 @@ class CallPlanner:
             arrival=self._arrivals,
         )
 
+    def put_back(self, stream: WaitingJobs, jobs: Sequence[ScoreJob]) -> None:
+        """Jobs that were taken and not computed wait again, before all others of their stream.
+
+        What they added to its position stays: what was computed for them is computed again.
+        """
+        stream.portions.extendleft(reversed(portions(jobs, self._token_budget)))
+
     def fills_a_call(self, streams: Sequence[WaitingJobs]) -> bool:
         """Whether no further stream could change what the next call is worth."""
         return sum(stream.token_count for stream in streams) >= self._token_budget

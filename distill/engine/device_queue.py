@@ -65,7 +65,7 @@ class DeviceStream(ResultStream[ResultT]):
             if self._state is _State.RESTING:
                 self._queue._make_ready(self)
 
-    def _after_read(self) -> None:
+    def _after_read(self, _: ResultT) -> None:
         if self._state is _State.PARKED:
             self._queue._make_ready(self)
 

@@ -57,7 +57,7 @@ class ResultStream(Generic[ResultT]):
                     raise CancelledError
                 if self._results:
                     result = self._results.popleft()
-                    self._after_read()
+                    self._after_read(result)
                     return result
                 if self._ended:
                     if self._error is not None:
@@ -95,7 +95,7 @@ class ResultStream(Generic[ResultT]):
         self._error = error
         self._changed.notify_all()
 
-    def _after_read(self) -> None:
+    def _after_read(self, result: ResultT) -> None:
         """The consumer took a result."""
 
     def _after_cancel(self) -> None:

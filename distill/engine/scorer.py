@@ -285,6 +285,11 @@ def _gather(hidden: jax.Array, slots: jax.Array) -> jax.Array:
     return hidden[slots]
 
 
+def _own(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[Any]:
+    """A part of a call's result that does not keep the rest in memory."""
+    return part if part.nbytes == whole.nbytes else part.copy()
+
+
 def _chunks(
     rows: Sequence[NDArray[Any]], ranges: list[_RowRange]
 ) -> Iterator[tuple[ScoreJob, ScoredChunk]]:
@@ -302,12 +307,12 @@ def _chunks(
                 ScoredChunk(
                     row=part.job.row,
                     position_offset=part.first_row + offset,
-                    token_ids=token_ids[here, :top_k],
-                    log_probs=log_probs[here, :top_k],
-                    prompt_log_probs=prompt_log_probs[here],
-                    tail_log_probs=tail_log_probs[here],
-                    entropies=entropies[here],
-                    weights=weights[0][here, :top_k] if weights else None,
+                    token_ids=_own(token_ids[here, :top_k], token_ids),
+                    log_probs=_own(log_probs[here, :top_k], log_probs),
+                    prompt_log_probs=_own(prompt_log_probs[here], prompt_log_probs),
+                    tail_log_probs=_own(tail_log_probs[here], tail_log_probs),
+                    entropies=_own(entropies[here], entropies),
+                    weights=_own(weights[0][here, :top_k], weights[0]) if weights else None,
                 ),
             )
         start += part.row_count

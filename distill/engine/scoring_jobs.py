@@ -4,10 +4,10 @@ Letters: T tokens of a prompt, P rows of a chunk, K support size, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from distill.engine.supports import Support
+from distill.engine.supports import Candidates, Support
 from distill.tensors import FloatArray, Int32Array
 
 
@@ -32,6 +32,13 @@ class ScoreJob:
 
     support: Support = None
     """Which K tokens; None: the most probable."""
+
+    def from_row(self, row: int) -> "ScoreJob":
+        """The rest of it, from this row on."""
+        support = self.support
+        if isinstance(support, Candidates):
+            support = Candidates(token_ids=support.token_ids[row - self.score_from :])
+        return replace(self, score_from=row, support=support)
 
 
 IsWanted: TypeAlias = Callable[[ScoreJob], bool]
@@ -70,3 +77,17 @@ class ScoredChunk:
 
     weights: FloatArray | None = None
     """[P, K], of a sampled support."""
+
+    @property
+    def byte_count(self) -> int:
+        """Of its arrays."""
+        arrays = (
+            self.token_ids,
+            self.log_probs,
+            self.prompt_log_probs,
+            self.tail_log_probs,
+            self.entropies,
+        )
+        return sum(each.nbytes for each in arrays) + (
+            0 if self.weights is None else self.weights.nbytes
+        )

@@ -6,15 +6,16 @@ last; meanwhile, when there is nothing to compute, it rests and costs no turn.
 
 A call runs until the last of its jobs is delivered. Each stream gets its chunks as they are
 computed, and ends with its own last row. A stream whose reader lags gets no further jobs computed.
-What a call that it shares with others still holds of it is kept for it; a call that holds nothing
-but jobs of lagging streams stands still while others run.
+A call that it shares with others goes on without regard to its window, until so many bytes are kept
+for it that the rest of its jobs goes back to where they wait. A call that holds nothing but jobs of
+lagging streams stands still while others run.
 """
 
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from distill.engine.call_plan import CallPlanner, WaitingJobs, same_weights
@@ -23,6 +24,9 @@ from distill.engine.device_queue import DeviceQueue, DeviceStream, Rest
 from distill.engine.result_stream import ResultStream
 from distill.engine.scoring_jobs import IsWanted, ScoredChunk, ScoreJob
 from distill.engine.weights import ModelWeights
+
+KEPT_BYTES = 4 << 20
+"""Most bytes of chunks that are kept for a stream that lags, give or take a chunk."""
 
 
 class JobScorer(Protocol):
@@ -54,13 +58,24 @@ class ScoreStream(ResultStream[ScoredChunk]):
         self._scheduler = scheduler
         self._waiting = waiting
         self._jobs_in_call = 0
+        self._kept_bytes = 0
 
     @property
     def _is_waiting(self) -> bool:
         """Whether the next call may take jobs of it."""
         return bool(self._waiting.portions) and not self._jobs_in_call and not self._is_lagging
 
-    def _after_read(self) -> None:
+    @property
+    def _keeps_too_much(self) -> bool:
+        """Whether no call may go on computing for it."""
+        return self._is_lagging and self._kept_bytes >= self._scheduler._most_kept_bytes
+
+    def _put(self, result: ScoredChunk) -> None:
+        self._kept_bytes += result.byte_count
+        super()._put(result)
+
+    def _after_read(self, result: ScoredChunk) -> None:
+        self._kept_bytes -= result.byte_count
         if len(self._results) == self._window - 1:
             self._scheduler._wake()
 
@@ -80,6 +95,9 @@ class _Call:
 
     streams: dict[int, ScoreStream]
     """By the id of a job that is not finished: who gets its chunks."""
+
+    next_rows: dict[int, int] = field(default_factory=dict)
+    """By the id of a job of which there are chunks already: its first row that is not there."""
 
     pieces: Iterator[tuple[ScoreJob, ScoredChunk] | None] | None = None
     """The scorer's; None before the first."""
@@ -138,6 +156,7 @@ class ScoringScheduler:
         *,
         token_budget: int,
         patience_seconds: float = 0.003,
+        most_kept_bytes: int = KEPT_BYTES,
     ) -> None:
         """
         Args:
@@ -146,11 +165,14 @@ class ScoringScheduler:
             token_budget: most tokens of one call; only a longer prompt, alone, exceeds it.
             patience_seconds: longest time that a call with room left waits for streams that are
                 likely to come, while the device has nothing else to do.
+            most_kept_bytes: bytes of chunks beyond its window that a shared call may keep for a
+                stream that lags.
         """
         self._queue = queue
         self._scorer = scorer
         self._planner = CallPlanner(token_budget)
         self._company = Company(patience_seconds)
+        self._most_kept_bytes = most_kept_bytes
         # Taken before the queue's own, and never while a piece is computed. Reentrant: a stream
         # that cancels itself holds it already.
         self._lock = threading.RLock()
@@ -270,6 +292,10 @@ class ScoringScheduler:
 
     def _advance(self, call: _Call) -> None:
         """Compute a piece of a call and deliver its result."""
+        with self._lock:
+            for stream in set(call.streams.values()):
+                if stream._keeps_too_much:
+                    self._withdraw(call, stream)
         result: tuple[ScoreJob, ScoredChunk] | None = None
         error: BaseException | None = None
         try:
@@ -290,10 +316,20 @@ class ScoringScheduler:
         if not call.streams:
             call.close()
 
+    def _withdraw(self, call: _Call, stream: ScoreStream) -> None:
+        """A call goes on without a stream, whose jobs wait again for what is left of them."""
+        jobs = [job for job in call.jobs if call.streams.get(id(job)) is stream]
+        for job in jobs:
+            del call.streams[id(job)]
+        rest = [job.from_row(call.next_rows.get(id(job), job.score_from)) for job in jobs]
+        self._planner.put_back(stream._waiting, rest)
+        stream._jobs_in_call = 0
+
     def _deliver(self, call: _Call, job: ScoreJob, chunk: ScoredChunk) -> None:
         stream = call.streams[id(job)]
         stream._put(chunk)
-        if chunk.position_offset + len(chunk.prompt_log_probs) < len(job.token_ids):
+        call.next_rows[id(job)] = chunk.position_offset + len(chunk.prompt_log_probs)
+        if call.next_rows[id(job)] < len(job.token_ids):
             return
         del call.streams[id(job)]
         stream._jobs_in_call -= 1

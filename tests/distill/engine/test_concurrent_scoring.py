@@ -113,6 +113,19 @@ def test_concurrent_streams_get_what_they_get_alone_in_fewer_calls(
     assert scheduler.call_count < len(requests)
 
 
+@pytest.mark.parametrize("client", range(3))
+def test_the_rest_of_a_job_is_scored_as_in_the_whole(
+    model: LoadedModel, scorer: Scorer, weights: ModelWeights, client: int
+) -> None:
+    """Of every kind of support: what is taken out of a call and put back later loses nothing."""
+    jobs = request(model, client)
+    whole = rows_of(scorer.score(jobs, weights))
+    middles = [(job.score_from + len(job.token_ids)) // 2 for job in jobs]
+    rest = [job.from_row(row) for job, row in zip(jobs, middles, strict=True)]
+    expected = {key: fields for key, fields in whole.items() if key[1] >= middles[key[0]]}
+    assert_same(rows_of(scorer.score(rest, weights)), expected)
+
+
 def test_streams_under_two_adapters_get_what_they_get_alone(
     model: LoadedModel, scorer: Scorer, queue: DeviceQueue
 ) -> None:

@@ -254,6 +254,20 @@ def test_jobs_that_are_not_wanted_any_more_cost_neither_body_nor_head(
     assert scorer.head_rows_computed - before[1] <= 2 * (length - 1) + 256
 
 
+@pytest.mark.parametrize("top_k", [5, 8, 512])
+def test_a_chunk_that_is_kept_keeps_nothing_else(
+    scorer: Scorer, model: LoadedModel, weights: ModelWeights, top_k: int
+) -> None:
+    """Neither the padding of the call nor the rows of others."""
+    jobs = [job(tokens(model, 100, seed=row), row=row, top_k=top_k) for row in range(3)]
+    for chunk in scorer.score(jobs, weights):
+        for array in (chunk.token_ids, chunk.log_probs, chunk.prompt_log_probs, chunk.entropies):
+            owner = array
+            while isinstance(owner.base, np.ndarray):
+                owner = owner.base
+            assert owner.nbytes == array.nbytes
+
+
 def test_the_longest_sequence_is_scored(
     scorer: Scorer, model: LoadedModel, weights: ModelWeights
 ) -> None:

@@ -277,6 +277,30 @@ def test_a_call_goes_on_for_those_who_read_it_and_keeps_what_the_stalled_one_got
     assert rows(stalled) == rows_of(*stalled_jobs)
 
 
+def test_no_more_than_the_bound_is_kept_for_a_stalled_reader_of_a_shared_call(
+    queue: DeviceQueue, scorer: FakeScorer
+) -> None:
+    chunk_bytes = 20
+    scheduler = ScoringScheduler(
+        queue, scorer, token_budget=100, patience_seconds=0.0, most_kept_bytes=6 * chunk_bytes
+    )
+    gate = Gate(queue)
+    stalled_jobs = [job(20, row=row, mark=row) for row in range(2)]
+    stalled = scheduler.score(stalled_jobs, WEIGHTS[0], window=4)
+    reading_jobs = [job(20, row=row, mark=10 + row) for row in range(2)]
+    reading = scheduler.score(reading_jobs, WEIGHTS[0], window=100)
+    gate.open()
+    assert rows(reading) == rows_of(*reading_jobs)
+    rest_of(scheduler)
+    assert marks(scorer) == [[0, 1, 10, 11]]
+    assert len(stalled._results) == 6
+    assert stalled._kept_bytes == 6 * chunk_bytes
+    # When it reads on it gets the rest, each row once and in order.
+    assert rows(stalled) == rows_of(*stalled_jobs)
+    assert stalled._kept_bytes == 0
+    assert marks(scorer)[1:] == [[0, 1]]
+
+
 # Cancellation and deadlines.
 
 
