@@ -3,12 +3,12 @@
 A *task* is an iterator whose every `next()` is one bounded piece of compute. One worker thread runs
 the pieces of all tasks in turn, so a long request delays a short one by single pieces only. A task
 whose consumer lags is parked, one that has nothing to do may rest, and a cancelled one is closed
-before its next piece.
+before its next piece. A task that computes for several consumers gets a turn for each of them.
 """
 
+import heapq
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
@@ -56,6 +56,9 @@ class DeviceStream(ResultStream[ResultT]):
         self._iterator = iterator
         self._state = _State.READY
         self._woken = False
+        self._due = 0.0  # on the queue's clock of turns
+        self.weight = 1
+        """Turns that it gets for each one of another task. May be changed at any time."""
         self.pieces_run = 0
 
     def wake(self) -> None:
@@ -104,7 +107,11 @@ class DeviceQueue:
         # Reentrant: a stream that cancels itself holds the lock already.
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
-        self._ready: deque[DeviceStream[Any]] = deque()
+        # Those that are due earliest come first; among them whoever got ready first.
+        self._ready: list[tuple[float, int, DeviceStream[Any]]] = []
+        self._readied = 0
+        self._turn = 0.0
+        """When the last turn was due: a turn of a task of weight w costs it 1 / w."""
         self._resting: dict[DeviceStream[Any], float] = {}  # and the end of its rest
         self._unfinished: set[DeviceStream[Any]] = set()
         self._closing = False
@@ -199,7 +206,10 @@ class DeviceQueue:
     def _make_ready(self, stream: DeviceStream[Any]) -> None:
         stream._state = _State.READY
         self._resting.pop(stream, None)
-        self._ready.append(stream)
+        # Who had nothing to do for a while is not owed the turns of that time.
+        stream._due = max(stream._due, self._turn)
+        self._readied += 1
+        heapq.heappush(self._ready, (stream._due, self._readied, stream))
         self._work.notify()
 
     def _rest(self, stream: DeviceStream[Any], seconds: float | None) -> None:
@@ -231,7 +241,7 @@ class DeviceQueue:
                 if self._closing and not self._unfinished:
                     return None
                 self._work.wait(until_next)
-            stream = self._ready.popleft()
+            self._turn, _, stream = heapq.heappop(self._ready)
             stream._state = _State.RUNNING
             stream._woken = False
             return stream
@@ -254,6 +264,7 @@ class DeviceQueue:
                 return
             self.pieces_run += 1
             stream.pieces_run += 1
+            stream._due += 1.0 / stream.weight
             if result is not None:
                 stream._put(result)
             if stream._is_lagging:

@@ -1,8 +1,9 @@
 """Merges the scoring of concurrent streams into calls of the scorer.
 
 All of it is one task on the device queue: each of its pieces is one piece of a call, so training
-and sampling take their turns between them. The task starts with the first stream and ends with the
-last; meanwhile, when there is nothing to compute, it rests and costs no turn.
+and sampling take their turns between them, one for a turn of each stream. The task starts with the
+first stream and ends with the last; meanwhile, when there is nothing to compute, it rests and costs
+no turn.
 
 A call runs until the last of its jobs is delivered. Each stream gets its chunks as they are
 computed, and ends with its own last row. A stream whose reader lags gets no further jobs computed.
@@ -247,6 +248,10 @@ class ScoringScheduler:
             following = self._choose()
             if following is None:
                 self._task = None
+            elif self._task is not None:
+                # As fair to other tasks as if each stream were one.
+                reading = sum(not stream._is_lagging for stream in self._streams)
+                self._task.weight = max(1, reading)
         for call in unwanted:
             call.close()
         if following is None:

@@ -52,6 +52,46 @@ def test_streams_take_turns(queue: DeviceQueue) -> None:
     assert "".join(order) == "abcabcabc"
 
 
+def test_a_task_gets_turns_in_proportion_to_its_weight_and_none_starves(queue: DeviceQueue) -> None:
+    gate = Gate(queue)
+    order: list[str] = []
+
+    def pieces(name: str) -> Iterator[None]:
+        for _ in range(400):
+            order.append(name)
+            yield None
+
+    streams = {name: queue.stream(pieces(name)) for name in "abc"}
+    streams["a"].weight = 4
+    gate.open()
+    for stream in streams.values():
+        assert list(stream) == []
+    counts = {name: order[:300].count(name) for name in "abc"}
+    assert counts == {"a": 200, "b": 50, "c": 50}
+    assert "aaaaa" not in "".join(order[:300])
+
+
+def test_a_task_that_rested_is_not_owed_the_turns_of_others(queue: DeviceQueue) -> None:
+    order: list[str] = []
+
+    def pieces(name: str, rest: bool) -> Iterator[Rest | None]:
+        if rest:
+            yield Rest(seconds=None)
+        for _ in range(50):
+            order.append(name)
+            yield None
+
+    rested = queue.stream(pieces("r", rest=True))
+    wait_until(lambda: rested._state is rested._state.RESTING)
+    assert list(queue.stream(pieces("a", rest=False))) == []
+    gate = Gate(queue)
+    rested.wake()
+    other = queue.stream(pieces("b", rest=False))
+    gate.open()
+    assert list(rested) == list(other) == []
+    assert "".join(order[50:]) in ("rb" * 50, "br" * 50)
+
+
 def test_a_short_task_waits_for_single_pieces_of_a_long_one(queue: DeviceQueue) -> None:
     gate = Gate(queue)
     long = queue.stream(iter(range(1000)), window=1000)

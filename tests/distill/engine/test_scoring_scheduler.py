@@ -238,6 +238,29 @@ def test_a_long_request_delays_a_short_one_by_the_call_under_way(
     long.cancel()
 
 
+def test_each_stream_gets_as_many_turns_as_another_task(
+    queue: DeviceQueue, scheduling: Scheduling
+) -> None:
+    scheduler = scheduling(10_000)
+    gate = Gate(queue)
+    streams = [
+        scheduler.score([job(300, mark=mark)], WEIGHTS[0], window=10**6) for mark in range(4)
+    ]
+    task = scheduler._task
+    assert task is not None
+
+    def other() -> Iterator[int]:
+        for _ in range(50):
+            yield task.pieces_run
+
+    turns = queue.stream(other(), window=100)
+    gate.open()
+    seen = list(turns)
+    assert seen[49] - seen[9] == 4 * 40
+    for stream in streams:
+        assert len(list(stream)) == 300
+
+
 # Lagging readers.
 
 
