@@ -36,13 +36,13 @@ class BatchArrays(NamedTuple):
     """Of the pack, [N] each."""
 
     row_slots: jax.Array
-    """[N]."""
+    """[R]."""
 
     row_count: jax.Array
     """Rows in use."""
 
     targets: HeadTargets
-    """Of the N rows."""
+    """Of the R rows."""
 
     temperature: jax.Array
     """Of the student's logits."""

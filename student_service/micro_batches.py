@@ -1,10 +1,11 @@
 """A batch of ragged examples as packs: a few arrays of bucketed shape, with little padding.
 
-Letters: N slots of a pack, K support size. A pack has at most as many target rows as slots.
+Letters: N slots of a pack, R target rows of it, K support size; R is at most N.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -12,6 +13,15 @@ from distill.engine.packs import Pack, PackWriter, first_fit, slots_within
 from distill.ops.objectives import OBJECTIVES
 from distill.tensors import FloatArray, Int32Array
 from student_service.batch import TrainingBatch
+
+_WHOLE_BYTES = 4 << 20
+"""Arrays [N, K] up to this size have a row for every slot: further shapes would cost more in
+compilations than they save. Larger ones are made for the rows there are."""
+
+_SMALLEST_ROWS = 16
+
+Sources: TypeAlias = tuple[tuple[int, Int32Array], ...]
+"""For each example of a micro-batch: its index in the batch and its weighted rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,29 +32,25 @@ class MicroBatch:
     """The examples' tokens, [N]."""
 
     row_slots: Int32Array
-    """The slot whose hidden state each weighted target row is about, [N]."""
+    """The slot whose hidden state each weighted target row is about, [R]."""
 
     target_ids: Int32Array
-    """[N, K]."""
+    """[R, K]."""
 
     target_values: FloatArray
-    """Weights, advantages or log p, [N, K]."""
+    """Weights, advantages or log p, [R, K]."""
 
     tail_log_probs: FloatArray
-    """[N]."""
+    """[R]."""
 
     old_log_probs: FloatArray
-    """[N, K]; zeros where the objective has no use for them."""
-
-    teacher_entropies: FloatArray
-    """[N]."""
+    """[R, K]; zeros where the objective has no use for them."""
 
     row_scales: FloatArray
-    """Row weight times the reduction's factor, [N]; 0 in padding."""
+    """Row weight times the reduction's factor, [R]; 0 in padding."""
 
-    sources: tuple[tuple[int, Int32Array], ...]
-    """For each example in it: its index in the batch and its weighted rows. Their results lie one
-    after the other in the first entries of the N rows."""
+    sources: Sources
+    """The results of their rows lie one after the other in the first entries of the R rows."""
 
     @property
     def weighted_row_count(self) -> int:
@@ -52,8 +58,8 @@ class MicroBatch:
         return sum(len(rows) for _, rows in self.sources)
 
 
-def split_into_micro_batches(batch: TrainingBatch, *, token_budget: int) -> list[MicroBatch]:
-    """Pack the examples of a batch.
+def split_into_micro_batches(batch: TrainingBatch, *, token_budget: int) -> Iterator[MicroBatch]:
+    """Pack the examples of a batch, each pack when it is asked for.
 
     A sequence is cut after its last weighted row: nothing later can change the loss. Examples
     without a weighted row are left out.
@@ -69,10 +75,20 @@ def split_into_micro_batches(batch: TrainingBatch, *, token_budget: int) -> list
         if len(rows := example.targets.weighted_rows(reads_prompts))
     ]
     lengths = [batch.examples[index].targets.offset + int(rows[-1]) + 1 for index, rows in examples]
-    return [
-        _micro_batch(batch, [(*examples[item], lengths[item]) for item in items], token_budget)
-        for items in first_fit(lengths, token_budget)
-    ]
+    for items in first_fit(lengths, token_budget):
+        yield _micro_batch(
+            batch, [(*examples[item], lengths[item]) for item in items], token_budget
+        )
+
+
+def _padded_rows(row_count: int, slot_count: int, support_size: int) -> int:
+    """Rows as they are compiled."""
+    if 4 * slot_count * support_size <= _WHOLE_BYTES:
+        return slot_count
+    size = _SMALLEST_ROWS
+    while size < row_count:
+        size *= 4
+    return min(size, slot_count)
 
 
 def _micro_batch(
@@ -82,14 +98,14 @@ def _micro_batch(
     token_count = sum(length for _, _, length in items)
     slot_count = slots_within(token_budget, token_count)
     support_size = batch.examples[0].targets.token_ids.shape[1]
+    padded_count = _padded_rows(sum(len(rows) for _, rows, _ in items), slot_count, support_size)
     writer = PackWriter()
-    row_slots = np.zeros(slot_count, np.int32)
-    target_ids = np.zeros((slot_count, support_size), np.int32)
-    target_values = np.zeros((slot_count, support_size), np.float32)
-    tail_log_probs = np.zeros(slot_count, np.float32)
-    old_log_probs = np.zeros((slot_count, support_size), np.float32)
-    teacher_entropies = np.zeros(slot_count, np.float32)
-    row_scales = np.zeros(slot_count, np.float32)
+    row_slots = np.zeros(padded_count, np.int32)
+    target_ids = np.zeros((padded_count, support_size), np.int32)
+    target_values = np.zeros((padded_count, support_size), np.float32)
+    tail_log_probs = np.zeros(padded_count, np.float32)
+    old_log_probs = np.zeros((padded_count, support_size), np.float32)
+    row_scales = np.zeros(padded_count, np.float32)
     start = 0
     for index, rows, length in items:
         example = batch.examples[index]
@@ -102,7 +118,6 @@ def _micro_batch(
         tail_log_probs[here] = targets.tail_log_probs[rows]
         if targets.old_log_probs is not None:
             old_log_probs[here] = targets.old_log_probs[rows]
-        teacher_entropies[here] = targets.teacher_entropies[rows]
         factor = 1.0 / len(rows) if batch.loss.sequence_mean else 1.0
         row_scales[here] = targets.row_weights[rows] * np.float32(factor)
         start += len(rows)
@@ -113,7 +128,6 @@ def _micro_batch(
         target_values=target_values,
         tail_log_probs=tail_log_probs,
         old_log_probs=old_log_probs,
-        teacher_entropies=teacher_entropies,
         row_scales=row_scales,
         sources=tuple((index, rows) for index, rows, _ in items),
     )

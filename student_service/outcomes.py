@@ -9,45 +9,51 @@ from distill.ops.head import MAX_OVERLAP_SUPPORT
 from distill.ops.objectives import OBJECTIVES
 from distill.tensors import FloatArray, Int32Array
 from student_service.batch import BatchMetrics, BatchOutcome, ExampleOutcome, TrainingBatch
-from student_service.micro_batches import MicroBatch
+from student_service.micro_batches import Sources
 
 
 class RowOutcomes(NamedTuple):
-    """What the compiled functions return for the N rows of a micro-batch."""
+    """What the compiled functions return for the R rows of a micro-batch: with padding, and
+    without it once it is fetched."""
 
     log_probs: FloatArray
-    """[N, K]."""
+    """[R, K]."""
 
     losses: FloatArray
-    """Before row weights and the reduction, [N]."""
+    """Before row weights and the reduction, [R]."""
 
     student_entropies: FloatArray
-    """[N]."""
+    """[R]."""
 
     top_token_ids: Int32Array
-    """[N]."""
+    """[R]."""
 
     support_overlaps: FloatArray
-    """[N]."""
+    """[R]."""
 
     tail_bucket_kls: FloatArray
-    """[N]; zeros where the targets are no distribution."""
+    """[R]; zeros where the targets are no distribution."""
 
 
 def summarize(
-    batch: TrainingBatch, micro_batches: Sequence[MicroBatch], rows: Sequence[RowOutcomes]
+    batch: TrainingBatch, sources: Sequence[Sources], rows: Sequence[RowOutcomes]
 ) -> BatchOutcome:
     """Put the rows back in the order and shape of the targets.
 
     Sums are taken in float64 in the order of the examples, so that the reported loss does not
     depend on how the batch was split.
+
+    Args:
+        batch: what was computed.
+        sources: of each micro-batch.
+        rows: of each micro-batch, without padding.
     """
     log_probs = [np.zeros(e.targets.token_ids.shape, np.float32) for e in batch.examples]
     row_losses = [np.zeros(len(e.targets.token_ids), np.float32) for e in batch.examples]
     weighted_counts = [0] * len(batch.examples)
-    for micro_batch, outcome in zip(micro_batches, rows, strict=True):
+    for members, outcome in zip(sources, rows, strict=True):
         start = 0
-        for index, weighted in micro_batch.sources:
+        for index, weighted in members:
             here = slice(start, start + len(weighted))
             log_probs[index][weighted] = outcome.log_probs[here]
             weights = batch.examples[index].targets.row_weights[weighted]
@@ -70,54 +76,56 @@ def summarize(
         loss=sum(example.loss for example in examples),
         row_count=sum(weighted_counts),
         token_count=batch.token_count,
-        metrics=_metrics(batch, micro_batches, rows) if any(weighted_counts) else None,
+        metrics=_metrics(batch, sources, rows) if any(weighted_counts) else None,
         examples=tuple(examples),
     )
 
 
 def _metrics(
-    batch: TrainingBatch, micro_batches: Sequence[MicroBatch], rows: Sequence[RowOutcomes]
+    batch: TrainingBatch, sources: Sequence[Sources], rows: Sequence[RowOutcomes]
 ) -> BatchMetrics:
     """Means over the weighted rows of all micro-batches, in float64."""
 
-    def over_rows(arrays: Sequence[FloatArray]) -> FloatArray:
-        real = [a[: m.weighted_row_count] for a, m in zip(arrays, micro_batches, strict=True)]
-        return np.concatenate(real)
+    def of_student(field: str) -> FloatArray:
+        return np.concatenate([getattr(outcome, field) for outcome in rows])
+
+    def of_targets(field: str) -> FloatArray:
+        return np.concatenate(
+            [
+                getattr(batch.examples[index].targets, field)[weighted]
+                for members in sources
+                for index, weighted in members
+            ]
+        )
 
     def mean(values: FloatArray) -> float:
         return float(values.mean(dtype=np.float64))
 
-    log_q = over_rows([r.log_probs for r in rows])
-    student_entropy = mean(over_rows([r.student_entropies for r in rows]))
+    log_q = of_student("log_probs")
+    student_entropy = mean(of_student("student_entropies"))
     student_mass = mean(np.exp(log_q).sum(-1))
     spec = OBJECTIVES[batch.loss.objective]
     if not spec.needs_distribution:
         return BatchMetrics(
             tail_bucket_kl=None,
-            teacher_entropy=mean(over_rows([m.teacher_entropies for m in micro_batches]))
-            if spec.reads_prompts
-            else None,
+            teacher_entropy=mean(of_targets("teacher_entropies")) if spec.reads_prompts else None,
             student_entropy=student_entropy,
             teacher_support_mass=None,
             student_support_mass=student_mass,
             top_k_overlap=None,
             top_1_agreement=None,
         )
-    log_p = over_rows([m.target_values for m in micro_batches])
-    target_ids = np.concatenate([m.target_ids[: m.weighted_row_count] for m in micro_batches])
+    log_p = of_targets("values")
+    target_ids = of_targets("token_ids")
     teacher_top = np.take_along_axis(target_ids, log_p.argmax(-1)[:, None], axis=-1)[:, 0]
-    student_top = np.concatenate(
-        [r.top_token_ids[: m.weighted_row_count] for r, m in zip(rows, micro_batches, strict=True)]
-    )
+    student_top = of_student("top_token_ids")
     overlap_measured = target_ids.shape[1] <= MAX_OVERLAP_SUPPORT
     return BatchMetrics(
-        tail_bucket_kl=mean(over_rows([r.tail_bucket_kls for r in rows])),
-        teacher_entropy=mean(over_rows([m.teacher_entropies for m in micro_batches])),
+        tail_bucket_kl=mean(of_student("tail_bucket_kls")),
+        teacher_entropy=mean(of_targets("teacher_entropies")),
         student_entropy=student_entropy,
         teacher_support_mass=mean(np.exp(log_p).sum(-1)),
         student_support_mass=student_mass,
-        top_k_overlap=mean(over_rows([r.support_overlaps for r in rows]))
-        if overlap_measured
-        else None,
+        top_k_overlap=mean(of_student("support_overlaps")) if overlap_measured else None,
         top_1_agreement=float((teacher_top == student_top).mean()),
     )

@@ -19,7 +19,7 @@ from distill.models.adapters import LoraSpec, init_adapter, scale_adapter
 from distill.models.loading import LoadedModel
 from student_service.batch import BatchOutcome, TrainingBatch
 from student_service.gradients import add_gradients, batch_arrays, evaluate, in_compute_dtype
-from student_service.micro_batches import MicroBatch, split_into_micro_batches
+from student_service.micro_batches import MicroBatch, Sources, split_into_micro_batches
 from student_service.optimizer import (
     AdamWSettings,
     StepOutcome,
@@ -97,17 +97,18 @@ class Trainer:
         Raises:
             NonFiniteGradientError: a gradient or a loss is NaN or infinite.
         """
-        micro_batches = split_into_micro_batches(batch, token_budget=self._token_budget)
         gradients: Trainable | None = None
+        sources: list[Sources] = []
         rows: list[RowOutcomes] = []
-        for micro_batch in micro_batches:
+        for micro_batch in split_into_micro_batches(batch, token_budget=self._token_budget):
             total = self._zeros(trainable) if gradients is None else gradients
             gradients, outcome = self._add_gradients(
                 total, **self._arguments(trainable, lora, batch, micro_batch)
             )
-            rows.append(jax.device_get(outcome))
+            sources.append(micro_batch.sources)
+            rows.append(_fetch(outcome, micro_batch.weighted_row_count))
             yield None
-        result = summarize(batch, micro_batches, rows)
+        result = summarize(batch, sources, rows)
         if gradients is not None:
             # Before anything is added up: a NaN in the gradient sum could never be taken out again.
             if not np.isfinite(result.loss):
@@ -121,13 +122,14 @@ class Trainer:
         self, trainable: Trainable, lora: LoraSpec | None, batch: TrainingBatch
     ) -> Iterator[BatchOutcome | None]:
         """Loss and metrics of a batch, a micro-batch per piece: yields None until it is done."""
-        micro_batches = split_into_micro_batches(batch, token_budget=self._token_budget)
+        sources: list[Sources] = []
         rows: list[RowOutcomes] = []
-        for micro_batch in micro_batches:
+        for micro_batch in split_into_micro_batches(batch, token_budget=self._token_budget):
             outcome = self._evaluate(**self._arguments(trainable, lora, batch, micro_batch))
-            rows.append(jax.device_get(outcome))
+            sources.append(micro_batch.sources)
+            rows.append(_fetch(outcome, micro_batch.weighted_row_count))
             yield None
-        yield summarize(batch, micro_batches, rows)
+        yield summarize(batch, sources, rows)
 
     def accumulate(self, total: Trainable | None, more: Trainable | None) -> Trainable | None:
         """The sum of two gradients, either of which may be absent.
@@ -190,6 +192,11 @@ class Trainer:
             raise NonFiniteGradientError(
                 f"the norm of {what} is {norm}; the gradient sum is unchanged"
             )
+
+
+def _fetch(outcome: RowOutcomes, row_count: int) -> RowOutcomes:
+    """The rows that are no padding, without the arrays that they lie in."""
+    return RowOutcomes(*(array[:row_count].copy() for array in jax.device_get(outcome)))
 
 
 def parameter_count(trainable: Trainable) -> int:

@@ -1,5 +1,7 @@
 """Ragged batches into packs of few shapes."""
 
+import tracemalloc
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,6 +78,40 @@ def test_packs_stay_within_the_budget_or_hold_one_example(batch):
         slot_count = len(micro_batch.pack.token_ids)
         assert slot_count <= BUDGET or len(micro_batch.sources) == 1
         assert slot_count <= pack_slots(MAX_LENGTH)
+
+
+def test_arrays_exist_for_one_micro_batch_at_a_time_and_for_the_rows_there_are():
+    """48 examples of one weighted row each do not cost 48 packs of supports."""
+    rng = np.random.default_rng(0)
+    support_size = 2048
+    one = distribution_example(
+        rng, length=900, offset=899, row_count=1, vocab_size=4096, support_size=support_size
+    )
+    batch = batch_of([one] * 48)
+    tracemalloc.start()
+    count = sum(1 for _ in split_into_micro_batches(batch, token_budget=1024))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 48
+    support_bytes = 4 * support_size
+    assert peak_bytes < 48 * 3 * support_bytes  # less than one row for each example
+
+
+def test_large_supports_have_few_shapes():
+    rng = np.random.default_rng(0)
+    shapes = set()
+    for row_count in range(1, 600, 25):
+        example = distribution_example(
+            rng,
+            length=600,
+            offset=600 - row_count,
+            row_count=row_count,
+            vocab_size=2048,
+            support_size=1500,
+        )
+        (micro_batch,) = split_into_micro_batches(batch_of([example]), token_budget=1024)
+        shapes.add(micro_batch.target_ids.shape[0])
+    assert shapes == {16, 64, 256, 768}
 
 
 def test_examples_longer_than_the_budget_have_the_shapes_of_their_buckets():

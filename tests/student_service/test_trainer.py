@@ -13,6 +13,7 @@ from distill.models.functional import head_kernel, head_weights, hidden_states
 from distill.models.loading import load_model
 from distill.ops.logits import head_logits
 from student_service.optimizer import AdamWSettings
+from student_service.outcomes import summarize
 from student_service.trainer import Trainer
 from tests.student_service.batches import batch_of, distribution_example, ragged, token_example
 from tests.support.tiny_models import write_tiny_model
@@ -296,6 +297,23 @@ def test_metrics_of_a_student_that_is_its_own_teacher(model, trainer, rng):
         for outcome in (same, other)
     ]
     assert norms[0] < 1e-4 * norms[1]
+
+
+def test_what_is_kept_of_a_micro_batch_are_its_weighted_rows(model, trainer, rng, monkeypatch):
+    kept = []
+
+    def spy(batch, sources, rows):
+        kept.extend(zip(sources, rows, strict=True))
+        return summarize(batch, sources, rows)
+
+    monkeypatch.setattr("student_service.trainer.summarize", spy)
+    batch = batch_of(ragged(rng, model.config.vocab_size))
+    run(trainer, moved_trainable(trainer, LORA), LORA, batch)
+    list(trainer.forward(moved_trainable(trainer, LORA), LORA, batch))
+    assert kept
+    for sources, outcome in kept:
+        row_count = sum(len(rows) for _, rows in sources)
+        assert all(len(array) == row_count and array.base is None for array in outcome)
 
 
 def test_results_of_an_example_do_not_depend_on_what_is_packed_beside_it(model, trainer, rng):
