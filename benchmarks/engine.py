@@ -134,6 +134,7 @@ def training_batch(load: TrainingLoad) -> TrainingBatch:
             values=values,
             tail_log_probs=tails,
             teacher_entropies=np.zeros(len(tokens), np.float32),
+            most_probable=np.ones(len(tokens), bool),
             row_weights=np.ones(len(tokens), np.float32),
             hard=load.is_hard,
         )

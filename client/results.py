@@ -197,7 +197,8 @@ class BatchMetrics:
     """Share of the teacher's support that is in the student's top K."""
 
     top_1_agreement: float | None
-    """Share of rows where both have the same most probable token."""
+    """Share of rows where both have the same most probable token; None where the support of a row
+    may not hold the teacher's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from distill.wire import payload_header, varint
 
 FloatArray = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
+BoolArray = NDArray[np.bool_]
 
 _WIRE_FLOAT: Final[np.dtype[np.float32]] = np.dtype("<f4")
 _WIRE_INT32: Final[np.dtype[np.int32]] = np.dtype("<i4")

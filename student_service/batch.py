@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.tensors import FloatArray, Int32Array
+from distill.tensors import BoolArray, FloatArray, Int32Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,9 @@ class ExampleTargets:
 
     teacher_entropies: FloatArray
     """Entropy of the teacher in nats, [N]. Zeros for named tokens."""
+
+    most_probable: BoolArray
+    """Whether the support is the teacher's K most probable tokens, [N]."""
 
     row_weights: FloatArray
     """Weight of each row's loss, [N]. Ones for named tokens, whose weights are their values."""
@@ -124,13 +127,14 @@ class BatchMetrics:
     """Teacher probability on the support."""
 
     student_support_mass: float
-    """Student probability on the support."""
+    """Student probability on the support, each token once."""
 
     top_k_overlap: float | None
     """Share of the support that is in the student's own top K."""
 
     top_1_agreement: float | None
-    """Share of rows where both have the same most probable token."""
+    """Share of rows where both have the same most probable token; None where the support of a row
+    may not hold the teacher's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import ObjectiveSpec
-from distill.tensors import FloatArray, Int32Array, decode_floats, decode_int32
+from distill.tensors import BoolArray, FloatArray, Int32Array, decode_floats, decode_int32
 from distill.v1 import scoring_pb2
 from student_service.batch import ExampleTargets, TrainingExample
 from student_service.examples import (
@@ -42,6 +42,9 @@ class PromptDistributions:
 
     entropies: FloatArray
     """[R]."""
+
+    most_probable: BoolArray
+    """Whether the support is the K most probable tokens, [R]."""
 
     weights: FloatArray | None = None
     """Importance weights of a sampled support, [R, K]."""
@@ -94,6 +97,7 @@ def _join(prompt: int, parts: Sequence[PromptDistributions]) -> PromptDistributi
         log_probs=np.concatenate([part.log_probs for part in ordered]),
         tail_log_probs=np.concatenate([part.tail_log_probs for part in ordered]),
         entropies=np.concatenate([part.entropies for part in ordered]),
+        most_probable=np.concatenate([part.most_probable for part in ordered]),
         weights=_join_weights(ordered),
     )
 
@@ -173,6 +177,7 @@ def _parse_chunk(
         log_probs=log_probs,
         tail_log_probs=tails,
         entropies=entropies,
+        most_probable=np.full(row_count, chunk.most_probable),
         weights=weights,
     )
 
@@ -251,6 +256,7 @@ def _named(example: CheckedExample, targets: NamedTokens) -> ExampleTargets:
         values=targets.weights,
         tail_log_probs=np.zeros(rows, np.float32),
         teacher_entropies=np.zeros(rows, np.float32),
+        most_probable=np.zeros(rows, bool),
         row_weights=np.ones(rows, np.float32),
         hard=targets.hard,
         old_log_probs=targets.old_log_probs,
@@ -285,6 +291,7 @@ def _distributed(
         values=values[start:end],
         tail_log_probs=prompt.tail_log_probs[start:end],
         teacher_entropies=prompt.entropies[start:end],
+        most_probable=prompt.most_probable[start:end],
         row_weights=rows.row_weights,
         hard=False,
     )

@@ -1,13 +1,14 @@
 """From the rows of micro-batches back to the examples of the batch, on the host in NumPy."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.ops.head import MAX_OVERLAP_SUPPORT
 from distill.ops.objectives import OBJECTIVES
-from distill.tensors import FloatArray, Int32Array
+from distill.tensors import BoolArray, FloatArray, Int32Array
 from student_service.batch import BatchMetrics, BatchOutcome, ExampleOutcome, TrainingBatch
 from student_service.micro_batches import Sources
 
@@ -86,10 +87,10 @@ def _metrics(
 ) -> BatchMetrics:
     """Means over the weighted rows of all micro-batches, in float64."""
 
-    def of_student(field: str) -> FloatArray:
+    def of_student(field: str) -> NDArray[Any]:
         return np.concatenate([getattr(outcome, field) for outcome in rows])
 
-    def of_targets(field: str) -> FloatArray:
+    def of_targets(field: str) -> NDArray[Any]:
         return np.concatenate(
             [
                 getattr(batch.examples[index].targets, field)[weighted]
@@ -101,10 +102,15 @@ def _metrics(
     def mean(values: FloatArray) -> float:
         return float(values.mean(dtype=np.float64))
 
-    log_q = of_student("log_probs")
-    student_entropy = mean(of_student("student_entropies"))
-    student_mass = mean(np.exp(log_q).sum(-1))
     spec = OBJECTIVES[batch.loss.objective]
+    target_ids = of_targets("token_ids")
+    student_probs = np.exp(of_student("log_probs"))
+    if not spec.needs_distribution:
+        # A distribution names each token once; here slots may repeat one, or have no use.
+        is_used = of_targets("values") != 0
+        student_probs = np.where(_first_uses(target_ids, is_used), student_probs, 0.0)
+    student_mass = mean(student_probs.sum(-1))
+    student_entropy = mean(of_student("student_entropies"))
     if not spec.needs_distribution:
         return BatchMetrics(
             tail_bucket_kl=None,
@@ -116,7 +122,8 @@ def _metrics(
             top_1_agreement=None,
         )
     log_p = of_targets("values")
-    target_ids = of_targets("token_ids")
+    # A token outside the support has no more probability than all of them together.
+    holds_top = of_targets("most_probable") | (log_p.max(-1) >= of_targets("tail_log_probs"))
     teacher_top = np.take_along_axis(target_ids, log_p.argmax(-1)[:, None], axis=-1)[:, 0]
     student_top = of_student("top_token_ids")
     overlap_measured = target_ids.shape[1] <= MAX_OVERLAP_SUPPORT
@@ -127,5 +134,18 @@ def _metrics(
         teacher_support_mass=mean(np.exp(log_p).sum(-1)),
         student_support_mass=student_mass,
         top_k_overlap=mean(of_student("support_overlaps")) if overlap_measured else None,
-        top_1_agreement=float((teacher_top == student_top).mean()),
+        top_1_agreement=float((teacher_top == student_top).mean()) if holds_top.all() else None,
     )
+
+
+def _first_uses(token_ids: Int32Array, is_used: BoolArray) -> BoolArray:
+    """Whether each slot [R, K] is in use and the first such of its row with its token."""
+    # A slot without a use gets a number of its own.
+    numbers = np.where(is_used, token_ids, -1 - np.arange(token_ids.shape[1], dtype=np.int32))
+    order = np.argsort(numbers, axis=-1, kind="stable")
+    ordered = np.take_along_axis(numbers, order, axis=-1)
+    starts = np.ones(ordered.shape, bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    is_first = np.empty_like(starts)
+    np.put_along_axis(is_first, order, starts, axis=-1)
+    return is_first & is_used

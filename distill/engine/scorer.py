@@ -313,6 +313,7 @@ def _chunks(
                     tail_log_probs=_own(tail_log_probs[here], tail_log_probs),
                     entropies=_own(entropies[here], entropies),
                     weights=_own(weights[0][here, :top_k], weights[0]) if weights else None,
+                    most_probable=part.job.support is None,
                 ),
             )
         start += part.row_count

@@ -78,6 +78,9 @@ class ScoredChunk:
     weights: FloatArray | None = None
     """[P, K], of a sampled support."""
 
+    most_probable: bool = False
+    """Whether the support is the K most probable tokens."""
+
     @property
     def byte_count(self) -> int:
         """Of its arrays."""

@@ -150,5 +150,6 @@ def chunk_bytes(chunk: ScoredChunk) -> bytes:
             *float_field(numbers.TAIL_LOG_PROBS_FIELD_NUMBER, chunk.tail_log_probs),
             *float_field(numbers.ENTROPIES_FIELD_NUMBER, chunk.entropies),
             *weights,
+            int_field(numbers.MOST_PROBABLE_FIELD_NUMBER, chunk.most_probable),
         )
     )

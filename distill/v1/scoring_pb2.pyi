@@ -197,10 +197,15 @@ class TopKChunk(google.protobuf.message.Message):
     TAIL_LOG_PROBS_FIELD_NUMBER: builtins.int
     ENTROPIES_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
+    MOST_PROBABLE_FIELD_NUMBER: builtins.int
     row: builtins.int
     """Index of the prompt in the request."""
     position_offset: builtins.int
     """First row of the prompt that this chunk describes (prompt coordinates)."""
+    most_probable: builtins.bool
+    """Whether the support is the K most probable tokens. One of another kind need
+    not hold the most probable token.
+    """
     @property
     def token_ids(self) -> distill.v1.tensor_pb2.Int32Tensor:
         """The support, shape [P, K]: by descending log-probability; or the candidates
@@ -245,9 +250,10 @@ class TopKChunk(google.protobuf.message.Message):
         tail_log_probs: distill.v1.tensor_pb2.FloatTensor | None = ...,
         entropies: distill.v1.tensor_pb2.FloatTensor | None = ...,
         weights: distill.v1.tensor_pb2.FloatTensor | None = ...,
+        most_probable: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "prompt_log_probs", b"prompt_log_probs", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "position_offset", b"position_offset", "prompt_log_probs", b"prompt_log_probs", "row", b"row", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "most_probable", b"most_probable", "position_offset", b"position_offset", "prompt_log_probs", b"prompt_log_probs", "row", b"row", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> None: ...
 
 Global___TopKChunk: typing_extensions.TypeAlias = TopKChunk
 

@@ -777,12 +777,13 @@ class BatchMetrics(google.protobuf.message.Message):
     teacher_support_mass: builtins.float
     """Teacher probability on the support."""
     student_support_mass: builtins.float
-    """Student probability on the support."""
+    """Student probability on the support; a token that it names twice counts once."""
     top_k_overlap: builtins.float
     """Share of the teacher's support that is in the student's top K."""
     top_1_agreement: builtins.float
-    """Share of rows where the teacher's most probable token of the support is the
-    student's most probable token.
+    """Share of rows where the teacher's most probable token is the student's most
+    probable token. Absent where the support of a row may not hold the former:
+    it is not `TopKChunk.most_probable`, and the tail is larger than all of it.
     """
     def __init__(
         self,

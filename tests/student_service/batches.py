@@ -40,6 +40,7 @@ def distribution_example(rng, *, length, offset, row_count, vocab_size, support_
         "values": values,
         "tail_log_probs": tail,
         "teacher_entropies": entropy,
+        "most_probable": np.ones(row_count, bool),
         "row_weights": np.ones(row_count, np.float32),
         "hard": False,
     } | fields

@@ -68,6 +68,13 @@ def test_repeated_ids_of_a_sampled_support_are_fine_in_slots_of_weight_zero():
     np.testing.assert_array_equal(example.targets.token_ids[1], [5, 5, 5, 5])
 
 
+def test_each_row_knows_whether_its_support_is_the_most_probable_tokens():
+    chunks, _ = make_chunks(row_count=12, first_row=1, cuts=(5,))
+    chunks[1].most_probable = True
+    (example,) = attach_targets([example_of(3, 8)], assemble(chunks))
+    np.testing.assert_array_equal(example.targets.most_probable, [False] * 3 + [True] * 5)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -119,7 +119,9 @@ def test_the_rest_of_a_job_is_scored_as_in_the_whole(
 ) -> None:
     """Of every kind of support: what is taken out of a call and put back later loses nothing."""
     jobs = request(model, client)
-    whole = rows_of(scorer.score(jobs, weights))
+    chunks = list(scorer.score(jobs, weights))
+    assert {chunk.most_probable for chunk in chunks} == {jobs[0].support is None}
+    whole = rows_of(chunks)
     middles = [(job.score_from + len(job.token_ids)) // 2 for job in jobs]
     rest = [job.from_row(row) for job, row in zip(jobs, middles, strict=True)]
     expected = {key: fields for key, fields in whole.items() if key[1] >= middles[key[0]]}

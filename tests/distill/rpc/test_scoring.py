@@ -253,6 +253,7 @@ def chunk_of(
         prompt_log_probs=floats(row_count),
         tail_log_probs=floats(row_count),
         entropies=floats(row_count),
+        most_probable=bool(seed % 2),
     )
 
 
