@@ -191,7 +191,7 @@ class BatchMetrics:
     """Teacher probability on the support."""
 
     student_support_mass: float | None
-    """Student probability on the support."""
+    """Student probability on the support, each token once."""
 
     top_k_overlap: float | None
     """Share of the teacher's support that is in the student's top K."""
