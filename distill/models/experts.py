@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from distill.models.config import ModelConfig
 from distill.models.experts_config import ExpertsConfig
+from distill.models.layer_kinds import LayerKind
 from distill.models.layers import LayerAdapter, Linear
 from distill.ops.routed_mlp import ExpertKernels, route, routed_mlp
 
@@ -78,14 +80,16 @@ class SparseMLP(nnx.Module):
     """
 
     def __init__(
-        self, hidden_size: int, config: ExpertsConfig, dtype: DTypeLike, *, rngs: nnx.Rngs
+        self, config: ModelConfig, _kind: LayerKind, dtype: DTypeLike, *, rngs: nnx.Rngs
     ) -> None:
-        self.config = config
-        self.router = Linear(hidden_size, config.expert_count, jnp.float32, rngs=rngs)
-        self.experts = Experts(hidden_size, config, dtype, rngs=rngs)
-        if config.shared_expert_size is not None:
+        experts, hidden_size = config.experts, config.hidden_size
+        assert experts is not None
+        self.config = experts
+        self.router = Linear(hidden_size, experts.expert_count, jnp.float32, rngs=rngs)
+        self.experts = Experts(hidden_size, experts, dtype, rngs=rngs)
+        if experts.shared_expert_size is not None:
             self.shared_expert = SharedExpert(
-                hidden_size, config.shared_expert_size, dtype, rngs=rngs
+                hidden_size, experts.shared_expert_size, dtype, rngs=rngs
             )
 
     def __call__(self, hidden: jax.Array, adapter: LayerAdapter) -> jax.Array:

@@ -4,8 +4,9 @@ from distill.errors import ModelError
 from distill.models.decoder import Decoder
 from distill.models.llama.modeling import Llama
 from distill.models.qwen3.modeling import Qwen3
+from distill.models.qwen3_moe.modeling import Qwen3Moe
 
-MODEL_CLASSES: dict[str, type[Decoder]] = {"llama": Llama, "qwen3": Qwen3}
+MODEL_CLASSES: dict[str, type[Decoder]] = {"llama": Llama, "qwen3": Qwen3, "qwen3_moe": Qwen3Moe}
 
 
 def model_class(family: str) -> type[Decoder]:

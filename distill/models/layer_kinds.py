@@ -54,10 +54,18 @@ def _dense_projections(config: "ModelConfig", kind: LayerKind) -> Projections:
     }
 
 
+def _no_projections(_config: "ModelConfig", _kind: LayerKind) -> Projections:
+    return {}
+
+
 ProjectionRule = Callable[["ModelConfig", LayerKind], Projections]
 
 MIXER_PROJECTIONS: Mapping[str, ProjectionRule] = {"attention": _attention_projections}
-MLP_PROJECTIONS: Mapping[str, ProjectionRule] = {"dense": _dense_projections}
+MLP_PROJECTIONS: Mapping[str, ProjectionRule] = {
+    "dense": _dense_projections,
+    # Experts are one parameter for all of them, and have no adapters.
+    "sparse": _no_projections,
+}
 
 
 def kind_projections(config: "ModelConfig", kind: LayerKind) -> Projections:

@@ -11,8 +11,10 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from distill.models.config import Llama3RopeScaling, ModelConfig
+from distill.models.experts_config import ExpertsConfig
+from distill.models.functional import build_graph
 from distill.models.hf_families import FAMILY_FILES, hf_config, model_weight_entries
-from distill.models.layer_kinds import kind_projections
+from distill.models.qwen3_moe.config import SPARSE
 from distill.models.weight_map import WeightEntry
 
 SENTENCES = (
@@ -33,6 +35,17 @@ CHAT_TEMPLATE = (
 )
 
 
+FAMILY_FIELDS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {
+        "period": (SPARSE,),
+        "experts": ExpertsConfig(
+            expert_count=5, choice_count=2, expert_size=19, is_normalized=True
+        ),
+    },
+}
+"""What a family's tiny model has besides."""
+
+
 def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
     """A config with grouped heads and odd sizes; any field of ModelConfig can be overridden."""
     fields: dict[str, Any] = {
@@ -50,7 +63,7 @@ def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
         "max_position_count": 2048,
     }
     traits = FAMILY_FILES[family].config.traits if family in FAMILY_FILES else {}
-    return ModelConfig(**(fields | dict(traits) | overrides))
+    return ModelConfig(**(fields | dict(traits) | FAMILY_FIELDS.get(family, {}) | overrides))
 
 
 LLAMA3_ROPE = Llama3RopeScaling(
@@ -71,7 +84,7 @@ def write_tiny_model(
 
     Args:
         directory: made where it does not exist.
-        family: "llama" or "qwen3".
+        family: a key of `hf_families.FAMILY_FILES`.
         seed: of the weights.
         dtype: of the weights in the file: "float32", "float16" or "bfloat16".
         overrides: fields of ModelConfig.
@@ -105,9 +118,10 @@ def write_tiny_model(
 def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Random tensors under their Hugging Face names, large enough that attention is not flat."""
     generator = np.random.default_rng(seed)
+    _, shapes = build_graph(config, "float32")
     tensors = {}
     for entry in model_weight_entries(config):
-        shape = _hf_shape(config, entry)
+        shape = _hf_shape(shapes, entry)
         noise = generator.standard_normal(shape, dtype=np.float32)
         match entry.path[-1]:
             case "scale":
@@ -135,15 +149,12 @@ def tiny_tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _hf_shape(config: ModelConfig, entry: WeightEntry) -> tuple[int, ...]:
-    *_, module, part = entry.path
-    if part == "embedding":
-        return (config.vocab_size, config.hidden_size)
-    if part in ("kernel", "bias"):
-        assert entry.layer is not None
-        shape = kind_projections(config, config.kind_of(entry.layer))[module]
-        return shape[::-1] if part == "kernel" else shape[1:]
-    return (config.head_dim if module in ("q_norm", "k_norm") else config.hidden_size,)
+def _hf_shape(shapes: Any, entry: WeightEntry) -> tuple[int, ...]:
+    """Of a tensor in a file, from the shapes of the parameter tree."""
+    for key in entry.path:
+        shapes = shapes[key]
+    shape: tuple[int, ...] = shapes.shape[len(entry.index) :]
+    return shape[::-1] if entry.is_transposed else shape
 
 
 def _numpy_dtype(name: str) -> Any:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from distill.errors import ModelError
 from distill.models.experts import SparseMLP
 from distill.models.experts_config import ExpertsConfig
+from distill.models.qwen3_moe.config import SPARSE
+from tests.support.tiny_models import tiny_config
 
 HIDDEN_SIZE = 12
 
@@ -26,7 +28,8 @@ def sparse_mlp(dtype: Any = jnp.float32, **overrides: Any) -> SparseMLP:
             **overrides,
         }
     )
-    return SparseMLP(HIDDEN_SIZE, config, dtype, rngs=nnx.Rngs(1))
+    model = tiny_config("qwen3_moe", hidden_size=HIDDEN_SIZE, experts=config)
+    return SparseMLP(model, SPARSE, dtype, rngs=nnx.Rngs(1))
 
 
 def hidden_states(seed: int = 0) -> NDArray[np.float32]:
