@@ -113,6 +113,8 @@ def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.flo
             case "scale":
                 middle = 0 if config.zero_centered_norms else 1
                 tensors[entry.hf_name] = middle + np.float32(0.1) * noise
+            case "bias":
+                tensors[entry.hf_name] = np.float32(0.3) * noise
             case "kernel":
                 tensors[entry.hf_name] = noise * np.float32(shape[1] ** -0.5)
             case _:
