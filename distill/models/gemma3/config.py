@@ -43,9 +43,8 @@ def _read_rope(reader: ConfigReader) -> dict[str, Any]:
     if unknown:
         raise refuse("rope_parameters", unknown, f"{FULL}, {SLIDING}")
     everywhere, local = both.get(FULL) or {}, both.get(SLIDING) or {}
-    old = {
-        name: reader.get(name) for name in ("rope_scaling", "rope_theta", "rope_local_base_freq")
-    }
+    names = ("rope_scaling", "rope_theta", "rope_local_base_freq")
+    old = {name: reader.get(name) for name in names}
     if parse_scaling(local) is not None:
         raise refuse(f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "default")
     return {
@@ -81,7 +80,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     windows = {layer.window for layer in config.layer_attention if layer.window is not None}
     if len(windows) > 1 or len(config.layer_attention) != config.layer_count:
         raise ModelError(
-            "config.layer_attention: Gemma 3 has one window, and says it of each layer"
+            "config.layer_attention: must be of each layer, with one window"
         )
     scalar = config.query_scalar or config.head_dim
     return {
