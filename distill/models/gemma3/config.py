@@ -79,9 +79,7 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
 def _write(config: ModelConfig) -> dict[str, Any]:
     windows = {layer.window for layer in config.layer_attention if layer.window is not None}
     if len(windows) > 1 or len(config.layer_attention) != config.layer_count:
-        raise ModelError(
-            "config.layer_attention: must be of each layer, with one window"
-        )
+        raise ModelError("config.layer_attention: must be of each layer, with one window")
     scalar = config.query_scalar or config.head_dim
     return {
         "layer_types": [FULL if x.window is None else SLIDING for x in config.layer_attention],
