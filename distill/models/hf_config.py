@@ -172,6 +172,9 @@ def to_hf_config(config: ModelConfig, family: HfFamily) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_head,
         "max_position_embeddings": config.max_position_count,
         "attention_bias": False,
+        # Some families' default is an id that a smaller vocabulary does not have, and Transformers
+        # gives the row of the embedding that it names no gradient.
+        "pad_token_id": None,
         **family.write(config),
     }
 
