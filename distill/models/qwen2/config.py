@@ -18,4 +18,5 @@ QWEN2 = HfFamily(
     traits={"query_key_value_bias": True},
     read=read_optional_windows,
     write=write_optional_windows,
+    neutral={"use_mrope": (False,)},
 )
