@@ -7,7 +7,7 @@ from distill.errors import ModelError
 from distill.models.attention_windows import FULL, SLIDING, layer_types
 from distill.models.config import LayerAttention, ModelConfig, refuse
 from distill.models.config_reader import ConfigReader
-from distill.models.hf_config import HfFamily, HfWrapper
+from distill.models.hf_config import About, HfFamily, HfWrapper
 from distill.models.hf_rope import format_scaling, parse_scaling
 
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
@@ -91,6 +91,19 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 GEMMA3 = HfFamily(
     family="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    about=About(
+        title="Gemma 3 (text)",
+        checkpoints=(
+            "google/gemma-3-270m",
+            "google/gemma-3-4b-it",
+        ),
+        features=(
+            "local layers with a window between global ones",
+            "two rotary bases",
+            "zero-centred norms before and after each block",
+            "text part of models that see",
+        ),
+    ),
     # The text parts of the larger models' files name no more than what differs from these.
     defaults={
         "vocab_size": 262208,

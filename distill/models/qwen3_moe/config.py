@@ -6,7 +6,7 @@ from distill.errors import ModelError
 from distill.models.config import LayerAttention, ModelConfig
 from distill.models.config_reader import ConfigReader
 from distill.models.experts_config import ExpertsConfig
-from distill.models.hf_config import HfFamily
+from distill.models.hf_config import About, HfFamily
 from distill.models.layer_kinds import LayerKind, shortest_period
 
 DENSE = LayerKind(name="dense")
@@ -79,6 +79,15 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 QWEN3_MOE = HfFamily(
     family="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
+    about=About(
+        title="Qwen3 (mixture of experts)",
+        checkpoints=("Qwen/Qwen3-30B-A3B",),
+        features=(
+            "exact routing without a capacity",
+            "dense and sparse layers",
+            "adapters on attention alone",
+        ),
+    ),
     defaults={"num_key_value_heads": 4},
     traits={"query_key_norm": True},
     read=_read,
