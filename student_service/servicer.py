@@ -76,7 +76,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         self._sampler = sampler
         self._runs = runs
         self._teachers = teachers
-        self._vocab_size = model.config.vocab_size
+        self._vocab_size = model.config.valid_vocab_size
 
     def GetModelInfo(
         self, request: pb.StudentServiceGetModelInfoRequest, context: grpc.ServicerContext
@@ -92,7 +92,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
     ) -> pb.CreateRunResponse:
         """See the proto."""
         run_id = parse_name(request.run_id, "run_id")
-        lora = parse_run_config(request.config)
+        lora = parse_run_config(request.config, self._model.config)
         run, is_new = self._runs.create(run_id, lora, partial(remaining_seconds, context))
         if request.take_over and not is_new:
             context.add_callback(run.sequencer.wake)

@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685), in the layout of the layer scan."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -12,10 +13,13 @@ from distill.models.config import ModelConfig
 from distill.models.functional import HEAD_TARGET, Adapter
 
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections of a layer that can have an adapter, in its order: the default."""
+"""What can have an adapter in a layer of attention and a dense MLP, in its order."""
+
+_MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 
 ALL_TARGETS = (*ADAPTER_TARGETS, HEAD_TARGET)
-"""Everything that can have one."""
+"""Everything that can have one in any family. Only added to at the end: the initial values of a
+target depend on its place. What a model has of them: `model_targets`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class LoraSpec:
     """The update is scaled by alpha / rank."""
 
     target_modules: tuple[str, ...]
-    """Names out of ALL_TARGETS."""
+    """Names out of the model's `model_targets`."""
 
     seed: int
     """Of the initial `a` matrices."""
@@ -49,12 +53,12 @@ def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapt
     Raises:
         InvalidFieldError: rank below 1, or no or an unknown target.
     """
-    _check(spec)
+    _check(config, spec)
     seed_key = jax.random.key(spec.seed)
     adapter = {}
     for target in spec.target_modules:
         in_features, out_features = target_shape(config, target)
-        stack = () if target == HEAD_TARGET else (config.layer_count,)
+        stack = () if target == HEAD_TARGET else (len(config.layers_with(target)),)
         key = jax.random.fold_in(seed_key, ALL_TARGETS.index(target))
         # Kaiming uniform with a = sqrt(5), torch's default for Linear, comes to this bound.
         bound = 1 / math.sqrt(in_features)
@@ -64,6 +68,38 @@ def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapt
             "b": jnp.zeros((*stack, spec.rank, out_features), dtype),
         }
     return adapter
+
+
+def layer_targets(config: ModelConfig) -> tuple[str, ...]:
+    """The projections of a model's layers that can have an adapter: the default."""
+    shapes = config.projection_shapes
+    frozen = _MLP_TARGETS if config.experts is not None else ()
+    return tuple(target for target in ALL_TARGETS if target in shapes and target not in frozen)
+
+
+def model_targets(config: ModelConfig) -> tuple[str, ...]:
+    """Everything of a model that can have one."""
+    return (*layer_targets(config), HEAD_TARGET)
+
+
+def check_targets(config: ModelConfig, targets: Iterable[str], field: str) -> None:
+    """Refuse what the model has no adapter for.
+
+    Raises:
+        InvalidFieldError: under the name of the field, with what is allowed and why.
+    """
+    known = model_targets(config)
+    for target in targets:
+        if target not in known:
+            reason = ""
+            if config.experts is not None and target in _MLP_TARGETS:
+                reason = (
+                    ": the experts of a sparse model have no adapters, and PEFT would take the "
+                    "name for theirs too; train them with all weights"
+                )
+            raise InvalidFieldError(
+                field, f"must be among {', '.join(known)}, got {target!r}{reason}"
+            )
 
 
 def target_shape(config: ModelConfig, target: str) -> tuple[int, int]:
@@ -81,16 +117,11 @@ def scale_adapter(adapter: Adapter, factor: float | jax.Array) -> Adapter:
     }
 
 
-def _check(spec: LoraSpec) -> None:
+def _check(config: ModelConfig, spec: LoraSpec) -> None:
     if spec.rank < 1:
         raise InvalidFieldError("lora.rank", f"must be at least 1, got {spec.rank}")
     if not spec.target_modules:
         raise InvalidFieldError("lora.target_modules", "must name at least one projection")
-    for target in spec.target_modules:
-        if target not in ALL_TARGETS:
-            allowed = ", ".join(ALL_TARGETS)
-            raise InvalidFieldError(
-                "lora.target_modules", f"must be among {allowed}, got {target!r}"
-            )
+    check_targets(config, spec.target_modules, "lora.target_modules")
     if len(set(spec.target_modules)) != len(spec.target_modules):
         raise InvalidFieldError("lora.target_modules", "must not name a projection twice")

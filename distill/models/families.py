@@ -1,28 +1,27 @@
 """The families' modules by name. What needs no JAX is in `hf_families`."""
 
-from typing import Protocol
-
-from flax import nnx
-from jax.typing import DTypeLike
-
 from distill.errors import ModelError
-from distill.models.config import ModelConfig
 from distill.models.decoder import Decoder
+from distill.models.gemma3.modeling import Gemma3
 from distill.models.llama.modeling import Llama
+from distill.models.mistral.modeling import Mistral
+from distill.models.qwen2.modeling import Qwen2
 from distill.models.qwen3.modeling import Qwen3
+from distill.models.qwen3_moe.modeling import Qwen3Moe
+from distill.models.smollm3.modeling import SmolLM3
+
+MODEL_CLASSES: dict[str, type[Decoder]] = {
+    "llama": Llama,
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
+    "qwen3_moe": Qwen3Moe,
+    "mistral": Mistral,
+    "smollm3": SmolLM3,
+    "gemma3_text": Gemma3,
+}
 
 
-class ModelClass(Protocol):
-    """How a family's module is built."""
-
-    def __call__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> Decoder:
-        """A model with random weights of a compute dtype."""
-
-
-MODEL_CLASSES: dict[str, ModelClass] = {"llama": Llama, "qwen3": Qwen3}
-
-
-def model_class(family: str) -> ModelClass:
+def model_class(family: str) -> type[Decoder]:
     """The NNX module of a family.
 
     Raises:

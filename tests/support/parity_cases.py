@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.models.config import LayerAttention, LinearRopeScaling
+from distill.models.experts_config import ExpertsConfig
+from distill.models.qwen3_moe.config import DENSE, SPARSE
 from distill.tokenizer import TextTokenizer
 from tests.support.comparison import FloatArray, SoftTargets, hard_targets, soft_targets
 from tests.support.tiny_models import LLAMA3_ROPE, write_tiny_model
@@ -91,6 +94,91 @@ TINY_CASES = {
             family="qwen3",
             seed=14,
             overrides=_ODD_SIZES | {"head_dim": 14, "rope_theta": 1000000.0, "norm_epsilon": 1e-6},
+        ),
+        # A window from the second layer on, shorter than the text and no multiple of a block.
+        TinyCase(
+            name="qwen2",
+            family="qwen2",
+            seed=16,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": False,
+                "layer_count": 3,
+                "layer_attention": (
+                    LayerAttention(),
+                    LayerAttention(window=37),
+                    LayerAttention(window=37),
+                ),
+            },
+        ),
+        TinyCase(
+            name="mistral",
+            family="mistral",
+            seed=17,
+            overrides=_ODD_SIZES
+            | {"tied_head": False, "layer_attention": (LayerAttention(window=29),) * 2},
+        ),
+        # A window where there are no rotary positions.
+        TinyCase(
+            name="smollm3",
+            family="smollm3",
+            seed=18,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": True,
+                "rope_theta": 2000000.0,
+                "layer_count": 3,
+                "layer_attention": (
+                    LayerAttention(),
+                    LayerAttention(rotary="none", window=41),
+                    LayerAttention(rotary="none"),
+                ),
+            },
+        ),
+        # Two periods of local and global layers, the last incomplete.
+        TinyCase(
+            name="gemma3",
+            family="gemma3_text",
+            seed=19,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": True,
+                "layer_count": 5,
+                "head_dim": 10,
+                "rope_theta": 1000000.0,
+                "rope_scaling": LinearRopeScaling(factor=8.0),
+                "local_rope_theta": 10000.0,
+                "query_scalar": 24.0,
+                "layer_attention": (
+                    LayerAttention(window=23, rotary="local"),
+                    LayerAttention(window=23, rotary="local"),
+                    LayerAttention(),
+                    LayerAttention(window=23, rotary="local"),
+                    LayerAttention(window=23, rotary="local"),
+                ),
+            },
+        ),
+        TinyCase(
+            name="qwen3-moe",
+            family="qwen3_moe",
+            seed=31,
+            overrides=_ODD_SIZES | {"head_dim": 10, "tied_head": False},
+        ),
+        # Dense and sparse layers in turn, weights that are not normalised, and windows.
+        TinyCase(
+            name="qwen3-moe-mixed",
+            family="qwen3_moe",
+            seed=32,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": True,
+                "layer_count": 4,
+                "period": (DENSE, SPARSE),
+                "experts": ExpertsConfig(
+                    expert_count=7, choice_count=3, expert_size=13, is_normalized=False
+                ),
+                "layer_attention": (LayerAttention(window=120),) * 4,
+            },
         ),
     )
 }

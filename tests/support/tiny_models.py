@@ -11,7 +11,11 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from distill.models.config import Llama3RopeScaling, ModelConfig
-from distill.models.hf_families import hf_config, model_weight_entries
+from distill.models.experts_config import ExpertsConfig
+from distill.models.functional import build_graph
+from distill.models.hf_families import FAMILY_FILES, hf_config, model_weight_entries
+from distill.models.qwen3_moe.config import SPARSE
+from distill.models.weight_map import WeightEntry
 
 SENTENCES = (
     "The teacher reads the prompt and sends the likely next tokens.",
@@ -31,6 +35,17 @@ CHAT_TEMPLATE = (
 )
 
 
+FAMILY_FIELDS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {
+        "period": (SPARSE,),
+        "experts": ExpertsConfig(
+            expert_count=5, choice_count=2, expert_size=19, is_normalized=True
+        ),
+    },
+}
+"""What a family's tiny model has besides."""
+
+
 def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
     """A config with grouped heads and odd sizes; any field of ModelConfig can be overridden."""
     fields: dict[str, Any] = {
@@ -47,7 +62,8 @@ def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
         "tied_head": family == "llama",
         "max_position_count": 2048,
     }
-    return ModelConfig(**(fields | overrides))
+    traits = FAMILY_FILES[family].config.traits if family in FAMILY_FILES else {}
+    return ModelConfig(**(fields | dict(traits) | FAMILY_FIELDS.get(family, {}) | overrides))
 
 
 LLAMA3_ROPE = Llama3RopeScaling(
@@ -62,15 +78,17 @@ def write_tiny_model(
     *,
     seed: int = 0,
     dtype: str = "float32",
+    pads_vocabulary: bool = False,
     **overrides: Any,
 ) -> Path:
     """Write a random model with a small real tokenizer; returns the directory.
 
     Args:
         directory: made where it does not exist.
-        family: "llama" or "qwen3".
+        family: a key of FAMILY_FILES.
         seed: of the weights.
         dtype: of the weights in the file: "float32", "float16" or "bfloat16".
+        pads_vocabulary: whether the model's vocabulary may be larger than the tokenizer's.
         overrides: fields of ModelConfig.
     """
     config = tiny_config(family, **overrides)
@@ -95,20 +113,28 @@ def write_tiny_model(
             "chat_template": CHAT_TEMPLATE,
         },
     )
-    tiny_tokenizer(config.vocab_size).save(str(directory / "tokenizer.json"))
+    tokenizer = tiny_tokenizer(config.vocab_size)
+    if not pads_vocabulary:
+        missing = range(tokenizer.get_vocab_size(), config.vocab_size)
+        tokenizer.add_tokens([AddedToken(f"<|unused {token_id}|>") for token_id in missing])
+    tokenizer.save(str(directory / "tokenizer.json"))
     return directory
 
 
 def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Random tensors under their Hugging Face names, large enough that attention is not flat."""
     generator = np.random.default_rng(seed)
+    _, shapes = build_graph(config, "float32")
     tensors = {}
     for entry in model_weight_entries(config):
-        shape = _hf_shape(config, entry.path)
+        shape = _hf_shape(shapes, entry)
         noise = generator.standard_normal(shape, dtype=np.float32)
         match entry.path[-1]:
             case "scale":
-                tensors[entry.hf_name] = 1 + np.float32(0.1) * noise
+                middle = 0 if config.zero_centered_norms else 1
+                tensors[entry.hf_name] = middle + np.float32(0.1) * noise
+            case "bias":
+                tensors[entry.hf_name] = np.float32(0.3) * noise
             case "kernel":
                 tensors[entry.hf_name] = noise * np.float32(shape[1] ** -0.5)
             case _:
@@ -131,12 +157,12 @@ def tiny_tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _hf_shape(config: ModelConfig, path: tuple[str, ...]) -> tuple[int, ...]:
-    if path[-1] == "embedding":
-        return (config.vocab_size, config.hidden_size)
-    if path[-1] == "kernel":
-        return config.projection_shapes[path[-2]][::-1]
-    return (config.head_dim if path[-2] in ("q_norm", "k_norm") else config.hidden_size,)
+def _hf_shape(shapes: Any, entry: WeightEntry) -> tuple[int, ...]:
+    """Of a tensor in a file, from the shapes of the parameter tree."""
+    for key in entry.path:
+        shapes = shapes[key]
+    shape: tuple[int, ...] = shapes.shape[len(entry.index) :]
+    return shape[::-1] if entry.is_transposed else shape
 
 
 def _numpy_dtype(name: str) -> Any:
