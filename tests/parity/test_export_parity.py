@@ -53,7 +53,10 @@ SPECS = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama-untied", "llama3-rope", "qwen3", "qwen3-moe-mixed"])
+@pytest.fixture(
+    scope="module",
+    params=["llama-untied", "llama3-rope", "qwen2", "qwen3", "gemma3", "qwen3-moe-mixed"],
+)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     case = TINY_CASES[request.param]
     directory = case.write(tmp_path_factory.mktemp(case.name))
