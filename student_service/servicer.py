@@ -92,7 +92,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
     ) -> pb.CreateRunResponse:
         """See the proto."""
         run_id = parse_name(request.run_id, "run_id")
-        lora = parse_run_config(request.config)
+        lora = parse_run_config(request.config, self._model.config)
         run, is_new = self._runs.create(run_id, lora, partial(remaining_seconds, context))
         if request.take_over and not is_new:
             context.add_callback(run.sequencer.wake)

@@ -11,7 +11,8 @@ import numpy as np
 
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
-from distill.models.adapters import ADAPTER_TARGETS, ALL_TARGETS, LoraSpec
+from distill.models.adapters import LoraSpec, layer_targets, model_targets
+from distill.models.config import ModelConfig
 from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.rpc.checks import check_limit, check_range, check_temperature
 from distill.v1 import training_pb2
@@ -67,8 +68,12 @@ def parse_mutation(mutation: training_pb2.Mutation, field: str = "mutation") -> 
     )
 
 
-def parse_run_config(config: training_pb2.RunConfig) -> LoraSpec | None:
+def parse_run_config(config: training_pb2.RunConfig, model: ModelConfig) -> LoraSpec | None:
     """The adapter to train, or None for all weights.
+
+    Args:
+        config: as it came.
+        model: which says what can have an adapter.
 
     Raises:
         InvalidFieldError: nothing chosen, or a bad rank, alpha or target module.
@@ -81,18 +86,18 @@ def parse_run_config(config: training_pb2.RunConfig) -> LoraSpec | None:
     check_range("config.lora.rank", lora.rank, 1, MAX_LORA_RANK)
     alpha = lora.alpha if lora.HasField("alpha") else 2.0 * lora.rank
     _check_positive(alpha, "config.lora.alpha")
+    known = model_targets(model)
     for target in lora.target_modules:
-        if target not in ALL_TARGETS:
+        if target not in known:
             raise InvalidFieldError(
-                "config.lora.target_modules",
-                f"must be among {', '.join(ALL_TARGETS)}, got {target!r}",
+                "config.lora.target_modules", f"must be among {', '.join(known)}, got {target!r}"
             )
     # In the order of a layer, so that the same set is the same configuration.
-    chosen = set(lora.target_modules) or set(ADAPTER_TARGETS)
+    chosen = set(lora.target_modules) or set(layer_targets(model))
     return LoraSpec(
         rank=lora.rank,
         alpha=alpha,
-        target_modules=tuple(target for target in ALL_TARGETS if target in chosen),
+        target_modules=tuple(target for target in known if target in chosen),
         seed=lora.seed,
     )
 

@@ -14,7 +14,7 @@ from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.layer_parts import decode_parts
 from distill.engine.samples import GrowingSample, SampleEnds, SampleJob
 from distill.engine.weights import ModelWeights
-from distill.models.functional import KVCache, head_kernel, init_cache
+from distill.models.functional import Cache, head_kernel, init_cache
 from distill.models.loading import LoadedModel
 from distill.ops.sampling import SamplingSettings
 
@@ -55,10 +55,10 @@ class DecodeSlots:
         self._functions = functions
         self._ends = ends
         self._settings = _draw_settings(job, ends.stop_token_ids, model.config.vocab_size)
-        self._parts = decode_parts(weights)
+        self._parts = decode_parts(model.config, weights)
         self._samples: list[GrowingSample | None] = [None] * row_count
         self._slot_count = slot_count
-        self._cache: KVCache = init_cache(
+        self._cache: Cache = init_cache(
             model.config,
             row_count,
             slot_count,
@@ -76,7 +76,7 @@ class DecodeSlots:
         """Whether no row holds a sample."""
         return self.free_count == len(self._samples)
 
-    def place(self, sample: GrowingSample, prompt: KVCache | None) -> None:
+    def place(self, sample: GrowingSample, prompt: Cache | None) -> None:
         """Give a free row to a sample whose prompt is read; None: its only token is its input."""
         row = self._samples.index(None)
         self._samples[row] = sample

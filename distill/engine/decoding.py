@@ -6,6 +6,7 @@ that continues it. So the shapes of prompts and of batches do not multiply.
 Letters: B rows of a batch, S slots of its cache, b prompts, L their padded length, V vocabulary.
 """
 
+from collections import Counter
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -15,8 +16,8 @@ from jax import lax
 from distill.models.config import ModelConfig
 from distill.models.functional import (
     Adapter,
+    Cache,
     Graph,
-    KVCache,
     LayerParts,
     Parameters,
     cached_hidden_states,
@@ -76,7 +77,7 @@ class DecodedBlock(NamedTuple):
     """[B] int32: how many of them belong to the row's sequence; 0 for rows that were done."""
 
 
-_Carry: TypeAlias = tuple[jax.Array, KVCache, DecodeRows, DecodedBlock]
+_Carry: TypeAlias = tuple[jax.Array, Cache, DecodeRows, DecodedBlock]
 
 
 def read_prompts(
@@ -85,62 +86,59 @@ def read_prompts(
     adapter: Adapter | None,
     token_ids: jax.Array,
     start: jax.Array,
-    cache: KVCache,
-) -> KVCache:
+    cache: Cache,
+) -> Cache:
     """The cache with tokens [b, L] written from position `start` on; the layers in one part."""
     positions = jnp.broadcast_to(start + jnp.arange(token_ids.shape[1]), token_ids.shape)
     _, cache = cached_hidden_states(graph, parameters, token_ids, positions, cache, adapter=adapter)
     return cache
 
 
-def prompt_row(cache: KVCache, row: jax.Array) -> KVCache:
+def prompt_row(cache: Cache, row: jax.Array) -> Cache:
     """One row of a cache [.., b, ..], as a cache [.., 1, ..]."""
-    taken: KVCache = jax.tree.map(
+    taken: Cache = jax.tree.map(
         lambda array: lax.dynamic_slice_in_dim(array, row, 1, axis=1), cache
     )
     return taken
 
 
-def place_prompt(cache: KVCache, prompt: KVCache, row: jax.Array) -> KVCache:
+def place_prompt(cache: Cache, prompt: Cache, row: jax.Array) -> Cache:
     """Copy a prompt's cache [.., 1, ..] in one part into a row of a batch's in any parts.
 
     The batch's cache has at least as many slots; those after the prompt's keep what they hold.
     """
-    sizes = [keys.shape[0] for keys in cache.keys]
-    offsets = [sum(sizes[:index]) for index in range(len(sizes))]
+    (whole_prompt,) = prompt.parts
+    seen: Counter[str] = Counter()
+    parts = []
+    for part in cache.parts:
+        placed = {}
+        for kind, state in part.items():
+            offset, size = seen[kind], jax.tree.leaves(state)[0].shape[0]
+            seen[kind] += size
 
-    def place(whole: jax.Array, piece: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(whole, piece, row, axis=1)
+            def place(
+                whole: jax.Array, piece: jax.Array, start: int = offset, count: int = size
+            ) -> jax.Array:
+                here = piece[start : start + count]
+                return lax.dynamic_update_slice_in_dim(whole, here, row, axis=1)
 
-    return KVCache(
-        keys=tuple(
-            place(keys, prompt.keys[0][offset : offset + size])
-            for keys, offset, size in zip(cache.keys, offsets, sizes, strict=True)
-        ),
-        values=tuple(
-            place(values, prompt.values[0][offset : offset + size])
-            for values, offset, size in zip(cache.values, offsets, sizes, strict=True)
-        ),
-    )
+            placed[kind] = jax.tree.map(place, state, whole_prompt[kind])
+        parts.append(placed)
+    return Cache(parts=tuple(parts))
 
 
-def take_rows(cache: KVCache, rows: jax.Array) -> KVCache:
+def take_rows(cache: Cache, rows: jax.Array) -> Cache:
     """The cache of fewer rows [any]."""
-    taken: KVCache = jax.tree.map(lambda array: array[:, rows], cache)
+    taken: Cache = jax.tree.map(lambda array: array[:, rows], cache)
     return taken
 
 
-def grow_cache(cache: KVCache, *, slot_count: int) -> KVCache:
+def grow_cache(cache: Cache, *, slot_count: int) -> Cache:
     """The same cache with more slots."""
-
-    def grow(array: jax.Array, axis: int) -> jax.Array:
-        widths = [(0, 0)] * array.ndim
-        widths[axis] = (0, slot_count - array.shape[axis])
-        return jnp.pad(array, widths)
-
-    return KVCache(
-        keys=tuple(grow(keys, 4) for keys in cache.keys),
-        values=tuple(grow(values, 3) for values in cache.values),
+    return Cache(
+        parts=tuple(
+            {kind: state.grown(slot_count) for kind, state in part.items()} for part in cache.parts
+        )
     )
 
 
@@ -150,10 +148,10 @@ def decode_block(
     parameters: Parameters,
     adapter: Adapter | None,
     parts: LayerParts | None,
-    cache: KVCache,
+    cache: Cache,
     rows: DecodeRows,
     settings: DrawSettings,
-) -> tuple[KVCache, DecodedBlock]:
+) -> tuple[Cache, DecodedBlock]:
     """Advance all sequences by up to BLOCK_STEPS tokens.
 
     The cache must have slots for all tokens but the last that they may generate: a token without a

@@ -1,13 +1,16 @@
 """How the stack of layers is cut for decoding, where every step reads all weights for few rows."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
 from distill.engine.weights import ModelWeights
-from distill.models.functional import LayerParts, layer_adapter
+from distill.models.config import ModelConfig
+from distill.models.functional import LayerParts, layer_adapter, stacks_by_kind
 
 
-def decode_parts(weights: ModelWeights) -> LayerParts | None:
+def decode_parts(config: ModelConfig, weights: ModelWeights) -> LayerParts | None:
     """The layers one by one where that is quicker and costs no memory; else None: one stack.
 
     XLA's CPU backend cannot multiply by a slice of a stacked array in place: a scan first copies
@@ -16,15 +19,28 @@ def decode_parts(weights: ModelWeights) -> LayerParts | None:
     copy. On accelerators XLA reads the slice where it lies, and arrays for each layer would be a
     second copy of the model.
     """
-    layers = weights.parameters["layers"]
-    leaves = jax.tree.leaves(layers)
-    if [device.platform for device in leaves[0].sharding.device_set] != ["cpu"]:
+    stacks = stacks_by_kind(config, weights.parameters["layers"])
+    leaf = jax.tree.leaves(stacks)[0]
+    if [device.platform for device in leaf.sharding.device_set] != ["cpu"]:
         return None
     adapter = layer_adapter(weights.adapter)
-    return tuple(
-        jax.tree.map(lambda stack, at=slice(index, index + 1): _view(stack, at), (layers, adapter))
-        for index in range(leaves[0].shape[0])
-    )
+    layers_with = {target: config.layers_with(target) for target in adapter}
+    parts = []
+    for layer in range(config.layer_count):
+        kind = config.kind_of(layer)
+        part = {kind.name: _cut(stacks[kind.name], config.layers_of(kind).index(layer))}
+        own = {
+            target: _cut(pair, layers_with[target].index(layer))
+            for target, pair in adapter.items()
+            if layer in layers_with[target]
+        }
+        parts.append((part, own))
+    return tuple(parts)
+
+
+def _cut(tree: Any, index: int) -> Any:
+    """One layer of stacked arrays [n, ...], as [1, ...]."""
+    return jax.tree.map(lambda stack: _view(stack, slice(index, index + 1)), tree)
 
 
 def _view(stack: jax.Array, layers: slice) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 from distill.engine.buckets import cache_slots, length_bucket
 from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.weights import ModelWeights
-from distill.models.functional import KVCache, head_kernel, init_cache
+from distill.models.functional import Cache, head_kernel, init_cache
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
 
@@ -36,9 +36,7 @@ class PromptReader:
         self._functions = functions
         self._piece_tokens = _piece_tokens()
 
-    def read_some(
-        self, prompts: Sequence[Int32Array]
-    ) -> Generator[None, None, list[KVCache | None]]:
+    def read_some(self, prompts: Sequence[Int32Array]) -> Generator[None, None, list[Cache | None]]:
         """Read the first of the prompts and those after it that fit into the same call.
 
         Args:
@@ -75,8 +73,13 @@ class PromptReader:
             cache = self._functions.read_prompts(
                 self._graph, parameters, adapter, piece, np.int32(start), cache
             )
-            cache.values[0].block_until_ready()  # the piece is over when its compute is
+            _wait(cache)  # the piece is over when its compute is
             yield
         if size == 1:
             return [cache]
         return [self._functions.prompt_row(cache, np.int32(row)) for row in range(size)]
+
+
+def _wait(cache: Cache) -> None:
+    leaf: jax.Array = jax.tree.leaves(cache)[0]
+    leaf.block_until_ready()

@@ -7,13 +7,15 @@ its row to the next sample. Prompts are read between blocks too, each once for a
 from collections import deque
 from collections.abc import Generator, Iterator
 
+import jax
+
 from distill.engine.buckets import cache_slots, power_of_two_at_least, power_of_two_at_most
 from distill.engine.decode_slots import DecodeSlots
 from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.prompt_reader import PromptReader
 from distill.engine.samples import GrowingSample, Sample, SampleEnds, SampleJob, growing_samples
 from distill.engine.weights import ModelWeights
-from distill.models.functional import KVCache, head_kernel
+from distill.models.functional import Cache, head_kernel, init_cache
 from distill.models.loading import LoadedModel
 
 _MAX_BATCH = 32
@@ -71,7 +73,7 @@ class Sampler:
             return
         slots = self._empty_slots(waiting, job, weights)
         reader = PromptReader(self._model, weights, self._functions)
-        prompts: dict[int, KVCache | None] = {}
+        prompts: dict[int, Cache | None] = {}
         while waiting or not slots.is_empty:
             while waiting and slots.free_count:
                 if waiting[0].prompt_index not in prompts:
@@ -91,10 +93,11 @@ class Sampler:
         self, waiting: deque[GrowingSample], job: SampleJob, weights: ModelWeights
     ) -> DecodeSlots:
         config = self._model.config
-        item_bytes = head_kernel(config, weights.parameters).dtype.itemsize
-        slot_bytes = 2 * item_bytes * config.layer_count * config.key_value_head_count
+        dtype = head_kernel(config, weights.parameters).dtype
         longest = max(len(sample.prompt) + sample.budget for sample in waiting)
-        fitting = max(1, _CACHE_BYTES // (slot_bytes * config.head_dim * cache_slots(longest)))
+        row = jax.eval_shape(lambda: init_cache(config, 1, cache_slots(longest), dtype))
+        row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(row))
+        fitting = max(1, _CACHE_BYTES // row_bytes)
         row_count = min(
             _MAX_BATCH, power_of_two_at_least(len(waiting)), power_of_two_at_most(fitting)
         )
@@ -115,7 +118,7 @@ class Sampler:
 
 def _read_next(
     reader: PromptReader, waiting: deque[GrowingSample], free_count: int
-) -> Generator[None, None, dict[int, KVCache | None]]:
+) -> Generator[None, None, dict[int, Cache | None]]:
     """Read the prompts of the next samples, at most as many as there are free rows."""
     prompts = {sample.prompt_index: sample.prompt for sample in list(waiting)[:free_count]}
     caches = yield from reader.read_some(list(prompts.values()))

@@ -12,10 +12,11 @@ from distill.models.config import ModelConfig
 from distill.models.functional import HEAD_TARGET, Adapter
 
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections of a layer that can have an adapter, in its order: the default."""
+"""What can have an adapter in a layer of attention and a dense MLP, in its order."""
 
 ALL_TARGETS = (*ADAPTER_TARGETS, HEAD_TARGET)
-"""Everything that can have one."""
+"""Everything that can have one in any family. Only added to at the end: the initial values of a
+target depend on its place. What a model has of them: `model_targets`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class LoraSpec:
     """The update is scaled by alpha / rank."""
 
     target_modules: tuple[str, ...]
-    """Names out of ALL_TARGETS."""
+    """Names out of the model's `model_targets`."""
 
     seed: int
     """Of the initial `a` matrices."""
@@ -49,12 +50,12 @@ def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapt
     Raises:
         InvalidFieldError: rank below 1, or no or an unknown target.
     """
-    _check(spec)
+    _check(config, spec)
     seed_key = jax.random.key(spec.seed)
     adapter = {}
     for target in spec.target_modules:
         in_features, out_features = target_shape(config, target)
-        stack = () if target == HEAD_TARGET else (config.layer_count,)
+        stack = () if target == HEAD_TARGET else (len(config.layers_with(target)),)
         key = jax.random.fold_in(seed_key, ALL_TARGETS.index(target))
         # Kaiming uniform with a = sqrt(5), torch's default for Linear, comes to this bound.
         bound = 1 / math.sqrt(in_features)
@@ -64,6 +65,17 @@ def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapt
             "b": jnp.zeros((*stack, spec.rank, out_features), dtype),
         }
     return adapter
+
+
+def layer_targets(config: ModelConfig) -> tuple[str, ...]:
+    """The projections of a model's layers that can have an adapter: the default."""
+    shapes = config.projection_shapes
+    return tuple(target for target in ALL_TARGETS if target in shapes)
+
+
+def model_targets(config: ModelConfig) -> tuple[str, ...]:
+    """Everything of a model that can have one."""
+    return (*layer_targets(config), HEAD_TARGET)
 
 
 def target_shape(config: ModelConfig, target: str) -> tuple[int, int]:
@@ -81,14 +93,15 @@ def scale_adapter(adapter: Adapter, factor: float | jax.Array) -> Adapter:
     }
 
 
-def _check(spec: LoraSpec) -> None:
+def _check(config: ModelConfig, spec: LoraSpec) -> None:
     if spec.rank < 1:
         raise InvalidFieldError("lora.rank", f"must be at least 1, got {spec.rank}")
     if not spec.target_modules:
         raise InvalidFieldError("lora.target_modules", "must name at least one projection")
+    known = model_targets(config)
     for target in spec.target_modules:
-        if target not in ALL_TARGETS:
-            allowed = ", ".join(ALL_TARGETS)
+        if target not in known:
+            allowed = ", ".join(known)
             raise InvalidFieldError(
                 "lora.target_modules", f"must be among {allowed}, got {target!r}"
             )

@@ -1,9 +1,14 @@
 """Grouped-query attention in blocks of queries (https://arxiv.org/abs/2305.13245).
 
-Over a cache, for sampling; whole sequences use `packed_attention`. Scores and softmax are float32.
+Here over a cache, for sampling; whole sequences use `packed_attention`. Scores and softmax are
+float32.
 A block of queries sees at most [B, H, block, S] scores, so a sequence of 8192 tokens never has its
 [T, T] matrix whole.
 """
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +16,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from distill.models.config import ModelConfig
-from distill.models.layers import LayerAdapter, Linear, RMSNorm
+from distill.models.layer_kinds import LayerKind, kind_projections
+from distill.models.layers import LayerAdapter, Linear, model_norm
+from distill.models.packed_attention import packed_attention
+from distill.models.packing import Segments, window_segments
 from distill.models.rotary import rotate
 
 QUERY_BLOCK = 256
@@ -19,7 +27,17 @@ QUERY_BLOCK = 256
 block's scores stay near the caches."""
 
 
-def attend(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
+Window: TypeAlias = jax.Array | int | None
+"""Tokens that a token sees, itself included; None: all before it, which costs nothing."""
+
+
+def attend(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    positions: jax.Array,
+    window: Window = None,
+) -> jax.Array:
     """softmax(q·k / sqrt(head_dim)) v over the key slots at or before each query's position.
 
     Args:
@@ -27,6 +45,7 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.
         keys: [B, G, head_dim, S]; head h reads group h // (H / G); a slot's index is its position.
         values: [B, G, S, head_dim].
         positions: [B, T] or [1, T], of the queries.
+        window: a scalar.
 
     Returns:
         [B, T, H · head_dim] in the query's dtype.
@@ -41,7 +60,10 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.
     scores = jnp.matmul(
         rows * jnp.asarray(head_dim**-0.5, query.dtype), keys, preferred_element_type=jnp.float32
     ).reshape(B, group_count, heads_per_group, T, slot_count)
-    visible = jnp.arange(slot_count) <= positions[:, :, None]
+    slots = jnp.arange(slot_count)
+    visible = slots <= positions[:, :, None]
+    if window is not None:
+        visible &= slots > positions[:, :, None] - window
     # A finite mask would do as well: every query sees at least its own slot.
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
@@ -51,12 +73,16 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.
 
 
 def cached_attention(
-    query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    positions: jax.Array,
+    window: Window = None,
 ) -> jax.Array:
     """`attend` block by block, for any positions [B, T] or [1, T]; shapes as there."""
     length = query.shape[1]
     if length <= QUERY_BLOCK:
-        return attend(query, keys, values, positions)
+        return attend(query, keys, values, positions, window)
     # Padding queries see some keys and are cut off again.
     padding = -length % QUERY_BLOCK
     query_blocks = _split_blocks(jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0))))
@@ -65,7 +91,7 @@ def cached_attention(
     # A loop and not a list of blocks: XLA would run the list's blocks side by side and hold the
     # scores of all of them.
     def block(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return attend(inputs[0], keys, values, inputs[1])
+        return attend(inputs[0], keys, values, inputs[1], window)
 
     blocks = jax.lax.map(block, (query_blocks, position_blocks))
     joined = jnp.moveaxis(blocks, 0, 1).reshape(query.shape[0], length + padding, -1)
@@ -79,29 +105,125 @@ def _split_blocks(array: jax.Array) -> jax.Array:
     return jnp.moveaxis(split, 1, 0)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class KeyValues:
+    """What attention remembers of the tokens seen so far, in n layers.
+
+    A key's slot is its position in its row. Both lie as the two products of attention read them:
+    no step transposes its whole cache.
+    """
+
+    keys: jax.Array
+    """[n, B, G, head_dim, S], rotary positions applied."""
+
+    values: jax.Array
+    """[n, B, G, S, head_dim]."""
+
+    def grown(self, slot_count: int) -> "KeyValues":
+        """With more slots."""
+        more = slot_count - self.keys.shape[4]
+        return KeyValues(
+            keys=jnp.pad(self.keys, ((0, 0),) * 4 + ((0, more),)),
+            values=jnp.pad(self.values, ((0, 0),) * 3 + ((0, more), (0, 0))),
+        )
+
+
+class PackPlace(NamedTuple):
+    """Where the tokens of a pack [N] are, as one layer is told."""
+
+    segments: Segments
+    """What each slot sees without a window."""
+
+    angles: tuple[jax.Array, jax.Array]
+    """Of the layer's rotary positions."""
+
+    window: Window
+    """Of the layer."""
+
+
+class CachePlace(NamedTuple):
+    """Where tokens [B, T] that continue cached rows are, as one layer is told."""
+
+    positions: jax.Array
+    """[B, T]."""
+
+    angles: tuple[jax.Array, jax.Array]
+    """Of the layer's rotary positions."""
+
+    window: Window
+    """Of the layer."""
+
+
 class Attention(nnx.Module):
-    """Projections, rotary positions and grouped-query attention; Qwen3 also norms q and k."""
+    """Projections, rotary positions and grouped-query attention; some models norm q and k."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        dtype: DTypeLike,
-        *,
-        query_key_norm: bool,
-        rngs: nnx.Rngs,
+        self, config: ModelConfig, kind: LayerKind, dtype: DTypeLike, *, rngs: nnx.Rngs
     ) -> None:
-        shapes = config.projection_shapes
+        shapes = kind_projections(config, kind)
+        has_bias = config.query_key_value_bias
         self.head_dim = config.head_dim
-        self.query_key_norm = query_key_norm
-        self.q_proj = Linear(*shapes["q_proj"], dtype, rngs=rngs)
-        self.k_proj = Linear(*shapes["k_proj"], dtype, rngs=rngs)
-        self.v_proj = Linear(*shapes["v_proj"], dtype, rngs=rngs)
+        self.query_key_norm = config.query_key_norm
+        self.query_scalar = config.query_scalar or config.head_dim
+        self.q_proj = Linear(*shapes["q_proj"], dtype, has_bias=has_bias, rngs=rngs)
+        self.k_proj = Linear(*shapes["k_proj"], dtype, has_bias=has_bias, rngs=rngs)
+        self.v_proj = Linear(*shapes["v_proj"], dtype, has_bias=has_bias, rngs=rngs)
         self.o_proj = Linear(*shapes["o_proj"], dtype, rngs=rngs)
-        if query_key_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+        if config.query_key_norm:
+            self.q_norm = model_norm(config, config.head_dim)
+            self.k_norm = model_norm(config, config.head_dim)
 
-    def project(
+    @staticmethod
+    def empty_state(
+        config: ModelConfig, layer_count: int, row_count: int, slot_count: int, dtype: DTypeLike
+    ) -> KeyValues:
+        """What `layer_count` layers remember of rows without tokens."""
+        stack = (layer_count, row_count, config.key_value_head_count)
+        return KeyValues(
+            keys=jnp.zeros((*stack, config.head_dim, slot_count), dtype),
+            values=jnp.zeros((*stack, slot_count, config.head_dim), dtype),
+        )
+
+    def packed(self, hidden: jax.Array, place: PackPlace, adapter: LayerAdapter) -> jax.Array:
+        """Mix the tokens of a pack [1, N, D]."""
+        query, key, value = (array[0] for array in self._project(hidden, place.angles, adapter))
+        segments = place.segments
+        if place.window is not None:
+            segments = window_segments(segments, place.window)
+        mixed = packed_attention(query, key, value, segments)[None]
+        return self.o_proj(mixed, adapter.get("o_proj"))
+
+    def cached(
+        self,
+        hidden: jax.Array,
+        place: CachePlace,
+        state: KeyValues,
+        layer: jax.Array,
+        adapter: LayerAdapter,
+    ) -> tuple[jax.Array, KeyValues]:
+        """Mix tokens [B, T, D] with those that the state's `layer` remembers, and remember them.
+
+        Writes the tokens' slots, then reads them all.
+        """
+        query, key, value = self._project(hidden, place.angles, adapter)
+        rows = jnp.arange(hidden.shape[0])[:, None]
+        # Written in place inside the stacked state: handing each layer's slice through the scan
+        # would copy the whole cache for every generated token.
+        keys = state.keys.at[layer, rows, :, :, place.positions].set(key.astype(state.keys.dtype))
+        values = state.values.at[layer, rows, :, place.positions].set(
+            value.astype(state.values.dtype)
+        )
+        mixed = cached_attention(
+            query,
+            keys[layer].astype(query.dtype),
+            values[layer].astype(query.dtype),
+            place.positions,
+            place.window,
+        )
+        return self.o_proj(mixed, adapter.get("o_proj")), KeyValues(keys=keys, values=values)
+
+    def _project(
         self,
         hidden: jax.Array,
         angles: tuple[jax.Array, jax.Array],
@@ -114,11 +236,11 @@ class Attention(nnx.Module):
         if self.query_key_norm:
             query = self.q_norm(query)
             key = self.k_norm(key)
+        if self.query_scalar != self.head_dim:
+            # Attention divides by the square root of head_dim.
+            factor = math.sqrt(self.head_dim / self.query_scalar)
+            query = (query.astype(jnp.float32) * factor).astype(query.dtype)
         return rotate(query, angles), rotate(key, angles), value
-
-    def output(self, mixed: jax.Array, adapter: LayerAdapter) -> jax.Array:
-        """Map the heads' mixed values [B, T, H · head_dim] to [B, T, D]."""
-        return self.o_proj(mixed, adapter.get("o_proj"))
 
     def _heads(self, features: jax.Array) -> jax.Array:
         return features.reshape(*features.shape[:2], -1, self.head_dim)

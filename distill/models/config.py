@@ -5,9 +5,10 @@ Knows no JAX: conversion and the export tools use it too.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from distill.errors import ModelError
+from distill.models.layer_kinds import LayerKind, Projections, kind_projections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,32 @@ class Llama3RopeScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearRopeScaling:
+    """Positions divided by a factor ("rope_type": "linear")."""
+
+    factor: float
+    """By how much all wavelengths are stretched."""
+
+
+RopeScaling = Llama3RopeScaling | LinearRopeScaling
+
+RotaryBase = Literal["default", "local", "none"]
+"""Which rotary positions a layer has: those of `rope_theta` and `rope_scaling`, those of
+`local_rope_theta`, or none (NoPE)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAttention:
+    """The numbers in which the attention of one layer differs from another's."""
+
+    window: int | None = None
+    """Tokens that a token sees, itself among them; None: all before it."""
+
+    rotary: RotaryBase = "default"
+    """Its rotary positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only transformer with rotary positions, grouped-query attention and a gated MLP.
 
@@ -40,7 +67,7 @@ class ModelConfig:
     """
 
     family: str
-    """Which family's modules and weight names it uses: "llama" or "qwen3"."""
+    """Which family's modules and weight names it uses: a key of `hf_families.FAMILY_FILES`."""
 
     vocab_size: int
     """V: rows of the embedding. May exceed the tokenizer's ids (padding for hardware)."""
@@ -69,8 +96,42 @@ class ModelConfig:
     rope_theta: float
     """Base of the rotary wavelengths."""
 
-    rope_scaling: Llama3RopeScaling | None = None
+    rope_scaling: RopeScaling | None = None
     """How the rotary frequencies are changed; None: not."""
+
+    local_rope_theta: float | None = None
+    """Base of the rotary wavelengths of layers whose `rotary` is "local"; never scaled."""
+
+    rotary_width: int | None = None
+    """First components of a head that turn with the position; None: all."""
+
+    layer_attention: tuple[LayerAttention, ...] = ()
+    """Of each layer; empty: full attention with the default rotary positions everywhere."""
+
+    period: tuple[LayerKind, ...] = (LayerKind(),)
+    """Kinds of layers, repeated over the model; its length divides `layer_count`."""
+
+    query_key_norm: bool = False
+    """Whether each head's queries and keys are normed before they turn."""
+
+    query_key_value_bias: bool = False
+    """Whether the projections to queries, keys and values have biases."""
+
+    query_scalar: float | None = None
+    """Scores are divided by its square root; None: by that of `head_dim`."""
+
+    zero_centered_norms: bool = False
+    """Whether a norm multiplies by 1 + scale."""
+
+    block_output_norms: bool = False
+    """Whether the output of attention and of the MLP is normed before it is added."""
+
+    scaled_embedding: bool = False
+    """Whether embeddings are multiplied by the square root of `hidden_size`, rounded to the
+    weights' type."""
+
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    """The gate of the MLP."""
 
     tied_head: bool
     """Whether the head is the embedding."""
@@ -100,25 +161,58 @@ class ModelConfig:
             raise ModelError(
                 f"config.head_dim: must be even for rotary positions, got {self.head_dim}"
             )
+        width = self.head_dim if self.rotary_width is None else self.rotary_width
+        if width % 2 or not 0 < width <= self.head_dim:
+            raise ModelError(
+                f"config.rotary_width: must be even and at most {self.head_dim}, got {width}"
+            )
+        if self.layer_attention and len(self.layer_attention) != self.layer_count:
+            raise ModelError(
+                f"config.layer_attention: must be of each of the {self.layer_count} layers, "
+                f"got {len(self.layer_attention)}"
+            )
+        for attention in self.layer_attention:
+            if attention.window is not None and attention.window < 1:
+                raise ModelError(f"config.window: must be at least 1, got {attention.window}")
+            if attention.rotary == "local" and self.local_rope_theta is None:
+                raise ModelError("config.local_rope_theta: is missing")
+        if not self.period or self.layer_count % len(self.period):
+            raise ModelError(
+                f"config.period: its length must divide the {self.layer_count} layers, "
+                f"got {len(self.period)}"
+            )
 
     @property
-    def projection_shapes(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of the seven projections of a layer, by name."""
-        query = self.head_count * self.head_dim
-        key_value = self.key_value_head_count * self.head_dim
-        return {
-            "q_proj": (self.hidden_size, query),
-            "k_proj": (self.hidden_size, key_value),
-            "v_proj": (self.hidden_size, key_value),
-            "o_proj": (query, self.hidden_size),
-            "gate_proj": (self.hidden_size, self.intermediate_size),
-            "up_proj": (self.hidden_size, self.intermediate_size),
-            "down_proj": (self.intermediate_size, self.hidden_size),
-        }
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers there are, each once, in the order in which they first occur."""
+        return tuple(dict.fromkeys(self.period))
 
+    def kind_of(self, layer: int) -> LayerKind:
+        """The kind of a layer, counted from 0."""
+        return self.period[layer % len(self.period)]
 
-ACTIVATION = "silu"
-"""The only gate of the MLP that both families use."""
+    def layers_of(self, kind: LayerKind) -> tuple[int, ...]:
+        """The layers of a kind, in the order of its stack."""
+        return tuple(layer for layer in range(self.layer_count) if self.kind_of(layer) == kind)
+
+    @property
+    def projection_shapes(self) -> Projections:
+        """(in, out) of every projection that an adapter can update, by name.
+
+        One that layers of several kinds have is left out where they do not have it equal.
+        """
+        shapes: Projections = {}
+        unequal = set()
+        for kind in self.kinds:
+            for target, shape in kind_projections(self, kind).items():
+                if shapes.setdefault(target, shape) != shape:
+                    unequal.add(target)
+        return {target: shape for target, shape in shapes.items() if target not in unequal}
+
+    def layers_with(self, target: str) -> tuple[int, ...]:
+        """The layers that have a projection, in the order of an adapter's stack."""
+        having = {kind for kind in self.kinds if target in kind_projections(self, kind)}
+        return tuple(layer for layer in range(self.layer_count) if self.kind_of(layer) in having)
 
 
 def refuse(feature: str, value: object, supported: str) -> ModelError:

@@ -185,8 +185,11 @@ def _shards(file: GgufFile, entries: tuple[WeightEntry, ...]) -> Iterator[list[W
 
 def _hf_tensor(file: GgufFile, config: ModelConfig, entry: WeightEntry) -> NDArray[np.float32]:
     tensor = file.tensor(entry.gguf_name)
+    weights = family_files(config.family).weights
+    if entry.path[-1] == "scale" and weights.gguf_norm_offset:
+        tensor = tensor - np.float32(weights.gguf_norm_offset)
     gguf_part = entry.gguf_name.removesuffix(".weight").rpartition(".")[2]
-    if gguf_part not in family_files(config.family).weights.gguf_rotary_permuted:
+    if gguf_part not in weights.gguf_rotary_permuted:
         return tensor
     # In llama.cpp's order components i and i + 1 of a head turn together, in Transformers' i and
     # i + head_dim / 2.

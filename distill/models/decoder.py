@@ -1,137 +1,219 @@
-"""The decoder that every family is: embedding, a stack of equal layers, a final norm.
+"""The decoder that every family is: embedding, a stack of layers, a final norm.
 
-The layers' parameters are stacked on a leading axis and the stack runs as one `lax.scan`: one
-layer is compiled, whatever their number.
+Layers that have the same parameters in the same shapes are of one *kind*. A model is a period of
+kinds, repeated: `config.period`, ("layer",) for most, ("linear", "linear", "linear", "full") for a
+hybrid. The parameters of the layers of a kind are stacked on a leading axis, and the stack runs as
+one `lax.scan` over the periods: one period is compiled, whatever their number.
+
+- Parameters: {"layers": tree of [L, ...]} where there is one kind, else {"layers": {kind: tree of
+  [layers of that kind, ...]}}.
+- Adapters: {target: {"a": [n, in, r], "b": [n, r, out]}}, n the number of layers that have the
+  target, in the model's order and whatever their kind. Which those are: `config.layers_with`.
+- The cache: {kind: what its mixer remembers}, with a leading axis as its parameters have.
+- Numbers in which layers of one kind differ (`config.layer_attention`: a window, a rotary base) are
+  arrays that are scanned beside the parameters. What is the same in all layers is no array: a model
+  without windows computes none.
+
+A kind is built of a *mixer* (attention) and an *mlp*. A family with others gives its `Decoder`
+their classes in `mixers` and `mlps` (see `Mixer` and `MLP`), says in `layer_kinds` what an adapter
+can update in them, and names their weights by kind in its `weights.py`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from distill.models.attention import Attention, cached_attention
-from distill.models.config import ModelConfig
-from distill.models.layers import Embedding, GatedMLP, LayerAdapter, RMSNorm
-from distill.models.packed_attention import packed_attention
+from distill.models.attention import Attention, CachePlace, PackPlace
+from distill.models.config import LayerAttention, ModelConfig, RotaryBase
+from distill.models.layer_kinds import LayerKind
+from distill.models.layer_stack import StackedAdapter, Stacks, run_layers
+from distill.models.layers import Embedding, GatedMLP, LayerAdapter, model_norm
 from distill.models.packing import Segments
 from distill.models.rotary import rotary_angles
 
-StackedAdapter = Mapping[str, Mapping[str, jax.Array]]
-"""An adapter as runs hold it: {"q_proj": {"a": [L, in, r], "b": [L, r, out]}, ...}."""
+NO_WINDOW = 1 << 30
+"""What a layer without a window has beside layers with one: more than any sequence has tokens."""
+
+Angles: TypeAlias = tuple[jax.Array, jax.Array]
 
 
-LayerState: TypeAlias = Any
-"""One layer's parameters, as the scan hands them out."""
+class MixerState(Protocol):
+    """What a mixer remembers of rows: a dataclass of arrays [n, B, ...], of n layers and B rows."""
+
+    def grown(self, slot_count: int) -> "MixerState":
+        """With room for more tokens in each row."""
+
+
+class Mixer(Protocol):
+    """What mixes the tokens of a sequence; built as `Mixer(config, kind, dtype, rngs=rngs)`."""
+
+    @staticmethod
+    def empty_state(
+        config: ModelConfig, layer_count: int, row_count: int, slot_count: int, dtype: DTypeLike
+    ) -> Any:
+        """The state of `layer_count` layers and of rows without tokens."""
+
+    def packed(self, hidden: jax.Array, place: PackPlace, adapter: LayerAdapter) -> jax.Array:
+        """Map the normed hidden states [1, N, D] of a pack to what is added to them."""
+
+    def cached(
+        self,
+        hidden: jax.Array,
+        place: CachePlace,
+        state: Any,
+        layer: jax.Array,
+        adapter: LayerAdapter,
+    ) -> tuple[jax.Array, Any]:
+        """Likewise [B, T, D] that continue rows; `layer` is the index in the state's stack."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class KVCache:
-    """Keys and values of the tokens seen so far, and nothing else.
+class Cache:
+    """What the layers remember of the tokens seen so far, and nothing else.
 
-    A key's slot is its position in its row. Where each row stands is the caller's knowledge.
-    Both lie as the two products of attention read them: no step transposes its whole cache.
+    Where each row stands is the caller's knowledge.
     """
 
-    keys: tuple[jax.Array, ...]
-    """Of each part of the stack [part's layers, B, G, head_dim, S], rotary positions applied."""
-
-    values: tuple[jax.Array, ...]
-    """Likewise [part's layers, B, G, S, head_dim]."""
+    parts: tuple[dict[str, Any], ...]
+    """Of each part of the stack, by kind: a `MixerState` of the part's layers of that kind."""
 
 
-LayerParts: TypeAlias = Sequence[tuple[LayerState, StackedAdapter]]
-"""The stack of layers cut into parts, in order: parameters and adapter of each, stacked likewise.
+LayerParts: TypeAlias = Sequence[tuple[Stacks, StackedAdapter]]
+"""The stack of layers cut into parts, in order: parameters by kind and adapter of each.
 
 Each part is one scan. Which cut is quick depends on the device: see `engine.layer_parts`.
 """
 
 
 class DecoderLayer(nnx.Module):
-    """Attention and MLP, each after a norm and beside a residual."""
+    """A mixer and an MLP, each after a norm and beside a residual."""
 
     def __init__(
         self,
         config: ModelConfig,
+        kind: LayerKind,
         dtype: DTypeLike,
+        mixer: Any,
+        mlp: Any,
         *,
-        query_key_norm: bool,
         rngs: nnx.Rngs,
     ) -> None:
-        self.input_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.attention = Attention(config, dtype, query_key_norm=query_key_norm, rngs=rngs)
-        self.post_attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.mlp = GatedMLP(config, dtype, rngs=rngs)
+        self.mixer_name = kind.mixer
+        self.has_output_norms = config.block_output_norms
+        self.input_norm = model_norm(config)
+        setattr(self, kind.mixer, mixer(config, kind, dtype, rngs=rngs))
+        self.post_attention_norm = model_norm(config)
+        self.mlp = mlp(config, kind, dtype, rngs=rngs)
+        if config.block_output_norms:
+            self.attention_output_norm = model_norm(config)
+            self.mlp_output_norm = model_norm(config)
 
-    def __call__(
-        self,
-        hidden: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        segments: Segments,
-        adapter: LayerAdapter,
-    ) -> jax.Array:
+    def __call__(self, hidden: jax.Array, place: PackPlace, adapter: LayerAdapter) -> jax.Array:
         """Map a pack [1, N, D] to [1, N, D]."""
-        projected = self.attention.project(self.input_norm(hidden), angles, adapter)
-        query, key, value = (array[0] for array in projected)
-        mixed = packed_attention(query, key, value, segments)[None]
-        hidden = hidden + self.attention.output(mixed, adapter)
-        return hidden + self.mlp(self.post_attention_norm(hidden), adapter)
+        return self._finish(
+            hidden, self._mixer.packed(self.input_norm(hidden), place, adapter), adapter
+        )
 
     def with_cache(
         self,
         hidden: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        positions: jax.Array,
-        cache: tuple[jax.Array, jax.Array],
+        place: CachePlace,
+        state: Any,
         layer: jax.Array,
         adapter: LayerAdapter,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Map [B, T, D] at positions [B, T]; writes this layer's slots, then reads them all.
+    ) -> tuple[jax.Array, Any]:
+        """Map [B, T, D]; `layer` is the index in the stack of the state."""
+        mixed, state = self._mixer.cached(self.input_norm(hidden), place, state, layer, adapter)
+        return self._finish(hidden, mixed, adapter), state
 
-        The cache is the keys and values of one part, `layer` the index in that part.
-        """
-        query, key, value = self.attention.project(self.input_norm(hidden), angles, adapter)
-        rows = jnp.arange(hidden.shape[0])[:, None]
-        keys, values = cache
-        # Written in place inside the stacked cache: handing each layer's slice through the scan
-        # would copy the whole cache for every generated token.
-        keys = keys.at[layer, rows, :, :, positions].set(key.astype(keys.dtype))
-        values = values.at[layer, rows, :, positions].set(value.astype(values.dtype))
-        mixed = cached_attention(
-            query, keys[layer].astype(query.dtype), values[layer].astype(query.dtype), positions
-        )
-        hidden = hidden + self.attention.output(mixed, adapter)
-        hidden = hidden + self.mlp(self.post_attention_norm(hidden), adapter)
-        return hidden, (keys, values)
+    def _finish(self, hidden: jax.Array, mixed: jax.Array, adapter: LayerAdapter) -> jax.Array:
+        if self.has_output_norms:
+            mixed = self.attention_output_norm(mixed)
+        hidden = hidden + mixed
+        output = self.mlp(self.post_attention_norm(hidden), adapter)
+        if self.has_output_norms:
+            output = self.mlp_output_norm(output)
+        result: jax.Array = hidden + output
+        return result
+
+    @property
+    def _mixer(self) -> Mixer:
+        mixer: Mixer = getattr(self, self.mixer_name)
+        return mixer
+
+
+class _LayerNumbers:
+    """The numbers in which layers differ: arrays where they do, constants where they do not."""
+
+    def __init__(self, config: ModelConfig, positions: jax.Array) -> None:
+        each = config.layer_attention or (LayerAttention(),) * config.layer_count
+        rotaries: list[RotaryBase] = list(dict.fromkeys(layer.rotary for layer in each))
+        windows = {layer.window for layer in each}
+        angles = [rotary_angles(config, positions, rotary) for rotary in rotaries]
+        self._window = next(iter(windows)) if len(windows) == 1 else None
+        self._angles: Angles = angles[0]
+        self._scanned: dict[str, np.ndarray[Any, Any]] = {}
+        if len(windows) > 1:
+            self._scanned["window"] = np.array(
+                [NO_WINDOW if layer.window is None else layer.window for layer in each], np.int32
+            )
+        if len(rotaries) > 1:
+            cosines, sines = zip(*angles, strict=True)
+            self._angles = (jnp.stack(cosines), jnp.stack(sines))
+            self._scanned["rotary"] = np.array(
+                [rotaries.index(layer.rotary) for layer in each], np.int32
+            )
+
+    def scanned(self, first: int, count: int) -> dict[str, np.ndarray[Any, Any]]:
+        """Arrays [count, ...] of consecutive layers; none where all layers are alike."""
+        return {name: array[first : first + count] for name, array in self._scanned.items()}
+
+    def of_layer(self, numbers: Mapping[str, jax.Array]) -> tuple[Angles, Any]:
+        """Angles and window of the layer that was handed these numbers."""
+        cosine, sine = self._angles
+        if "rotary" in numbers:
+            cosine, sine = cosine[numbers["rotary"]], sine[numbers["rotary"]]
+        return (cosine, sine), numbers.get("window", self._window)
 
 
 class Decoder(nnx.Module):
     """A whole model. Its state, split off, is the parameter tree; the rest is the graph."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        dtype: DTypeLike,
-        *,
-        query_key_norm: bool,
-        rngs: nnx.Rngs,
-    ) -> None:
+    mixers: ClassVar[Mapping[str, Any]] = {"attention": Attention}
+    """The classes of `LayerKind.mixer`."""
+
+    mlps: ClassVar[Mapping[str, Any]] = {"dense": GatedMLP}
+    """The classes of `LayerKind.mlp`."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, rngs=rngs)
-        self.layers = nnx.vmap(
-            lambda layer_rngs: DecoderLayer(
-                config, dtype, query_key_norm=query_key_norm, rngs=layer_rngs
-            ),
-            in_axes=0,
-            out_axes=0,
-        )(rngs.split(config.layer_count))
-        self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.embed_tokens = Embedding(
+            config.vocab_size,
+            config.hidden_size,
+            dtype,
+            is_scaled=config.scaled_embedding,
+            rngs=rngs,
+        )
+        stacks = {kind.name: self._stack(kind, dtype, rngs) for kind in config.kinds}
+        self.layers = nnx.Dict(stacks) if len(stacks) > 1 else next(iter(stacks.values()))
+        self.norm = model_norm(config)
         if not config.tied_head:
             self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype, rngs=rngs)
+
+    def _stack(self, kind: LayerKind, dtype: DTypeLike, rngs: nnx.Rngs) -> Any:
+        mixer, mlp = self.mixers[kind.mixer], self.mlps[kind.mlp]
+        return nnx.vmap(
+            lambda layer_rngs: DecoderLayer(self.config, kind, dtype, mixer, mlp, rngs=layer_rngs),
+            in_axes=0,
+            out_axes=0,
+        )(rngs.split(len(self.config.layers_of(kind))))
 
     def __call__(
         self,
@@ -142,50 +224,90 @@ class Decoder(nnx.Module):
         remat: bool,
     ) -> jax.Array:
         """Normed hidden states [N, D] of a pack of tokens [N]."""
-        graph, layers = nnx.split(self.layers)
-        angles = rotary_angles(self.config, segments.positions)
+        config = self.config
+        graphs, stacks = self._split_layers()
+        numbers = _LayerNumbers(config, segments.positions)
 
         def step(
-            hidden: jax.Array, scanned: tuple[LayerState, LayerAdapter]
-        ) -> tuple[jax.Array, None]:
-            parameters, layer_adapter = scanned
-            return nnx.merge(graph, parameters)(hidden, angles, segments, layer_adapter), None
+            hidden: jax.Array, kind: LayerKind, parameters: Any, adapter: Any, own: Any, _index: Any
+        ) -> jax.Array:
+            def compute(hidden: jax.Array, parameters: Any, adapter: Any, own: Any) -> jax.Array:
+                layer: DecoderLayer = nnx.merge(graphs[kind.name], parameters)
+                angles, window = numbers.of_layer(own)
+                return layer(hidden, PackPlace(segments, angles, window), adapter)
 
-        # A scan is its own barrier against merging the recomputation with the forward pass.
-        body = jax.checkpoint(step, prevent_cse=False) if remat else step
-        hidden, _ = jax.lax.scan(body, self.embed_tokens(token_ids)[None], (layers, adapter or {}))
-        return self.norm(hidden)[0]
+            # A scan is its own barrier against merging the recomputation with the forward pass.
+            run = jax.checkpoint(compute, prevent_cse=False) if remat else compute
+            result: jax.Array = run(hidden, parameters, adapter, own)
+            return result
+
+        hidden = run_layers(
+            config,
+            config.period * (config.layer_count // len(config.period)),
+            step,
+            self.embed_tokens(token_ids)[None],
+            stacks,
+            adapter or {},
+            numbers.scanned(0, config.layer_count),
+        )
+        normed: jax.Array = self.norm(hidden)[0]
+        return normed
 
     def with_cache(
         self,
         token_ids: jax.Array,
         positions: jax.Array,
-        cache: KVCache,
+        cache: Cache,
         adapter: StackedAdapter | None,
         parts: LayerParts | None,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[jax.Array, Cache]:
         """Normed hidden states [B, T, D] of tokens at positions [B, T], and the grown cache."""
-        graph, layers = nnx.split(self.layers)
-        angles = rotary_angles(self.config, positions)
+        config = self.config
+        graphs, stacks = self._split_layers()
+        numbers = _LayerNumbers(config, positions)
 
-        def step(carry: Any, scanned: tuple[LayerState, LayerAdapter, jax.Array]) -> Any:
-            hidden, grown = carry
-            parameters, layer_adapter, layer = scanned
-            module = nnx.merge(graph, parameters)
-            return module.with_cache(hidden, angles, positions, grown, layer, layer_adapter), None
+        def step(
+            carry: Any, kind: LayerKind, parameters: Any, adapter: Any, own: Any, index: Any
+        ) -> Any:
+            hidden, states = carry
+            layer: DecoderLayer = nnx.merge(graphs[kind.name], parameters)
+            place = CachePlace(positions, *numbers.of_layer(own))
+            hidden, state = layer.with_cache(hidden, place, states[kind.name], index, adapter)
+            return hidden, {**states, kind.name: state}
 
         hidden = self.embed_tokens(token_ids)
         grown = []
-        for (part, part_adapter), keys, values in zip(
-            parts or [(layers, adapter or {})], cache.keys, cache.values, strict=True
+        first = 0
+        for (part, part_adapter), states in zip(
+            parts or [(stacks, adapter or {})], cache.parts, strict=True
         ):
-            layer_count = keys.shape[0]
-            (hidden, part_cache), _ = jax.lax.scan(
+            count = sum(jax.tree.leaves(stack)[0].shape[0] for stack in part.values())
+            hidden, part_states = run_layers(
+                config,
+                [config.kind_of(layer) for layer in range(first, first + count)],
                 step,
-                (hidden, (keys, values)),
-                (part, part_adapter, jnp.arange(layer_count)),
-                unroll=layer_count == 1,
+                (hidden, states),
+                part,
+                part_adapter,
+                numbers.scanned(first, count),
+                with_index=True,
             )
-            grown.append(part_cache)
-        all_keys, all_values = zip(*grown, strict=True)
-        return self.norm(hidden), KVCache(keys=all_keys, values=all_values)
+            grown.append(part_states)
+            first += count
+        return self.norm(hidden), Cache(parts=tuple(grown))
+
+    def _split_layers(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Graph and stacked parameters of each kind."""
+        kinds = self.config.kinds
+        modules = self.layers if len(kinds) > 1 else {kinds[0].name: self.layers}
+        split = {kind.name: nnx.split(modules[kind.name]) for kind in kinds}
+        return (
+            {name: graph for name, (graph, _) in split.items()},
+            {name: state for name, (_, state) in split.items()},
+        )
+
+
+def stacks_by_kind(config: ModelConfig, layers: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's `parameters["layers"]` by kind, also where there is one alone."""
+    kinds = config.kinds
+    return dict(layers) if len(kinds) > 1 else {kinds[0].name: layers}

@@ -49,9 +49,7 @@ def hf_tensors(
         where it is in host memory.
     """
     for entry in model_weight_entries(config):
-        tensor = np.asarray(_leaf(parameters, entry.path))
-        if entry.layer is not None:
-            tensor = tensor[entry.layer]
+        tensor = np.asarray(_leaf(parameters, entry.path))[entry.index]
         yield entry.hf_name, tensor.T if entry.is_transposed else tensor
 
 
@@ -112,7 +110,7 @@ def write_peft_adapter(
     """Write a LoRA adapter so that `peft.PeftModel.from_pretrained` reads it.
 
     Args:
-        adapter: {"q_proj": {"a": [L, in, r], "b": [L, r, out]}, ...} as trained: not scaled, for
+        adapter: {"q_proj": {"a": [n, in, r], "b": [n, r, out]}, ...} as trained: not scaled, for
             PEFT applies alpha / rank itself.
         spec: rank, alpha and targets of the adapter.
         config: the base model.
@@ -124,12 +122,14 @@ def write_peft_adapter(
         target: {part: np.asarray(matrix) for part, matrix in pair.items()}
         for target, pair in adapter.items()
     }
+    layers_with = {target: config.layers_with(target) for target in host_adapter}
     tensors: dict[str, NDArray[Any]] = {}
     for entry in model_weight_entries(config):
         if entry.layer is None or not entry.is_transposed or entry.path[-2] not in host_adapter:
             continue
         pair = host_adapter[entry.path[-2]]
-        layer = {part: matrix[entry.layer] for part, matrix in pair.items()}
+        place = layers_with[entry.path[-2]].index(entry.layer)
+        layer = {part: matrix[place] for part, matrix in pair.items()}
         tensors |= _peft_tensors(entry.hf_name.removesuffix(".weight"), layer)
     if HEAD_TARGET in host_adapter:
         tensors |= _peft_tensors(HEAD_TARGET, host_adapter[HEAD_TARGET])

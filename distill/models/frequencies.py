@@ -5,20 +5,31 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.models.config import Llama3RopeScaling, ModelConfig
+from distill.models.config import LinearRopeScaling, Llama3RopeScaling, ModelConfig, RotaryBase
 
 
-def inverse_frequencies(config: ModelConfig) -> NDArray[np.float32]:
-    """Radians per position of each rotary pair: [head_dim / 2], scaled as the model asks.
+def inverse_frequencies(config: ModelConfig, rotary: RotaryBase = "default") -> NDArray[np.float32]:
+    """Radians per position of each rotary pair: [rotary_width / 2], scaled as the model asks.
 
     In float32 throughout, as Transformers computes them: at position 8000 the last bit of a
     frequency is visible in the angle.
     """
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies: NDArray[np.float32] = 1 / np.power(np.float32(config.rope_theta), exponents)
-    if config.rope_scaling is None:
+    width = config.head_dim if config.rotary_width is None else config.rotary_width
+    if rotary == "none":
+        return np.zeros(width // 2, np.float32)
+    theta = config.local_rope_theta if rotary == "local" else config.rope_theta
+    assert theta is not None
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    frequencies: NDArray[np.float32] = 1 / np.power(np.float32(theta), exponents)
+    if rotary == "local":
         return frequencies
-    return _scale_llama3(frequencies, config.rope_scaling)
+    match config.rope_scaling:
+        case None:
+            return frequencies
+        case LinearRopeScaling(factor=factor):
+            return frequencies / np.float32(factor)
+        case scaling:
+            return _scale_llama3(frequencies, scaling)
 
 
 def _scale_llama3(

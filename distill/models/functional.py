@@ -4,17 +4,18 @@ None of these is compiled here: callers put them into their own `jax.jit`, with 
 or closed over.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from distill.models.config import ModelConfig
-from distill.models.decoder import Decoder, KVCache, LayerParts, StackedAdapter
+from distill.models.decoder import Cache, Decoder, LayerParts, stacks_by_kind
 from distill.models.families import model_class
+from distill.models.layer_stack import StackedAdapter
 from distill.models.packing import Segments, rows_as_segments
 from distill.ops.logits import Head
 
@@ -22,10 +23,12 @@ Graph: TypeAlias = nnx.GraphDef[Decoder]
 """The static part of a model: hashable, and equal for equal configs and dtypes."""
 
 Parameters: TypeAlias = Mapping[str, Any]
-"""Nested dict of arrays; those of the layers are stacked on a leading axis L."""
+"""Nested dict of arrays; those of the layers are stacked on a leading axis, by kind where there are
+several (see `decoder`)."""
 
 Adapter: TypeAlias = StackedAdapter
-"""{"q_proj": {"a": [L, in, r], "b": [L, r, out]}, ...}; already scaled by alpha / rank."""
+"""{"q_proj": {"a": [n, in, r], "b": [n, r, out]}, ...}, of the n layers that have the target;
+already scaled by alpha / rank."""
 
 HEAD_TARGET = "lm_head"
 """The name of the head in an adapter: {"a": [D, r], "b": [r, V]}, of no layer."""
@@ -33,8 +36,8 @@ HEAD_TARGET = "lm_head"
 __all__ = [
     "HEAD_TARGET",
     "Adapter",
+    "Cache",
     "Graph",
-    "KVCache",
     "LayerParts",
     "Parameters",
     "build_graph",
@@ -45,6 +48,7 @@ __all__ = [
     "init_cache",
     "layer_adapter",
     "packed_hidden_states",
+    "stacks_by_kind",
 ]
 
 
@@ -139,27 +143,32 @@ def init_cache(
     dtype: DTypeLike,
     *,
     part_sizes: Sequence[int] | None = None,
-) -> KVCache:
+) -> Cache:
     """An empty cache for `batch_size` rows of at most `cache_size` tokens.
 
     Args:
         config: the model.
         batch_size: B.
         cache_size: S.
-        dtype: of keys and values.
+        dtype: of what is remembered of tokens, such as keys and values.
         part_sizes: layers in each part of the stack, for `parts` of `cached_hidden_states`; one
             part of all layers by default.
     """
-    sizes = [config.layer_count] if part_sizes is None else part_sizes
-    groups, head_dim = config.key_value_head_count, config.head_dim
-    return KVCache(
-        keys=tuple(
-            jnp.zeros((size, batch_size, groups, head_dim, cache_size), dtype) for size in sizes
-        ),
-        values=tuple(
-            jnp.zeros((size, batch_size, groups, cache_size, head_dim), dtype) for size in sizes
-        ),
-    )
+    mixers = model_class(config.family).mixers
+    parts = []
+    first = 0
+    for size in [config.layer_count] if part_sizes is None else part_sizes:
+        counts = Counter(config.kind_of(layer) for layer in range(first, first + size))
+        parts.append(
+            {
+                kind.name: mixers[kind.mixer].empty_state(
+                    config, count, batch_size, cache_size, dtype
+                )
+                for kind, count in counts.items()
+            }
+        )
+        first += size
+    return Cache(parts=tuple(parts))
 
 
 def cached_hidden_states(
@@ -167,11 +176,11 @@ def cached_hidden_states(
     parameters: Parameters,
     token_ids: jax.Array,
     positions: jax.Array,
-    cache: KVCache,
+    cache: Cache,
     *,
     adapter: Adapter | None = None,
     parts: LayerParts | None = None,
-) -> tuple[jax.Array, KVCache]:
+) -> tuple[jax.Array, Cache]:
     """Hidden states of tokens that continue the cached rows; for a prompt and for one token alike.
 
     A token at position p writes slot p of its row and sees slots 0 to p. Slots after p are masked,

@@ -8,19 +8,19 @@ from distill.errors import ModelError
 from distill.models.config import Llama3RopeScaling, ModelConfig
 from distill.models.frequencies import inverse_frequencies
 from distill.models.gguf_file import GgufFile
-from distill.models.hf_families import family_files
+from distill.models.hf_families import family_files, family_of_gguf
 
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor in which llama.cpp keeps Llama 3's scaling, as one divisor per frequency."""
 
 
 def parse_gguf_config(file: GgufFile) -> ModelConfig:
-    """Read the model's description; `architecture` is the name of the family.
+    """Read the model's description; `general.architecture` names the family.
 
     Raises:
         ModelError: what is missing or not supported, by name.
     """
-    family_files(file.architecture)
+    family = family_files(family_of_gguf(file.architecture)).config
     _refuse_unsupported(file)
     head_count = _one_for_all_layers(file, "attention.head_count")
     hidden_size = int(file.require_hyperparameter("embedding_length"))
@@ -32,7 +32,8 @@ def parse_gguf_config(file: GgufFile) -> ModelConfig:
                 f"GGUF {name} {width} is not supported; supported: the head size {head_dim}"
             )
     config = ModelConfig(
-        family=file.architecture,
+        family=family.family,
+        **family.traits,
         # The metadata may lack the vocabulary size; the embedding cannot.
         vocab_size=file.shape("token_embd.weight")[0],
         hidden_size=hidden_size,

@@ -1,15 +1,46 @@
 """`ModelConfig` from and to the config.json of Hugging Face Transformers.
 
 What would change the maths and is not computed here is refused by name: a model that loads is a
-model that is computed as Transformers computes it.
+model that is computed as Transformers computes it. So every key is read, or known to change
+nothing, or refused.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from distill.errors import ModelError
-from distill.models.config import ACTIVATION, Llama3RopeScaling, ModelConfig, refuse, require
+from distill.models.config import ModelConfig, refuse
+from distill.models.config_reader import IRRELEVANT, NEUTRAL, ConfigReader
+from distill.models.hf_rope import read_rope, write_rope
+
+Fields = dict[str, Any]
+
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""Transformers' names of the gates of the MLP, and ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfWrapper:
+    """A model that holds this family as its text part."""
+
+    model_type: str
+    """Its own; the text part is under `text_config`."""
+
+    architecture: str
+    """Its class name under `architectures`."""
+
+    irrelevant: frozenset[str] = frozenset()
+    """Its keys beside `text_config` that change nothing for text."""
+
+
+def no_fields(_reader: ConfigReader) -> Fields:
+    """Of a family that has nothing of its own in config.json."""
+    return {}
+
+
+def no_keys(_config: ModelConfig) -> Fields:
+    """Likewise."""
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,42 +53,102 @@ class HfFamily:
     architecture: str
     """The class name under `architectures`."""
 
-    default_head_dim: int | None
-    """Head width when config.json has none; None: hidden size / heads."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What Transformers takes for keys that config.json lacks."""
 
-    default_key_value_head_count: int | None
-    """Key and value heads when config.json has none; None: as many as query heads."""
+    traits: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ModelConfig that all models of the family share and no key says."""
+
+    activation_key: str = "hidden_act"
+    """The key of the MLP's gate."""
+
+    activation: str = "silu"
+    """Transformers' name of the family's gate: no other is supported."""
+
+    read_rope: Callable[[ConfigReader], Fields] = read_rope
+    """The fields of rotary positions."""
+
+    write_rope: Callable[[ModelConfig], Fields] = write_rope
+    """The keys of rotary positions."""
+
+    read: Callable[[ConfigReader], Fields] = no_fields
+    """The fields that other families do not have, or do not read so."""
+
+    write: Callable[[ModelConfig], Fields] = no_keys
+    """Their keys."""
+
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Options that are not computed, and their values that ask for nothing; beside NEUTRAL."""
+
+    irrelevant: frozenset[str] = frozenset()
+    """Keys that change nothing; beside IRRELEVANT."""
+
+    wrapper: HfWrapper | None = None
+    """Where the family also comes as a part of another model."""
 
 
 def parse_decoder_config(raw: Mapping[str, Any], family: HfFamily) -> ModelConfig:
-    """Read the fields that all families share.
+    """Read a config.json of a family.
 
     Raises:
-        ModelError: a field is missing or wrong, or asks for something not supported; named.
+        ModelError: a field is missing, wrong or unknown, or asks for something not supported;
+            named.
     """
-    _refuse_unsupported(raw, family)
-    head_count = int(require(raw, "num_attention_heads"))
-    hidden_size = int(require(raw, "hidden_size"))
-    head_dim = raw.get("head_dim") or family.default_head_dim or hidden_size // max(head_count, 1)
-    key_value_head_count = (
-        raw.get("num_key_value_heads") or family.default_key_value_head_count or head_count
-    )
-    theta, scaling = _parse_rope(raw)
-    return ModelConfig(
-        family=family.family,
-        vocab_size=int(require(raw, "vocab_size")),
-        hidden_size=hidden_size,
-        intermediate_size=int(require(raw, "intermediate_size")),
-        layer_count=int(require(raw, "num_hidden_layers")),
-        head_count=head_count,
-        key_value_head_count=int(key_value_head_count),
-        head_dim=int(head_dim),
-        norm_epsilon=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tied_head=bool(raw.get("tie_word_embeddings", False)),
-        max_position_count=int(require(raw, "max_position_embeddings")),
-    )
+    _refuse_unsupported(raw, family.architecture)
+    reader = ConfigReader(raw, family.family, family.defaults)
+    for name in ("model_type", "architectures", "auto_map", "quantization_config"):
+        reader.get(name)
+    activation = reader.get(family.activation_key, family.activation)
+    if activation != family.activation:
+        raise refuse(family.activation_key, activation, family.activation)
+    head_count = int(reader.require("num_attention_heads"))
+    hidden_size = int(reader.require("hidden_size"))
+    fields: Fields = {
+        "vocab_size": int(reader.require("vocab_size")),
+        "hidden_size": hidden_size,
+        "intermediate_size": int(reader.require("intermediate_size")),
+        "layer_count": int(reader.require("num_hidden_layers")),
+        "head_count": head_count,
+        "key_value_head_count": int(reader.get("num_key_value_heads", head_count)),
+        "head_dim": int(reader.get("head_dim", hidden_size // max(head_count, 1))),
+        "norm_epsilon": float(reader.get("rms_norm_eps", 1e-6)),
+        "tied_head": bool(reader.get("tie_word_embeddings", False)),
+        "max_position_count": int(reader.require("max_position_embeddings")),
+        "activation": ACTIVATIONS[activation],
+        **family.read_rope(reader),
+        **family.read(reader),
+    }
+    for name, allowed in {**NEUTRAL, **family.neutral}.items():
+        if name not in reader.taken:
+            reader.only(name, allowed)
+    reader.finish(IRRELEVANT | family.irrelevant)
+    return ModelConfig(**{"family": family.family, **family.traits, **fields})
+
+
+def parse_wrapped_config(raw: Mapping[str, Any], family: HfFamily) -> ModelConfig:
+    """Read the config.json of a model that holds a family as its text part.
+
+    Raises:
+        ModelError: as `parse_decoder_config`.
+    """
+    wrapper = family.wrapper
+    assert wrapper is not None
+    _refuse_unsupported(raw, wrapper.architecture)
+    reader = ConfigReader(raw, wrapper.model_type)
+    for name in ("model_type", "architectures", "auto_map", "quantization_config"):
+        reader.get(name)
+    text: dict[str, Any] = dict(reader.require("text_config"))
+    # The part's own class is named, if at all, as Transformers names the text model alone.
+    text.pop("architectures", None)
+    text.setdefault("model_type", family.family)
+    if text["model_type"] != family.family:
+        raise refuse("text_config.model_type", text["model_type"], family.family)
+    # Transformers ties the whole model's head by the outer key.
+    tied = reader.get("tie_word_embeddings")
+    if tied is not None:
+        text["tie_word_embeddings"] = tied
+    reader.finish(IRRELEVANT | wrapper.irrelevant)
+    return parse_decoder_config(text, family)
 
 
 def to_hf_config(config: ModelConfig, family: HfFamily) -> dict[str, Any]:
@@ -65,14 +156,6 @@ def to_hf_config(config: ModelConfig, family: HfFamily) -> dict[str, Any]:
 
     Token ids are the tokenizer's matter and are left to the caller.
     """
-    scaling = config.rope_scaling
-    rope_scaling = scaling and {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_frequency_factor,
-        "high_freq_factor": scaling.high_frequency_factor,
-        "original_max_position_embeddings": scaling.original_position_count,
-    }
     return {
         "architectures": [family.architecture],
         "model_type": family.family,
@@ -83,62 +166,23 @@ def to_hf_config(config: ModelConfig, family: HfFamily) -> dict[str, Any]:
         "num_attention_heads": config.head_count,
         "num_key_value_heads": config.key_value_head_count,
         "head_dim": config.head_dim,
-        "hidden_act": ACTIVATION,
+        family.activation_key: family.activation,
         "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope_scaling,
+        **family.write_rope(config),
         "tie_word_embeddings": config.tied_head,
         "max_position_embeddings": config.max_position_count,
         "attention_bias": False,
+        **family.write(config),
     }
 
 
-def _refuse_unsupported(raw: Mapping[str, Any], family: HfFamily) -> None:
-    architectures = raw.get("architectures") or [family.architecture]
-    if architectures != [family.architecture]:
-        raise refuse("architectures", architectures, family.architecture)
+def _refuse_unsupported(raw: Mapping[str, Any], architecture: str) -> None:
+    architectures = raw.get("architectures") or [architecture]
+    if architectures != [architecture]:
+        raise refuse("architectures", architectures, architecture)
     if "AutoModelForCausalLM" in (raw.get("auto_map") or {}):
         raise refuse("auto_map", raw["auto_map"], "models without code of their own")
     quantization = raw.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method", quantization)
         raise refuse("quantization_config", method, "unquantised weights, or GGUF")
-    activation = raw.get("hidden_act", ACTIVATION)
-    if activation != ACTIVATION:
-        raise refuse("hidden_act", activation, ACTIVATION)
-    for feature in ("attention_bias", "mlp_bias", "rope_interleaved"):
-        if raw.get(feature):
-            raise refuse(feature, raw[feature], "False")
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
-        raise refuse("partial_rotary_factor", raw["partial_rotary_factor"], "1.0")
-    # Qwen writes a sliding_window that is only in force with use_sliding_window.
-    if raw.get("sliding_window") is not None and raw.get("use_sliding_window", True):
-        raise refuse("sliding_window", raw["sliding_window"], "full attention")
-    layer_types = set(raw.get("layer_types") or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        raise refuse("layer_types", sorted(layer_types), "full_attention")
-
-
-def _parse_rope(raw: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
-    # Transformers 4 keeps rope_theta beside rope_scaling; 5 puts both into rope_parameters.
-    rope: Mapping[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise refuse("partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
-    if rope_type == "default":
-        return theta, None
-    if rope_type != "llama3":
-        raise refuse("rope_type", rope_type, "default, llama3")
-    scaling = Llama3RopeScaling(
-        factor=float(require(rope, "factor")),
-        low_frequency_factor=float(require(rope, "low_freq_factor")),
-        high_frequency_factor=float(require(rope, "high_freq_factor")),
-        original_position_count=int(require(rope, "original_max_position_embeddings")),
-    )
-    if scaling.high_frequency_factor <= scaling.low_frequency_factor:
-        raise ModelError(
-            "config.json: rope_scaling.high_freq_factor must be larger than low_freq_factor "
-            f"{scaling.low_frequency_factor}, got {scaling.high_frequency_factor}"
-        )
-    return theta, scaling

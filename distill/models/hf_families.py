@@ -6,7 +6,12 @@ from typing import Any
 
 from distill.errors import ModelError
 from distill.models.config import ModelConfig
-from distill.models.hf_config import HfFamily, parse_decoder_config, to_hf_config
+from distill.models.hf_config import (
+    HfFamily,
+    parse_decoder_config,
+    parse_wrapped_config,
+    to_hf_config,
+)
 from distill.models.llama.config import LLAMA
 from distill.models.llama.weights import LLAMA_WEIGHTS
 from distill.models.qwen3.config import QWEN3
@@ -24,10 +29,16 @@ class FamilyFiles:
     weights: WeightMap
     """Its tensors."""
 
+    gguf_architecture: str | None = None
+    """The `general.architecture` of its GGUF files; None: they are not read."""
+
 
 FAMILY_FILES = {
-    "llama": FamilyFiles(config=LLAMA, weights=LLAMA_WEIGHTS),
-    "qwen3": FamilyFiles(config=QWEN3, weights=QWEN3_WEIGHTS),
+    files.config.family: files
+    for files in (
+        FamilyFiles(config=LLAMA, weights=LLAMA_WEIGHTS, gguf_architecture="llama"),
+        FamilyFiles(config=QWEN3, weights=QWEN3_WEIGHTS, gguf_architecture="qwen3"),
+    )
 }
 
 
@@ -43,16 +54,45 @@ def family_files(family: str) -> FamilyFiles:
     return FAMILY_FILES[family]
 
 
+def family_of_gguf(architecture: str) -> str:
+    """The family of the GGUF files of an architecture.
+
+    Raises:
+        ModelError: there is none.
+    """
+    families = {
+        files.gguf_architecture: family
+        for family, files in FAMILY_FILES.items()
+        if files.gguf_architecture is not None
+    }
+    if architecture not in families:
+        known = ", ".join(families)
+        raise ModelError(f"GGUF architecture {architecture!r} is not supported; supported: {known}")
+    return families[architecture]
+
+
 def parse_hf_config(raw: Mapping[str, Any]) -> ModelConfig:
     """Read a config.json.
 
     Raises:
-        ModelError: what is missing, wrong or not supported, by name.
+        ModelError: what is missing, wrong, unknown or not supported, by name.
     """
-    family = raw.get("model_type")
-    if not isinstance(family, str):
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
         raise ModelError("config.json: model_type is missing")
-    return parse_decoder_config(raw, family_files(family).config)
+    wrapped = {
+        files.config.wrapper.model_type: files.config
+        for files in FAMILY_FILES.values()
+        if files.config.wrapper is not None
+    }
+    if model_type in wrapped and model_type not in FAMILY_FILES:
+        return parse_wrapped_config(raw, wrapped[model_type])
+    if model_type not in FAMILY_FILES:
+        known = ", ".join(dict.fromkeys([*FAMILY_FILES, *wrapped]))
+        raise ModelError(
+            f"config.json: model_type {model_type!r} is not supported; supported: {known}"
+        )
+    return parse_decoder_config(raw, FAMILY_FILES[model_type].config)
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -62,7 +102,4 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 def model_weight_entries(config: ModelConfig) -> tuple[WeightEntry, ...]:
     """All tensors of a model."""
-    weights = family_files(config.family).weights
-    return tuple(
-        weight_entries(weights, layer_count=config.layer_count, tied_head=config.tied_head)
-    )
+    return tuple(weight_entries(family_files(config.family).weights, config))

@@ -5,6 +5,7 @@ One tensor at a time: the peak is the tree in the compute dtype and one tensor.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 
 from distill.errors import ModelError
 from distill.models.config import ModelConfig
-from distill.models.hf_families import model_weight_entries
+from distill.models.hf_families import family_files, model_weight_entries
+from distill.models.weight_map import WeightMap
+
+_LOGGER = logging.getLogger(__name__)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -44,20 +48,26 @@ def read_weights(
     parameters = _allocate(tree)
     digest = hashlib.blake2b(digest_size=16)
     with ExitStack() as stack:
-        files = _open_files(directory, stack)
+        weight_map = family_files(config.family).weights
+        files, skipped = _text_names(_open_files(directory, stack), weight_map)
         entries = {entry.hf_name: entry for entry in model_weight_entries(config)}
         _check_names(set(files), set(entries), tied_head=config.tied_head)
+        if skipped:
+            _LOGGER.warning(
+                "skipped %d tensors that are not of the text model (%s)",
+                len(skipped),
+                ", ".join(prefix + "*" for prefix in weight_map.skipped_prefixes),
+            )
         # Sorted: the digest must not depend on the layout of the files.
         for name in sorted(entries):
             entry = entries[name]
-            tensor = files[name].get_tensor(name)
+            file, stored_name = files[name]
+            tensor = file.get_tensor(stored_name)
             if tensor.dtype not in FLOAT_TYPES:
                 raise ModelError(f"{name}: type {tensor.dtype} is not float32, float16 or bfloat16")
             digest.update(f"{name}:{tensor.dtype}:{tensor.shape}:".encode())
             digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
-            target = _leaf(parameters, entry.path)
-            if entry.layer is not None:
-                target = target[entry.layer]
+            target = _leaf(parameters, entry.path)[entry.index]
             oriented = tensor.T if entry.is_transposed else tensor
             if oriented.shape != target.shape:
                 expected = target.shape[::-1] if entry.is_transposed else target.shape
@@ -67,6 +77,30 @@ def read_weights(
                 )
             target[...] = oriented
     return parameters, digest.hexdigest()
+
+
+def _text_names(
+    files: Mapping[str, Any], weight_map: WeightMap
+) -> tuple[dict[str, tuple[Any, str]], list[str]]:
+    """Each tensor of the text model, by the name it has in a file of it alone, with the open file
+    and its name there; and the names of the others."""
+    found: dict[str, tuple[Any, str]] = {}
+    skipped = []
+    for stored_name, file in files.items():
+        if stored_name.startswith(weight_map.skipped_prefixes):
+            skipped.append(stored_name)
+            continue
+        name = stored_name
+        for prefix, meaning in weight_map.text_prefixes.items():
+            if stored_name.startswith(prefix):
+                name = meaning + stored_name.removeprefix(prefix)
+                break
+        if name in found:
+            raise ModelError(
+                f"the weights have {name} twice, as {found[name][1]} and {stored_name}"
+            )
+        found[name] = file, stored_name
+    return found, skipped
 
 
 def _open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:

@@ -7,7 +7,8 @@ products of the backward pass, are plain row-major matrix products.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from distill.models.config import ModelConfig
+from distill.models.layer_kinds import LayerKind, kind_projections
 
 LoraPair = Mapping[str, jax.Array]
 """{"a": [in, r], "b": [r, out]}: one projection's low-rank update in one layer."""
@@ -56,14 +58,23 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nnx.Module):
-    """x @ kernel, plus a low-rank update when one is given. No bias: no family here has one."""
+    """x @ kernel, plus a bias where there is one, plus a low-rank update when one is given."""
 
     def __init__(
-        self, in_features: int, out_features: int, dtype: DTypeLike, *, rngs: nnx.Rngs
+        self,
+        in_features: int,
+        out_features: int,
+        dtype: DTypeLike,
+        *,
+        has_bias: bool = False,
+        rngs: nnx.Rngs,
     ) -> None:
         shape = (in_features, out_features)
         scale = 1 / math.sqrt(in_features)
+        self.has_bias = has_bias
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape, dtype))
+        if has_bias:
+            self.bias = nnx.Param(jnp.zeros((out_features,), dtype))
 
     def __call__(self, inputs: jax.Array, lora: LoraPair | None = None) -> jax.Array:
         """Map [..., in] to [..., out]."""
@@ -71,6 +82,8 @@ class Linear(nnx.Module):
         # summed over rows and positions, several times slower on [B, T, in] than on [B · T, in].
         rows = inputs.reshape(-1, inputs.shape[-1])
         outputs = product(rows, self.kernel[...])
+        if self.has_bias:
+            outputs = outputs + self.bias[...]
         if lora is not None:
             # The adapter may be float32 beside bfloat16 weights: it is the optimizer's copy.
             down = product(rows, lora["a"].astype(rows.dtype))
@@ -82,39 +95,71 @@ class Embedding(nnx.Module):
     """A [V, D] table: rows looked up by token id, or the kernel of the head."""
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, dtype: DTypeLike, *, rngs: nnx.Rngs
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        dtype: DTypeLike,
+        *,
+        is_scaled: bool = False,
+        rngs: nnx.Rngs,
     ) -> None:
         shape = (vocab_size, hidden_size)
+        self.is_scaled = is_scaled
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape, dtype))
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
-        """Look up [B, T] ids: [B, T, D]."""
-        return self.embedding[...][token_ids]
+        """Look up [B, T] ids: [B, T, D], times the square root of D where it is scaled."""
+        rows = self.embedding[...][token_ids]
+        if not self.is_scaled:
+            return rows
+        # The factor as Gemma has it, rounded to the type of the weights.
+        return rows * jnp.asarray(math.sqrt(rows.shape[-1]), rows.dtype)
 
 
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x²) + epsilon) · scale over the last axis (https://arxiv.org/abs/1910.07467).
 
-    Scale and arithmetic are float32 whatever the compute dtype: a bfloat16 mean square has two
-    to three digits.
+    Where it is zero-centred, times 1 + scale. Scale and arithmetic are float32 whatever the
+    compute dtype: a bfloat16 mean square has two to three digits.
     """
 
-    def __init__(self, features: int, epsilon: float) -> None:
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+    def __init__(self, features: int, epsilon: float, *, is_zero_centered: bool = False) -> None:
+        start = jnp.zeros if is_zero_centered else jnp.ones
+        self.scale = nnx.Param(start((features,), jnp.float32))
         self.epsilon = epsilon
+        self.is_zero_centered = is_zero_centered
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalise [..., features]; the dtype is kept."""
         wide = inputs.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * inverse * self.scale[...]).astype(inputs.dtype)
+        scale = 1.0 + self.scale[...] if self.is_zero_centered else self.scale[...]
+        return (wide * inverse * scale).astype(inputs.dtype)
+
+
+def model_norm(config: ModelConfig, features: int | None = None) -> RMSNorm:
+    """A norm as the model has them; over the hidden state unless a width is given."""
+    return RMSNorm(
+        features or config.hidden_size,
+        config.norm_epsilon,
+        is_zero_centered=config.zero_centered_norms,
+    )
+
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 
 class GatedMLP(nnx.Module):
-    """down(silu(gate(x)) · up(x)) (https://arxiv.org/abs/2002.05202)."""
+    """down(activation(gate(x)) · up(x)) (https://arxiv.org/abs/2002.05202)."""
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> None:
-        shapes = config.projection_shapes
+    def __init__(
+        self, config: ModelConfig, kind: LayerKind, dtype: DTypeLike, *, rngs: nnx.Rngs
+    ) -> None:
+        shapes = kind_projections(config, kind)
+        self.activation = config.activation
         self.gate_proj = Linear(*shapes["gate_proj"], dtype, rngs=rngs)
         self.up_proj = Linear(*shapes["up_proj"], dtype, rngs=rngs)
         self.down_proj = Linear(*shapes["down_proj"], dtype, rngs=rngs)
@@ -124,5 +169,5 @@ class GatedMLP(nnx.Module):
         gate = self.gate_proj(hidden, adapter.get("gate_proj"))
         up = self.up_proj(hidden, adapter.get("up_proj"))
         # float32: a bfloat16 sigmoid costs digits, and on a CPU twice the time.
-        gated = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+        gated = ACTIVATIONS[self.activation](gate.astype(jnp.float32)) * up.astype(jnp.float32)
         return self.down_proj(gated.astype(hidden.dtype), adapter.get("down_proj"))

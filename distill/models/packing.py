@@ -47,3 +47,22 @@ def pad_segments(segments: Segments, slot_count: int) -> Segments:
     nothing = [jnp.pad(array, padding) for array in segments]
     own = jnp.arange(count, slot_count, dtype=segments.starts.dtype)
     return Segments(nothing[0], jnp.concatenate([segments.starts, own]), nothing[2], nothing[3])
+
+
+def window_segments(segments: Segments, window: SlotArray) -> Segments:
+    """The same pack where a token sees the last `window` tokens of its sequence, itself included.
+
+    Args:
+        segments: what each slot would see without a window.
+        window: a scalar, static or not, at least 1.
+    """
+    slots = jnp.arange(len(segments.positions), dtype=jnp.int32)
+    # The prefix of a sequence is its beginning: its first slot has position 0. Where the window
+    # lies behind it all, this start lies at or behind its end, which is how none is written.
+    first = segments.prefix_starts + jnp.maximum(segments.positions - window + 1, 0)
+    return Segments(
+        segments.positions,
+        jnp.maximum(segments.starts, slots - window + 1),
+        first,
+        segments.prefix_ends,
+    )

@@ -20,6 +20,7 @@ from student_service.validation import (
     parse_normalization,
     parse_run_config,
 )
+from tests.support.tiny_models import tiny_config
 
 VOCAB = 100
 LIMITS = RequestLimits(max_sequence_tokens=16, max_top_k=8, max_sequences=3, max_request_tokens=40)
@@ -267,13 +268,13 @@ def test_absent_optimizer_settings_take_their_documented_defaults():
 )
 def test_bad_run_configurations_are_refused(config, field):
     with pytest.raises(InvalidFieldError, match=f"config.*{field}"):
-        parse_run_config(config)
+        parse_run_config(config, tiny_config())
 
 
 def test_order_of_target_modules_does_not_make_another_configuration():
     def spec(*names):
         lora = training_pb2.LoraConfig(rank=2, target_modules=names)
-        return parse_run_config(training_pb2.RunConfig(lora=lora))
+        return parse_run_config(training_pb2.RunConfig(lora=lora), tiny_config())
 
     assert spec("v_proj", "q_proj") == spec("q_proj", "v_proj")
 

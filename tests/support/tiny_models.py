@@ -11,7 +11,9 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from distill.models.config import Llama3RopeScaling, ModelConfig
-from distill.models.hf_families import hf_config, model_weight_entries
+from distill.models.hf_families import FAMILY_FILES, hf_config, model_weight_entries
+from distill.models.layer_kinds import kind_projections
+from distill.models.weight_map import WeightEntry
 
 SENTENCES = (
     "The teacher reads the prompt and sends the likely next tokens.",
@@ -47,7 +49,8 @@ def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
         "tied_head": family == "llama",
         "max_position_count": 2048,
     }
-    return ModelConfig(**(fields | overrides))
+    traits = FAMILY_FILES[family].config.traits if family in FAMILY_FILES else {}
+    return ModelConfig(**(fields | dict(traits) | overrides))
 
 
 LLAMA3_ROPE = Llama3RopeScaling(
@@ -104,11 +107,12 @@ def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.flo
     generator = np.random.default_rng(seed)
     tensors = {}
     for entry in model_weight_entries(config):
-        shape = _hf_shape(config, entry.path)
+        shape = _hf_shape(config, entry)
         noise = generator.standard_normal(shape, dtype=np.float32)
         match entry.path[-1]:
             case "scale":
-                tensors[entry.hf_name] = 1 + np.float32(0.1) * noise
+                middle = 0 if config.zero_centered_norms else 1
+                tensors[entry.hf_name] = middle + np.float32(0.1) * noise
             case "kernel":
                 tensors[entry.hf_name] = noise * np.float32(shape[1] ** -0.5)
             case _:
@@ -131,12 +135,15 @@ def tiny_tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _hf_shape(config: ModelConfig, path: tuple[str, ...]) -> tuple[int, ...]:
-    if path[-1] == "embedding":
+def _hf_shape(config: ModelConfig, entry: WeightEntry) -> tuple[int, ...]:
+    *_, module, part = entry.path
+    if part == "embedding":
         return (config.vocab_size, config.hidden_size)
-    if path[-1] == "kernel":
-        return config.projection_shapes[path[-2]][::-1]
-    return (config.head_dim if path[-2] in ("q_norm", "k_norm") else config.hidden_size,)
+    if part in ("kernel", "bias"):
+        assert entry.layer is not None
+        shape = kind_projections(config, config.kind_of(entry.layer))[module]
+        return shape[::-1] if part == "kernel" else shape[1:]
+    return (config.head_dim if module in ("q_norm", "k_norm") else config.hidden_size,)
 
 
 def _numpy_dtype(name: str) -> Any:

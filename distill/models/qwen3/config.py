@@ -1,10 +1,13 @@
 """Qwen3's config.json. Its `head_dim` is explicit and not `hidden_size / heads`."""
 
+from distill.models.attention_windows import read_optional_windows, write_optional_windows
 from distill.models.hf_config import HfFamily
 
 QWEN3 = HfFamily(
     family="qwen3",
     architecture="Qwen3ForCausalLM",
-    default_head_dim=128,
-    default_key_value_head_count=32,
+    defaults={"head_dim": 128, "num_key_value_heads": 32},
+    traits={"query_key_norm": True},
+    read=read_optional_windows,
+    write=write_optional_windows,
 )

@@ -111,15 +111,19 @@ def test_cutting_the_stack_changes_neither_states_nor_cache(
     parts = [
         jax.tree.map(
             lambda leaf, layer=layer: leaf[layer : layer + 1],
-            (parameters["layers"], adapter or {}),
+            ({"layer": parameters["layers"]}, adapter or {}),
         )
         for layer in range(config.layer_count)
     ]
     cache = init_cache(config, 2, 8, "float32", part_sizes=[1] * config.layer_count)
     cut, many_parts = cached_forward(graph, parameters, ids, positions, cache, parts=parts)
     np.testing.assert_allclose(cut, whole, atol=1e-5)
-    np.testing.assert_allclose(np.concatenate(many_parts.keys), one_part.keys[0], atol=1e-5)
-    np.testing.assert_allclose(np.concatenate(many_parts.values), one_part.values[0], atol=1e-5)
+    joined = jax.tree.map(lambda *layers: np.concatenate(layers), *many_parts.parts)
+    jax.tree.map(
+        lambda mine, other: np.testing.assert_allclose(mine, other, atol=1e-5),
+        joined,
+        one_part.parts[0],
+    )
 
 
 def test_token_past_the_cache_is_not_written() -> None:
@@ -129,8 +133,7 @@ def test_token_past_the_cache_is_not_written() -> None:
     token = jnp.ones((1, 1), jnp.int32)
     _, cache = cached_forward(graph, parameters, token, jnp.full((1, 1), 3), cache)
     _, after = cached_forward(graph, parameters, token + 1, jnp.full((1, 1), 4), cache)
-    np.testing.assert_array_equal(after.keys, cache.keys)
-    np.testing.assert_array_equal(after.values, cache.values)
+    jax.tree.map(np.testing.assert_array_equal, after, cache)
 
 
 def test_fresh_adapter_changes_no_bit(config: ModelConfig) -> None:

@@ -68,7 +68,9 @@ def test_absent_fields_have_transformers_defaults() -> None:
         ({"sliding_window": 4096}, "sliding_window 4096"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear'"),
+        ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
+        ({"rope_scaling": LLAMA3_SCALING | {"beta_fast": 32}}, "beta_fast 32"),
+        ({"clip_qkv": None}, "clip_qkv None is not known to the family llama; known: add_cross"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing"),
         ({"rope_scaling": LLAMA3_SCALING | {"high_freq_factor": 1.0}}, "high_freq_factor"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
@@ -85,7 +87,7 @@ def test_unsupported_model_is_refused_by_name(change: dict[str, Any], named: str
 
 
 def test_sliding_window_that_is_switched_off_is_no_obstacle() -> None:
-    raw = QWEN3 | {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 2}
+    raw = QWEN3 | {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 1}
     assert parse_hf_config(raw) == parse_hf_config(QWEN3)
-    with pytest.raises(ModelError, match="sliding_window"):
-        parse_hf_config(raw | {"use_sliding_window": True})
+    windows = parse_hf_config(raw | {"use_sliding_window": True}).layer_attention
+    assert [layer.window for layer in windows] == [None, 4096]
