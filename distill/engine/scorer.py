@@ -87,6 +87,8 @@ class Scorer:
             sampled_head, static_argnames=("slot_count", "head_slot_count")
         )
         self._graph = model.graph
+        self.shares_prefixes = not model.config.is_recurrent
+        """Whether a prefix that prompts share is computed once."""
         self.head_rows_computed = 0
         """Rows of logits computed so far, without padding."""
         self.body_tokens_computed = 0
@@ -117,7 +119,7 @@ class Scorer:
             come in order and tile [score_from, T) exactly once.
         """
         head = head_weights(self._config, weights.parameters, weights.adapter)
-        for planned in plan_packs(jobs, self.token_budget):
+        for planned in plan_packs(jobs, self.token_budget, shares_prefixes=self.shares_prefixes):
             hidden = self._compute_body(planned, weights)
             yield None
             for ranges in self._head_calls(planned):

@@ -14,7 +14,10 @@ from distill.models.functional import HEAD_TARGET, Adapter
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What can have an adapter in a layer of attention and a dense MLP, in its order."""
 
-ALL_TARGETS = (*ADAPTER_TARGETS, HEAD_TARGET)
+DELTA_NET_TARGETS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+"""Likewise in a gated delta-net layer."""
+
+ALL_TARGETS = (*ADAPTER_TARGETS, HEAD_TARGET, *DELTA_NET_TARGETS)
 """Everything that can have one in any family. Only added to at the end: the initial values of a
 target depend on its place. What a model has of them: `model_targets`."""
 

@@ -4,8 +4,13 @@ from distill.errors import ModelError
 from distill.models.decoder import Decoder
 from distill.models.llama.modeling import Llama
 from distill.models.qwen3.modeling import Qwen3
+from distill.models.qwen3_5.modeling import Qwen35
 
-MODEL_CLASSES: dict[str, type[Decoder]] = {"llama": Llama, "qwen3": Qwen3}
+MODEL_CLASSES: dict[str, type[Decoder]] = {
+    "llama": Llama,
+    "qwen3": Qwen3,
+    "qwen3_5_text": Qwen35,
+}
 
 
 def model_class(family: str) -> type[Decoder]:

@@ -16,6 +16,8 @@ from distill.models.llama.config import LLAMA
 from distill.models.llama.weights import LLAMA_WEIGHTS
 from distill.models.qwen3.config import QWEN3
 from distill.models.qwen3.weights import QWEN3_WEIGHTS
+from distill.models.qwen3_5.config import QWEN3_5
+from distill.models.qwen3_5.weights import QWEN3_5_WEIGHTS
 from distill.models.weight_map import WeightEntry, WeightMap, weight_entries
 
 
@@ -38,6 +40,7 @@ FAMILY_FILES = {
     for files in (
         FamilyFiles(config=LLAMA, weights=LLAMA_WEIGHTS, gguf_architecture="llama"),
         FamilyFiles(config=QWEN3, weights=QWEN3_WEIGHTS, gguf_architecture="qwen3"),
+        FamilyFiles(config=QWEN3_5, weights=QWEN3_5_WEIGHTS),
     )
 }
 
