@@ -130,8 +130,8 @@ class ConfigReader:
         Raises:
             ModelError: it is not.
         """
-        self.taken.add(name)
-        return require(self._raw, name)
+        value = self.get(name)
+        return require({name: value}, name)
 
     def only(self, name: str, allowed: Collection[Any]) -> None:
         """Take an option that is not computed here: absent, null, or one of a few values.

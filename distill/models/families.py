@@ -2,13 +2,21 @@
 
 from distill.errors import ModelError
 from distill.models.decoder import Decoder
+from distill.models.gemma3.modeling import Gemma3
 from distill.models.llama.modeling import Llama
+from distill.models.mistral.modeling import Mistral
+from distill.models.qwen2.modeling import Qwen2
 from distill.models.qwen3.modeling import Qwen3
 from distill.models.qwen3_5.modeling import Qwen35
+from distill.models.smollm3.modeling import SmolLM3
 
 MODEL_CLASSES: dict[str, type[Decoder]] = {
     "llama": Llama,
+    "qwen2": Qwen2,
     "qwen3": Qwen3,
+    "mistral": Mistral,
+    "smollm3": SmolLM3,
+    "gemma3_text": Gemma3,
     "qwen3_5_text": Qwen35,
 }
 

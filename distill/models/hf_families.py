@@ -6,6 +6,8 @@ from typing import Any
 
 from distill.errors import ModelError
 from distill.models.config import ModelConfig
+from distill.models.gemma3.config import GEMMA3
+from distill.models.gemma3.weights import GEMMA3_WEIGHTS
 from distill.models.hf_config import (
     HfFamily,
     parse_decoder_config,
@@ -14,10 +16,16 @@ from distill.models.hf_config import (
 )
 from distill.models.llama.config import LLAMA
 from distill.models.llama.weights import LLAMA_WEIGHTS
+from distill.models.mistral.config import MISTRAL
+from distill.models.mistral.weights import MISTRAL_WEIGHTS
+from distill.models.qwen2.config import QWEN2
+from distill.models.qwen2.weights import QWEN2_WEIGHTS
 from distill.models.qwen3.config import QWEN3
 from distill.models.qwen3.weights import QWEN3_WEIGHTS
 from distill.models.qwen3_5.config import QWEN3_5
 from distill.models.qwen3_5.weights import QWEN3_5_WEIGHTS
+from distill.models.smollm3.config import SMOLLM3
+from distill.models.smollm3.weights import SMOLLM3_WEIGHTS
 from distill.models.weight_map import WeightEntry, WeightMap, weight_entries
 
 
@@ -39,7 +47,11 @@ FAMILY_FILES = {
     files.config.family: files
     for files in (
         FamilyFiles(config=LLAMA, weights=LLAMA_WEIGHTS, gguf_architecture="llama"),
+        FamilyFiles(config=QWEN2, weights=QWEN2_WEIGHTS, gguf_architecture="qwen2"),
         FamilyFiles(config=QWEN3, weights=QWEN3_WEIGHTS, gguf_architecture="qwen3"),
+        FamilyFiles(config=MISTRAL, weights=MISTRAL_WEIGHTS),
+        FamilyFiles(config=SMOLLM3, weights=SMOLLM3_WEIGHTS),
+        FamilyFiles(config=GEMMA3, weights=GEMMA3_WEIGHTS),
         FamilyFiles(config=QWEN3_5, weights=QWEN3_5_WEIGHTS),
     )
 }

@@ -32,10 +32,8 @@ def read_rope(reader: ConfigReader) -> dict[str, Any]:
     new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
     rope: Mapping[str, Any] = new or old or {}
     theta = reader.get("rope_theta", 10000.0)
-    return {
-        "rope_theta": float(rope.get("rope_theta") or theta),
-        "rope_scaling": parse_scaling(rope),
-    }
+    theta = float(rope.get("rope_theta") or theta)
+    return {"rope_theta": theta, "rope_scaling": parse_scaling(rope)}
 
 
 def parse_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:

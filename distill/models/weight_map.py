@@ -98,6 +98,16 @@ QUERY_KEY_NORMS = (
     norm(("attention", "k_norm"), "self_attn.k_norm", "attn_k_norm"),
 )
 
+QUERY_KEY_VALUE_BIASES = tuple(
+    LayerWeight(
+        path=("attention", name, "bias"),
+        hf_name=f"self_attn.{name}",
+        gguf_name=gguf_name,
+        suffix=".bias",
+    )
+    for name, gguf_name in (("q_proj", "attn_q"), ("k_proj", "attn_k"), ("v_proj", "attn_v"))
+)
+
 MLP_NORM = norm(("post_attention_norm",), "post_attention_layernorm", "ffn_norm")
 
 DENSE_MLP_WEIGHTS = (

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.models.config import LayerAttention, LinearRopeScaling
+from distill.models.delta_net_config import DeltaNetConfig
+from distill.models.qwen3_5.config import KINDS
 from distill.tokenizer import TextTokenizer
 from tests.support.comparison import FloatArray, SoftTargets, hard_targets, soft_targets
 from tests.support.tiny_models import LLAMA3_ROPE, write_tiny_model
@@ -91,6 +94,98 @@ TINY_CASES = {
             family="qwen3",
             seed=14,
             overrides=_ODD_SIZES | {"head_dim": 14, "rope_theta": 1000000.0, "norm_epsilon": 1e-6},
+        ),
+        # A window from the second layer on, shorter than the text and no multiple of a block.
+        TinyCase(
+            name="qwen2",
+            family="qwen2",
+            seed=16,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": False,
+                "layer_count": 3,
+                "layer_attention": (
+                    LayerAttention(),
+                    LayerAttention(window=37),
+                    LayerAttention(window=37),
+                ),
+            },
+        ),
+        TinyCase(
+            name="mistral",
+            family="mistral",
+            seed=17,
+            overrides=_ODD_SIZES
+            | {"tied_head": False, "layer_attention": (LayerAttention(window=29),) * 2},
+        ),
+        # A window where there are no rotary positions.
+        TinyCase(
+            name="smollm3",
+            family="smollm3",
+            seed=18,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": True,
+                "rope_theta": 2000000.0,
+                "layer_count": 3,
+                "layer_attention": (
+                    LayerAttention(),
+                    LayerAttention(rotary="none", window=41),
+                    LayerAttention(rotary="none"),
+                ),
+            },
+        ),
+        # Two periods of local and global layers, the last incomplete.
+        TinyCase(
+            name="gemma3",
+            family="gemma3_text",
+            seed=19,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": True,
+                "layer_count": 5,
+                "head_dim": 10,
+                "rope_theta": 1000000.0,
+                "rope_scaling": LinearRopeScaling(factor=8.0),
+                "local_rope_theta": 10000.0,
+                "query_scalar": 24.0,
+                "layer_attention": (
+                    LayerAttention(window=23, rotary="local"),
+                    LayerAttention(window=23, rotary="local"),
+                    LayerAttention(),
+                    LayerAttention(window=23, rotary="local"),
+                    LayerAttention(window=23, rotary="local"),
+                ),
+            },
+        ),
+        TinyCase(
+            name="qwen3_5",
+            family="qwen3_5_text",
+            seed=21,
+            overrides=_ODD_SIZES | {"tied_head": True, "norm_epsilon": 1e-6},
+        ),
+        # No period shorter than the model, a key head for each value head, another convolution.
+        TinyCase(
+            name="qwen3_5-untied",
+            family="qwen3_5_text",
+            seed=22,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": False,
+                "head_count": 5,
+                "key_value_head_count": 1,
+                "layer_count": 3,
+                "period": (
+                    KINDS["linear_attention"],
+                    KINDS["full_attention"],
+                    KINDS["linear_attention"],
+                ),
+                "delta_net": DeltaNetConfig(
+                    key_head_count=3, value_head_count=3, key_width=9, value_width=4, tap_count=3
+                ),
+                "head_dim": 16,
+                "rotary_width": 4,
+            },
         ),
     )
 }

@@ -11,8 +11,10 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from distill.models.config import Llama3RopeScaling, ModelConfig
+from distill.models.delta_net_config import DeltaNetConfig
 from distill.models.hf_families import FAMILY_FILES, hf_config, model_weight_entries
 from distill.models.layer_kinds import kind_projections
+from distill.models.qwen3_5.config import KINDS
 from distill.models.weight_map import WeightEntry
 
 SENTENCES = (
@@ -33,6 +35,18 @@ CHAT_TEMPLATE = (
 )
 
 
+QWEN3_5_LAYERS: dict[str, Any] = {
+    "layer_count": 6,
+    "period": (KINDS["linear_attention"], KINDS["linear_attention"], KINDS["full_attention"]),
+    "delta_net": DeltaNetConfig(
+        key_head_count=2, value_head_count=6, key_width=5, value_width=7, tap_count=4
+    ),
+    "head_dim": 12,
+    "rotary_width": 6,
+}
+"""Two periods; several value heads for a key head; a part of a head turns."""
+
+
 def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
     """A config with grouped heads and odd sizes; any field of ModelConfig can be overridden."""
     fields: dict[str, Any] = {
@@ -49,6 +63,8 @@ def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
         "tied_head": family == "llama",
         "max_position_count": 2048,
     }
+    if family == "qwen3_5_text":
+        fields |= QWEN3_5_LAYERS
     traits = FAMILY_FILES[family].config.traits if family in FAMILY_FILES else {}
     return ModelConfig(**(fields | dict(traits) | overrides))
 
@@ -111,8 +127,14 @@ def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.flo
         noise = generator.standard_normal(shape, dtype=np.float32)
         match entry.path[-1]:
             case "scale":
-                middle = 0 if config.zero_centered_norms else 1
+                is_centered = config.zero_centered_norms and "delta_net" not in entry.path
+                middle = 0 if is_centered else 1
                 tensors[entry.hf_name] = middle + np.float32(0.1) * noise
+            case "bias":
+                tensors[entry.hf_name] = np.float32(0.3) * noise
+            case "a_log":
+                # Heads that remember a few tokens, and some that remember all.
+                tensors[entry.hf_name] = noise * np.float32(2) - np.float32(2)
             case "kernel":
                 tensors[entry.hf_name] = noise * np.float32(shape[1] ** -0.5)
             case _:
@@ -139,6 +161,14 @@ def _hf_shape(config: ModelConfig, entry: WeightEntry) -> tuple[int, ...]:
     *_, module, part = entry.path
     if part == "embedding":
         return (config.vocab_size, config.hidden_size)
+    sizes = config.delta_net
+    if sizes is not None and "delta_net" in entry.path:
+        if part in ("a_log", "dt_bias"):
+            return (sizes.value_head_count,)
+        if part == "scale":
+            return (sizes.value_width,)
+        if module == "conv1d":
+            return (sizes.channel_count, 1, sizes.tap_count)
     if part in ("kernel", "bias"):
         assert entry.layer is not None
         shape = kind_projections(config, config.kind_of(entry.layer))[module]

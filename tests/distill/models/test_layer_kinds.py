@@ -1,5 +1,6 @@
 """Models of several kinds of layers: the same layers in other stacks are the same model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,12 @@ def one_kind() -> tuple[Any, Parameters]:
 
 def regrouped(parameters: Parameters, config: Any) -> Parameters:
     """The layers of one stack in the stacks of a config's kinds."""
-    stacks = {
-        kind.name: jax.tree.map(
-            lambda leaf, at=np.array(config.layers_of(kind)): leaf[at], parameters["layers"]
-        )
-        for kind in config.kinds
-    }
+
+    def take(kind: LayerKind) -> Any:
+        layers = np.array(config.layers_of(kind))
+        return jax.tree.map(lambda leaf: leaf[layers], parameters["layers"])
+
+    stacks = {kind.name: take(kind) for kind in config.kinds}
     return {**parameters, "layers": stacks}
 
 
@@ -92,12 +93,10 @@ def test_cached_states_are_those_of_the_whole_whichever_way_the_stack_is_cut(
     graph, _ = build_graph(config, "float32")
     parameters = regrouped(one_kind[1], config)
     adapter = random_adapter(config)
-    step = jax.jit(cached_hidden_states, static_argnums=0)
+    step = partial(jax.jit(cached_hidden_states, static_argnums=0), graph, parameters)
     whole = forward(graph, parameters, IDS, adapter=adapter)
     prompt = init_cache(config, 1, 8, "float32")
-    first, prompt = step(
-        graph, parameters, IDS[:1, :5], jnp.arange(5)[None], prompt, adapter=adapter
-    )
+    first, prompt = step(IDS[:1, :5], jnp.arange(5)[None], prompt, adapter=adapter)
     np.testing.assert_allclose(first, whole[:1, :5], atol=1e-5)
     parts = decode_parts(config, ModelWeights(parameters, adapter)) if in_parts else None
     sizes = [1] * 6 if in_parts else None
@@ -105,15 +104,8 @@ def test_cached_states_are_those_of_the_whole_whichever_way_the_stack_is_cut(
     cache = grow_cache(place_prompt(cache, prompt, jnp.int32(1)), slot_count=12)
     for position in range(5, 9):
         tokens = jnp.repeat(IDS[:1, position : position + 1], 2, axis=0)
-        state, cache = step(
-            graph,
-            parameters,
-            tokens,
-            jnp.full((2, 1), position),
-            cache,
-            adapter=adapter,
-            parts=parts,
-        )
+        at = jnp.full((2, 1), position)
+        state, cache = step(tokens, at, cache, adapter=adapter, parts=parts)
         np.testing.assert_allclose(state[1, 0], whole[0, position], atol=1e-5)
 
 

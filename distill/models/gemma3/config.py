@@ -1,0 +1,134 @@
+"""Gemma 3's config.json, of the text model and of the text part of the models that also see."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.errors import ModelError
+from distill.models.attention_windows import FULL, SLIDING, layer_types
+from distill.models.config import LayerAttention, ModelConfig, refuse
+from distill.models.config_reader import ConfigReader
+from distill.models.hf_config import HfFamily, HfWrapper
+from distill.models.hf_rope import format_scaling, parse_scaling
+
+GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
+PATTERN = 6
+"""Every sixth layer is global where the file does not say which are."""
+
+TRAITS: Mapping[str, Any] = {
+    "query_key_norm": True,
+    "zero_centered_norms": True,
+    "block_output_norms": True,
+    "scaled_embedding": True,
+    "activation": "gelu_tanh",
+}
+
+
+def local_and_global(types: list[str], window: int) -> tuple[LayerAttention, ...]:
+    """The attention of each layer: a window and its own rotary base, or neither."""
+    return tuple(
+        LayerAttention(window=window, rotary="local") if kind == SLIDING else LayerAttention()
+        for kind in types
+    )
+
+
+def default_types(layer_count: int, pattern: int = PATTERN) -> list[str]:
+    """Which layers are local: all but every sixth."""
+    return [SLIDING if (layer + 1) % pattern else FULL for layer in range(layer_count)]
+
+
+def _read_rope(reader: ConfigReader) -> dict[str, Any]:
+    # Transformers 5 writes one set of parameters a type of layer; 4 the base of the local ones.
+    both = reader.get("rope_parameters") or {}
+    unknown = sorted(set(both) - {FULL, SLIDING})
+    if unknown:
+        raise refuse("rope_parameters", unknown, f"{FULL}, {SLIDING}")
+    everywhere, local = both.get(FULL) or {}, both.get(SLIDING) or {}
+    old = {
+        name: reader.get(name) for name in ("rope_scaling", "rope_theta", "rope_local_base_freq")
+    }
+    if parse_scaling(local) is not None:
+        raise refuse(f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "default")
+    return {
+        "rope_theta": float(everywhere.get("rope_theta") or old["rope_theta"] or GLOBAL_THETA),
+        "rope_scaling": parse_scaling({**everywhere, **(old["rope_scaling"] or {})}),
+        "local_rope_theta": float(
+            local.get("rope_theta") or old["rope_local_base_freq"] or LOCAL_THETA
+        ),
+    }
+
+
+def _write_rope(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": format_scaling(config.rope_scaling),
+        "rope_local_base_freq": config.local_rope_theta,
+    }
+
+
+def _read(reader: ConfigReader) -> dict[str, Any]:
+    layer_count = int(reader.require("num_hidden_layers"))
+    patterns = [reader.get(name) for name in ("sliding_window_pattern", "_sliding_window_pattern")]
+    pattern = int(next((given for given in patterns if given), PATTERN))
+    types = list(layer_types(reader, layer_count, default_types(layer_count, pattern)))
+    window = int(reader.get("sliding_window", 4096))
+    return {
+        "layer_attention": local_and_global(types, window),
+        "query_scalar": float(reader.get("query_pre_attn_scalar", 256)),
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    windows = {layer.window for layer in config.layer_attention if layer.window is not None}
+    if len(windows) > 1 or len(config.layer_attention) != config.layer_count:
+        raise ModelError(
+            "config.layer_attention: Gemma 3 has one window, and says it of each layer"
+        )
+    scalar = config.query_scalar or config.head_dim
+    return {
+        "layer_types": [FULL if x.window is None else SLIDING for x in config.layer_attention],
+        "sliding_window": next(iter(windows), 4096),
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+    }
+
+
+GEMMA3 = HfFamily(
+    family="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    # The text parts of the larger models' files name no more than what differs from these.
+    defaults={
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    },
+    traits=TRAITS,
+    activation_key="hidden_activation",
+    activation="gelu_pytorch_tanh",
+    read_rope=_read_rope,
+    write_rope=_write_rope,
+    read=_read,
+    write=_write,
+    neutral={
+        "final_logit_softcapping": (),
+        "attn_logit_softcapping": (),
+        "use_bidirectional_attention": (False,),
+    },
+    wrapper=HfWrapper(
+        model_type="gemma3",
+        architecture="Gemma3ForConditionalGeneration",
+        irrelevant=frozenset(
+            {
+                "vision_config",
+                "mm_tokens_per_image",
+                "boi_token_index",
+                "eoi_token_index",
+                "image_token_index",
+            }
+        ),
+    ),
+)

@@ -1,0 +1,30 @@
+"""Mistral's config.json. A file that does not mention the window has one of 4096 tokens."""
+
+from typing import Any
+
+from distill.models.config import LayerAttention, ModelConfig
+from distill.models.config_reader import ConfigReader
+from distill.models.hf_config import HfFamily
+
+
+def _read(reader: ConfigReader) -> dict[str, Any]:
+    window = reader.get("sliding_window") if reader.has("sliding_window") else 4096
+    if window is None:
+        return {}
+    layer_count = int(reader.require("num_hidden_layers"))
+    return {"layer_attention": (LayerAttention(window=int(window)),) * layer_count}
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    windows = {attention.window for attention in config.layer_attention} or {None}
+    (window,) = windows
+    return {"sliding_window": window}
+
+
+MISTRAL = HfFamily(
+    family="mistral",
+    architecture="MistralForCausalLM",
+    defaults={"num_key_value_heads": 8},
+    read=_read,
+    write=_write,
+)

@@ -1,0 +1,57 @@
+"""SmolLM3's config.json: some layers have no rotary positions, and those may have windows."""
+
+from typing import Any
+
+from distill.errors import ModelError
+from distill.models.attention_windows import FULL, SLIDING, layer_types
+from distill.models.config import LayerAttention, ModelConfig
+from distill.models.config_reader import ConfigReader
+from distill.models.hf_config import HfFamily
+
+
+def _read(reader: ConfigReader) -> dict[str, Any]:
+    layer_count = int(reader.require("num_hidden_layers"))
+    interval = int(reader.get("no_rope_layer_interval", 4))
+    # Against its name, 1 means that a layer has rotary positions.
+    turning = reader.get("no_rope_layers") or [
+        int((layer + 1) % interval != 0) for layer in range(layer_count)
+    ]
+    if len(turning) < layer_count:
+        raise ModelError(
+            f"config.json: no_rope_layers must be at least {layer_count}, got {len(turning)}"
+        )
+    turning = turning[:layer_count]
+    is_used, size = reader.get("use_sliding_window", False), reader.get("sliding_window")
+    window = int(size) if is_used and size is not None else None
+    default = [FULL if window is None or turns else SLIDING for turns in turning]
+    types = layer_types(reader, layer_count, default)
+    attention = tuple(
+        LayerAttention(
+            window=window if kind == SLIDING else None, rotary="default" if turns else "none"
+        )
+        for kind, turns in zip(types, turning, strict=True)
+    )
+    return {"layer_attention": attention}
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    each = config.layer_attention or (LayerAttention(),) * config.layer_count
+    windows = [attention.window for attention in each]
+    window = next((size for size in windows if size is not None), None)
+    return {
+        "no_rope_layers": [int(attention.rotary != "none") for attention in each],
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": [FULL if size is None else SLIDING for size in windows],
+    }
+
+
+SMOLLM3 = HfFamily(
+    family="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    defaults={"num_key_value_heads": 4, "rope_theta": 2000000.0, "tie_word_embeddings": True},
+    read=_read,
+    write=_write,
+    # Left over from the family it was made of.
+    irrelevant=frozenset({"max_window_layers"}),
+)
