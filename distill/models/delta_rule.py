@@ -129,14 +129,19 @@ def _advance(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
     groups, ratio, chunk_tokens, value_width = chunk.values.shape
     key_width = state.shape[1]
     slots = jnp.arange(chunk_tokens)
-    decays = jnp.cumsum(chunk.log_decays, axis=-1)
-    own = (chunk.starts[:, None] <= slots) & (slots <= slots[:, None])
+    is_until = slots <= slots[:, None]
+    # [BG, R, C, C]: log decays summed from behind one token to another. Not the difference of two
+    # sums from the first token on: after strong decays that has no digits left for weak ones.
+    behind = jnp.where(is_until.T, 0, chunk.log_decays[..., None])
+    summed = jnp.einsum("il,bhlj->bhij", is_until.astype(jnp.float32), behind)
+    own = (chunk.starts[:, None] <= slots) & is_until
     # [BG, R, C, C]: what is left of the write of a token when another one reads.
-    between = jnp.exp(jnp.where(own, decays[..., None] - decays[..., None, :], _NEVER))
-    # [BG, R, C], [BG, R]: of the state before the chunk, at a token and at the end.
-    since_before = jnp.exp(jnp.where(chunk.starts < 0, decays, _NEVER))
+    between = jnp.exp(jnp.where(own, summed, _NEVER))
+    # [BG, R, C]: of the state before the chunk, when a token reads.
+    from_before = summed[..., 0] + chunk.log_decays[..., :1]
+    since_before = jnp.exp(jnp.where(chunk.starts < 0, from_before, _NEVER))
     # [BG, R, C]: of the write of a token, at the end.
-    until_end = jnp.exp(jnp.where(chunk.starts[-1] <= slots, decays[..., -1:] - decays, _NEVER))
+    until_end = jnp.exp(jnp.where(chunk.starts[-1] <= slots, summed[..., -1, :], _NEVER))
     # Keys and queries are rows of one product, and the value heads of a group are columns.
     readers = jnp.concatenate([chunk.keys, chunk.queries], axis=1)
     alike = jnp.matmul(readers, chunk.keys.swapaxes(1, 2))[:, None]

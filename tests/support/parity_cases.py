@@ -161,7 +161,7 @@ TINY_CASES = {
         TinyCase(
             name="qwen3_5",
             family="qwen3_5_text",
-            seed=21,
+            seed=27,
             overrides=_ODD_SIZES | {"tied_head": True, "norm_epsilon": 1e-6},
         ),
         # No period shorter than the model, a key head for each value head, another convolution.

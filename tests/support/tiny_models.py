@@ -36,8 +36,8 @@ CHAT_TEMPLATE = (
 
 
 QWEN3_5_LAYERS: dict[str, Any] = {
-    "layer_count": 6,
-    "period": (KINDS["linear_attention"], KINDS["linear_attention"], KINDS["full_attention"]),
+    "layer_count": 4,
+    "period": (KINDS["linear_attention"], KINDS["full_attention"]),
     "delta_net": DeltaNetConfig(
         key_head_count=2, value_head_count=6, key_width=5, value_width=7, tap_count=4
     ),
@@ -134,7 +134,7 @@ def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.flo
                 tensors[entry.hf_name] = np.float32(0.3) * noise
             case "a_log":
                 # Heads that remember a few tokens, and some that remember all.
-                tensors[entry.hf_name] = noise * np.float32(2) - np.float32(2)
+                tensors[entry.hf_name] = noise - np.float32(2)
             case "kernel":
                 tensors[entry.hf_name] = noise * np.float32(shape[1] ** -0.5)
             case _:

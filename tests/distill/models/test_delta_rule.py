@@ -161,6 +161,15 @@ def test_equal_keys_at_full_rate_are_solved_to_the_last_digits():
         np.testing.assert_allclose(mine, theirs, atol=5e-6)
 
 
+def test_strong_decays_cost_later_weak_ones_no_digits():
+    tokens, state, _ = draw(64)
+    decays = np.where(np.arange(64) % 16 < 8, -300, -1e-3).astype(np.float32)
+    tokens = tokens._replace(log_decays=np.broadcast_to(decays[:, None], (ROWS, 64, HEADS)))
+    results = jax.jit(partial(chunked_delta_rule, chunk_tokens=64))(tokens, state)
+    for mine, theirs in zip(results, reference(tokens, state), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=3e-6)
+
+
 def test_one_step_is_one_token():
     tokens, state, _ = draw(1)
     results = step_delta_rule(tokens, state)
