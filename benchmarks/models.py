@@ -64,7 +64,12 @@ def open_model(name: str, dtype: str, scratch: Path) -> BenchModel:
             write_random_model(LARGE_VOCABULARY_CONFIG, directory)
     else:
         directory = resolve_reference(name).directory
-    loaded = load_model(str(directory), compute_dtype=dtype)
+    loaded = load_model(
+        # The random model has the tokenizer of another; all its vocabulary is measured.
+        str(directory),
+        compute_dtype=dtype,
+        mask_padded_vocabulary=False,
+    )
     return BenchModel(name=name, directory=directory, loaded=loaded)
 
 

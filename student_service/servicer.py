@@ -76,7 +76,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         self._sampler = sampler
         self._runs = runs
         self._teachers = teachers
-        self._vocab_size = model.config.vocab_size
+        self._vocab_size = model.config.valid_vocab_size
 
     def GetModelInfo(
         self, request: pb.StudentServiceGetModelInfoRequest, context: grpc.ServicerContext

@@ -43,7 +43,12 @@ def load_service(options: ServerOptions) -> Service:
 
     keep_freed_memory()
     enable_compilation_cache(options.cache_dir)
-    model = load_model(options.model, compute_dtype=options.dtype, cache_dir=options.cache_dir)
+    model = load_model(
+        options.model,
+        compute_dtype=options.dtype,
+        cache_dir=options.cache_dir,
+        mask_padded_vocabulary=options.mask_padded_vocabulary,
+    )
     limits = request_limits(
         model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
     )

@@ -58,7 +58,7 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
             request.scoring,
             field="scoring",
             limits=self._limits,
-            vocab_size=self._model.config.vocab_size,
+            vocab_size=self._model.config.valid_vocab_size,
         )
         for chunk in stream_results(self._scoring.score(jobs, self._weights), context):
             response = pb.TeacherServiceStreamTopKResponse()
@@ -75,7 +75,7 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
             request.sampling,
             field="sampling",
             limits=self._limits,
-            vocab_size=self._model.config.vocab_size,
+            vocab_size=self._model.config.valid_vocab_size,
         )
         samples = self._queue.stream(self._sampler.sample(job, self._weights))
         for sample in stream_results(samples, context):

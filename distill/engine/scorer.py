@@ -263,7 +263,7 @@ class Scorer:
     def _top_k_bucket(self, top_k: int) -> int:
         """K as it is compiled."""
         bucket = max(_SMALLEST_TOP_K, power_of_two_at_least(top_k))
-        return min(bucket, int(self._config.vocab_size))
+        return min(bucket, self._config.valid_vocab_size)
 
 
 def _gather(hidden: jax.Array, slots: jax.Array) -> jax.Array:

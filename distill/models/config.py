@@ -78,6 +78,10 @@ class ModelConfig:
     vocab_size: int
     """V: rows of the embedding. May exceed the tokenizer's ids (padding for hardware)."""
 
+    known_vocab_size: int | None = None
+    """Token ids from here on are padding: no input, and no probability. None: there are none. Not
+    of the model's files: where the tokenizer ends."""
+
     hidden_size: int
     """D."""
 
@@ -165,6 +169,11 @@ class ModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise ModelError(f"config.{name}: must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.valid_vocab_size <= self.vocab_size:
+            raise ModelError(
+                f"config.known_vocab_size: must be in [1, {self.vocab_size}], "
+                f"got {self.known_vocab_size}"
+            )
         if self.head_count % self.key_value_head_count:
             raise ModelError(
                 f"config.key_value_head_count: must divide the {self.head_count} query heads, "
@@ -204,6 +213,11 @@ class ModelConfig:
         Such a model cannot look up the tokens of a prefix that several sequences continue.
         """
         return any(kind.mixer in RECURRENT_MIXERS for kind in self.period)
+
+    @property
+    def valid_vocab_size(self) -> int:
+        """Token ids lie in [0, valid_vocab_size)."""
+        return self.vocab_size if self.known_vocab_size is None else self.known_vocab_size
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:

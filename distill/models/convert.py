@@ -21,7 +21,8 @@ from distill.errors import AlreadyExistsError, ModelError
 from distill.models.config import ModelConfig
 from distill.models.gguf_config import ROPE_FACTORS, parse_gguf_config
 from distill.models.gguf_file import GgufFile
-from distill.models.gguf_tokenizer import rebuild_tokenizer, token_by_role
+from distill.models.gguf_tokenizer import rebuild_tokenizer
+from distill.models.gguf_tokens import token_by_role
 from distill.models.hf_families import family_files, hf_config, model_weight_entries
 from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE
 from distill.models.references import EMBEDDED_NAME, embedded_gguf

@@ -128,7 +128,8 @@ def head_weights(config: ModelConfig, parameters: Parameters, adapter: Adapter |
     """The head, with its low-rank update where the adapter has one."""
     kernel = head_kernel(config, parameters)
     update = (adapter or {}).get(HEAD_TARGET)
-    return Head(kernel) if update is None else Head(kernel, update["a"], update["b"])
+    down, up = (None, None) if update is None else (update["a"], update["b"])
+    return Head(kernel, down, up, valid_vocab_size=config.known_vocab_size)
 
 
 def layer_adapter(adapter: Adapter | None) -> Adapter:

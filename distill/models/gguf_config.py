@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from distill.errors import ModelError
-from distill.models.config import Llama3RopeScaling, ModelConfig
+from distill.models.config import LinearRopeScaling, Llama3RopeScaling, ModelConfig
 from distill.models.frequencies import inverse_frequencies
+from distill.models.gguf_family import GgufFamily
 from distill.models.gguf_file import GgufFile
 from distill.models.hf_families import family_files, family_of_gguf
 
@@ -20,8 +21,9 @@ def parse_gguf_config(file: GgufFile) -> ModelConfig:
     Raises:
         ModelError: what is missing or not supported, by name.
     """
-    family = family_files(family_of_gguf(file.architecture)).config
-    _refuse_unsupported(file)
+    files = family_files(family_of_gguf(file.architecture))
+    assert files.gguf is not None
+    _refuse_unsupported(file, files.gguf)
     head_count = _one_for_all_layers(file, "attention.head_count")
     hidden_size = int(file.require_hyperparameter("embedding_length"))
     head_dim = int(file.hyperparameter("attention.key_length") or hidden_size // head_count)
@@ -32,8 +34,9 @@ def parse_gguf_config(file: GgufFile) -> ModelConfig:
                 f"GGUF {name} {width} is not supported; supported: the head size {head_dim}"
             )
     config = ModelConfig(
-        family=family.family,
-        **family.traits,
+        family=files.config.family,
+        **files.config.traits,
+        **files.gguf.read(file),
         # The metadata may lack the vocabulary size; the embedding cannot.
         vocab_size=file.shape("token_embd.weight")[0],
         hidden_size=hidden_size,
@@ -44,6 +47,7 @@ def parse_gguf_config(file: GgufFile) -> ModelConfig:
         head_dim=head_dim,
         norm_epsilon=_shortest(file.require_hyperparameter("attention.layer_norm_rms_epsilon")),
         rope_theta=_shortest(file.hyperparameter("rope.freq_base") or 10000.0),
+        rope_scaling=_linear_scaling(file),
         tied_head="output.weight" not in file.tensor_names,
         max_position_count=int(file.require_hyperparameter("context_length")),
     )
@@ -52,13 +56,32 @@ def parse_gguf_config(file: GgufFile) -> ModelConfig:
     return dataclasses.replace(config, rope_scaling=_recover_llama3_scaling(file, config))
 
 
-def _refuse_unsupported(file: GgufFile) -> None:
+_FEATURES = (
+    "expert_count",
+    "attention.sliding_window",
+    "attention.scale",
+    "logit_scale",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+"""What would change the maths, in the files of families that do not understand it."""
+
+
+def _linear_scaling(file: GgufFile) -> LinearRopeScaling | None:
+    if file.hyperparameter("rope.scaling.type") != "linear":
+        return None
+    return LinearRopeScaling(factor=_shortest(file.require_hyperparameter("rope.scaling.factor")))
+
+
+def _refuse_unsupported(file: GgufFile, family: GgufFamily) -> None:
     rope_type = file.hyperparameter("rope.scaling.type")
-    if rope_type not in (None, "none"):
-        raise ModelError(f"GGUF rope.scaling.type {rope_type!r} is not supported; supported: none")
-    for feature in ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale"):
+    if rope_type not in (None, "none", "linear"):
+        raise ModelError(
+            f"GGUF rope.scaling.type {rope_type!r} is not supported; supported: none, linear"
+        )
+    for feature in _FEATURES:
         value = file.hyperparameter(feature)
-        if value:
+        if value and feature not in family.understood:
             raise ModelError(f"GGUF {feature} {value!r} is not supported")
     if file.hyperparameter("attention.causal") is False:
         raise ModelError("GGUF attention.causal False is not supported; supported: True")

@@ -1,24 +1,24 @@
 """tokenizer.json rebuilt from the vocabulary, merges and token types of a GGUF file.
 
-Knows no JAX. Only byte-level BPE, which both families use.
+Knows no JAX. Here byte-level BPE; SentencePiece's is in `gguf_sentencepiece`.
 """
 
 from typing import Any
 
 from gguf import TokenType
 from tokenizers import (
-    AddedToken,
     Regex,
     Tokenizer,
     decoders,
     models,
     normalizers,
     pre_tokenizers,
-    processors,
 )
 
 from distill.errors import ModelError
 from distill.models.gguf_file import GgufFile
+from distill.models.gguf_sentencepiece import rebuild_sentencepiece
+from distill.models.gguf_tokens import add_template, added_tokens, check_ids
 
 GPT4_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -50,9 +50,12 @@ def rebuild_tokenizer(file: GgufFile) -> Tokenizer:
         ModelError: it is of a kind not supported, by name, or its parts do not fit.
     """
     kind = file.require("tokenizer.ggml.model")
+    if kind == "llama":
+        return rebuild_sentencepiece(file)
     if kind != "gpt2":
         raise ModelError(
-            f"GGUF tokenizer.ggml.model {kind!r} is not supported; supported: gpt2 (byte-level BPE)"
+            f"GGUF tokenizer.ggml.model {kind!r} is not supported; supported: gpt2 (byte-level "
+            "BPE), llama (SentencePiece's BPE)"
         )
     pre_name = file.require("tokenizer.ggml.pre")
     if pre_name not in PRE_TOKENIZERS:
@@ -86,27 +89,11 @@ def rebuild_tokenizer(file: GgufFile) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _pre_tokenizer(rules)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(_added_tokens(tokens, types))
-    _add_template(tokenizer, file, rules)
-    _check_ids(tokenizer, vocabulary)
+    tokenizer.add_tokens(added_tokens(tokens, types))
+    # llama.cpp adds a BOS for Llama 3 also where the file does not say so.
+    add_template(tokenizer, file, adds_bos=rules == "llama-bpe")
+    check_ids(tokenizer, vocabulary)
     return tokenizer
-
-
-def token_by_role(file: GgufFile, role: str) -> str | None:
-    """Text of the token that the metadata name for a role ("bos", "eos", ...), if any.
-
-    Raises:
-        ModelError: its id is not in the vocabulary.
-    """
-    token_id = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
-    if token_id is None:
-        return None
-    tokens: list[str] = file.require("tokenizer.ggml.tokens")
-    if not 0 <= token_id < len(tokens):
-        raise ModelError(
-            f"GGUF tokenizer.ggml.{role}_token_id: must be below {len(tokens)}, got {token_id}"
-        )
-    return tokens[int(token_id)]
 
 
 def _split_merge(merge: str) -> tuple[str, str]:
@@ -130,38 +117,3 @@ def _pre_tokenizer(rules: str) -> Any:
             split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
             bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
             return pre_tokenizers.Sequence([split, bytes_only])
-
-
-def _added_tokens(tokens: list[str], types: list[int]) -> list[AddedToken]:
-    """Tokens that are matched in the text before it is split; control tokens are special."""
-    special = (TokenType.CONTROL, TokenType.UNKNOWN)
-    return [
-        AddedToken(token, special=kind in special, normalized=False)
-        for token, kind in zip(tokens, types, strict=True)
-        if kind in (*special, TokenType.USER_DEFINED)
-    ]
-
-
-def _add_template(tokenizer: Tokenizer, file: GgufFile, rules: str) -> None:
-    """What `add_special_tokens` puts around a text."""
-    # llama.cpp adds a BOS for Llama 3 also where the file does not say so.
-    adds_bos = file.metadata.get("tokenizer.ggml.add_bos_token", rules == "llama-bpe")
-    adds_eos = file.metadata.get("tokenizer.ggml.add_eos_token", False)
-    bos = token_by_role(file, "bos") if adds_bos else None
-    eos = token_by_role(file, "eos") if adds_eos else None
-    if bos is None and eos is None:
-        return
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
-        special_tokens=[
-            (token, tokenizer.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token
-        ],
-    )
-
-
-def _check_ids(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> None:
-    if tokenizer.get_vocab(with_added_tokens=True) != vocabulary:
-        raise ModelError(
-            f"the rebuilt tokenizer has {tokenizer.get_vocab_size()} tokens, "
-            f"the GGUF file {len(vocabulary)}"
-        )

@@ -20,6 +20,20 @@ ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """What people are told of a family, in `distill models`."""
+
+    title: str
+    """Its name."""
+
+    checkpoints: tuple[str, ...]
+    """Hub ids of models whose config.json and names of weights are known to load."""
+
+    features: tuple[str, ...]
+    """What it has that others do not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HfWrapper:
     """A model that holds this family as its text part."""
 
@@ -52,6 +66,9 @@ class HfFamily:
 
     architecture: str
     """The class name under `architectures`."""
+
+    about: About
+    """For people."""
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What Transformers takes for keys that config.json lacks."""
@@ -172,6 +189,9 @@ def to_hf_config(config: ModelConfig, family: HfFamily) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_head,
         "max_position_embeddings": config.max_position_count,
         "attention_bias": False,
+        # Some families' default is an id that a smaller vocabulary does not have, and Transformers
+        # gives the row of the embedding that it names no gradient.
+        "pad_token_id": None,
         **family.write(config),
     }
 

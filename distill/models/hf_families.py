@@ -7,7 +7,9 @@ from typing import Any
 from distill.errors import ModelError
 from distill.models.config import ModelConfig
 from distill.models.gemma3.config import GEMMA3
+from distill.models.gemma3.gguf import GEMMA3_GGUF
 from distill.models.gemma3.weights import GEMMA3_WEIGHTS
+from distill.models.gguf_family import GgufFamily
 from distill.models.hf_config import (
     HfFamily,
     parse_decoder_config,
@@ -25,6 +27,7 @@ from distill.models.qwen3.weights import QWEN3_WEIGHTS
 from distill.models.qwen3_5.config import QWEN3_5
 from distill.models.qwen3_5.weights import QWEN3_5_WEIGHTS
 from distill.models.smollm3.config import SMOLLM3
+from distill.models.smollm3.gguf import SMOLLM3_GGUF
 from distill.models.smollm3.weights import SMOLLM3_WEIGHTS
 from distill.models.weight_map import WeightEntry, WeightMap, weight_entries
 
@@ -39,19 +42,19 @@ class FamilyFiles:
     weights: WeightMap
     """Its tensors."""
 
-    gguf_architecture: str | None = None
-    """The `general.architecture` of its GGUF files; None: they are not read."""
+    gguf: GgufFamily | None = None
+    """Its GGUF files; None: they are not read, or are another family's."""
 
 
 FAMILY_FILES = {
     files.config.family: files
     for files in (
-        FamilyFiles(config=LLAMA, weights=LLAMA_WEIGHTS, gguf_architecture="llama"),
-        FamilyFiles(config=QWEN2, weights=QWEN2_WEIGHTS, gguf_architecture="qwen2"),
-        FamilyFiles(config=QWEN3, weights=QWEN3_WEIGHTS, gguf_architecture="qwen3"),
+        FamilyFiles(config=LLAMA, weights=LLAMA_WEIGHTS, gguf=GgufFamily(architecture="llama")),
+        FamilyFiles(config=QWEN2, weights=QWEN2_WEIGHTS, gguf=GgufFamily(architecture="qwen2")),
+        FamilyFiles(config=QWEN3, weights=QWEN3_WEIGHTS, gguf=GgufFamily(architecture="qwen3")),
         FamilyFiles(config=MISTRAL, weights=MISTRAL_WEIGHTS),
-        FamilyFiles(config=SMOLLM3, weights=SMOLLM3_WEIGHTS),
-        FamilyFiles(config=GEMMA3, weights=GEMMA3_WEIGHTS),
+        FamilyFiles(config=SMOLLM3, weights=SMOLLM3_WEIGHTS, gguf=SMOLLM3_GGUF),
+        FamilyFiles(config=GEMMA3, weights=GEMMA3_WEIGHTS, gguf=GEMMA3_GGUF),
         FamilyFiles(config=QWEN3_5, weights=QWEN3_5_WEIGHTS),
     )
 }
@@ -76,14 +79,49 @@ def family_of_gguf(architecture: str) -> str:
         ModelError: there is none.
     """
     families = {
-        files.gguf_architecture: family
+        files.gguf.architecture: family
         for family, files in FAMILY_FILES.items()
-        if files.gguf_architecture is not None
+        if files.gguf is not None
     }
     if architecture not in families:
         known = ", ".join(families)
         raise ModelError(f"GGUF architecture {architecture!r} is not supported; supported: {known}")
     return families[architecture]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyDescription:
+    """A family as `distill models` lists it."""
+
+    title: str
+    """Its name."""
+
+    model_types: tuple[str, ...]
+    """Values of `model_type` in config.json."""
+
+    gguf_architecture: str | None
+    """The `general.architecture` of its GGUF files; None: they are not read, or another's."""
+
+    checkpoints: tuple[str, ...]
+    """Hub ids of models whose form is known to load."""
+
+    features: tuple[str, ...]
+    """What it has that others do not."""
+
+
+def describe_families() -> tuple[FamilyDescription, ...]:
+    """All families, as their folders describe them."""
+    return tuple(
+        FamilyDescription(
+            title=config.about.title,
+            model_types=(config.family, *([config.wrapper.model_type] if config.wrapper else [])),
+            gguf_architecture=files.gguf.architecture if files.gguf else None,
+            checkpoints=config.about.checkpoints,
+            features=config.about.features,
+        )
+        for files in FAMILY_FILES.values()
+        for config in (files.config,)
+    )
 
 
 def parse_hf_config(raw: Mapping[str, Any]) -> ModelConfig:

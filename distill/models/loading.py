@@ -1,7 +1,8 @@
 """From the name of a model to a model in memory."""
 
 import json
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -14,6 +15,8 @@ from distill.models.hf_families import parse_hf_config
 from distill.models.hf_weights import leaves, read_weights
 from distill.models.references import resolve_reference
 from distill.tokenizer import TextTokenizer
+
+_LOGGER = logging.getLogger(__name__)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -45,7 +48,11 @@ class LoadedModel:
 
 
 def load_model(
-    reference: str, *, compute_dtype: str = "float32", cache_dir: Path | None = None
+    reference: str,
+    *,
+    compute_dtype: str = "float32",
+    cache_dir: Path | None = None,
+    mask_padded_vocabulary: bool = True,
 ) -> LoadedModel:
     """Load a model for computing.
 
@@ -54,6 +61,8 @@ def load_model(
             default), or a hub id "organisation/name". GGUF is converted once into the cache.
         compute_dtype: "float32" or "bfloat16".
         cache_dir: where conversions are kept; None: $DISTILL_CACHE_DIR, or the user's cache.
+        mask_padded_vocabulary: give the rows of the vocabulary that the tokenizer has no ids for
+            no probability.
 
     Raises:
         ModelError: the model cannot be found, is incomplete, or of a kind not supported.
@@ -68,6 +77,12 @@ def load_model(
         raise ModelError(
             f"the tokenizer has {tokenizer.vocab_size} ids, "
             f"more than the model's vocabulary of {config.vocab_size}"
+        )
+    if mask_padded_vocabulary and tokenizer.vocab_size < config.vocab_size:
+        config = replace(config, known_vocab_size=tokenizer.vocab_size)
+        _LOGGER.info(
+            "masked the %d rows of the vocabulary that the tokenizer has no ids for",
+            config.vocab_size - tokenizer.vocab_size,
         )
     graph, shapes = build_graph(config, jnp.dtype(compute_dtype))
     weights, weights_version = read_weights(resolved.directory, config, shapes)

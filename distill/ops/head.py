@@ -13,6 +13,7 @@ where q_tail_only is the softmax over the tokens outside S.
 Letters: N rows, P rows of a chunk, K support size, D hidden size, V vocabulary.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -165,7 +166,7 @@ def _forward(
 ) -> tuple[tuple[jax.Array, HeadRows], tuple[_Gradients, jax.Array, Head]]:
     trains_kernel = settings.kernel_gradient
     zeros: Head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), head)
-    start = zeros if trains_kernel else zeros._replace(kernel=jnp.float32(0.0))
+    start = zeros if trains_kernel else replace(zeros, kernel=jnp.float32(0.0))
     # Rows that no chunk visits keep a gradient of 0.
     gradients = (jnp.zeros(hidden.shape, hidden.dtype), start)
     loss, rows, found = _visit_chunks(
@@ -186,7 +187,7 @@ def _backward(
     factor = cotangents[0]
     if not settings.kernel_gradient:
         # Never used, and compiled away.
-        head_gradient = head_gradient._replace(kernel=jnp.zeros_like(head.kernel))
+        head_gradient = replace(head_gradient, kernel=jnp.zeros_like(head.kernel))
     of_head = jax.tree.map(
         lambda gradient, leaf: (gradient * factor).astype(leaf.dtype), head_gradient, head
     )
@@ -279,7 +280,7 @@ def _compute_chunk(
     each = jnp.arange(chunk_rows)[:, None]
     logits = head_logits(hidden, head)  # [P, V], before temperature
     measures_overlap = settings.with_tail and support_size <= MAX_OVERLAP_SUPPORT
-    own_top = exact_top_k(logits, min(support_size, logits.shape[1]) if measures_overlap else 1)
+    own_top = exact_top_k(logits, min(support_size, head.token_count) if measures_overlap else 1)
     peak = own_top[0][:, :1]
     named = jnp.take_along_axis(logits, ids, axis=-1)
     overlap = (

@@ -1,6 +1,7 @@
 """From hidden states to logits: the head's weights, and how many rows of it fit in a chunk."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,13 @@ MIN_CHUNK_ROWS = 128
 """Fewer rows read the kernel of the head more often than their product can hide."""
 
 
-class Head(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("kernel", "down", "up"),
+    meta_fields=("valid_vocab_size",),
+)
+@dataclass(frozen=True)
+class Head:
     """What maps final hidden states to logits."""
 
     kernel: jax.Array
@@ -24,19 +31,33 @@ class Head(NamedTuple):
     up: jax.Array | None = None
     """[r, V], already scaled by alpha / rank."""
 
+    valid_vocab_size: int | None = None
+    """Tokens from here on have no probability, and no gradient. Static; None: all have."""
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that can have a probability."""
+        rows = self.kernel.shape[0]
+        return rows if self.valid_vocab_size is None else self.valid_vocab_size
+
 
 def head_logits(hidden: jax.Array, head: Head) -> jax.Array:
     """Logits [P, V] of hidden states [P, D], float32 whatever the weights are.
 
-    A bfloat16 logit is off by 0.06 nats at V = 151936.
+    A bfloat16 logit is off by 0.06 nats at V = 151936. Those of tokens that are not valid are -inf.
     """
     logits = jnp.einsum(
         "pd,vd->pv", hidden, head.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
-    if head.down is None or head.up is None:
+    if head.down is not None and head.up is not None:
+        narrow = _float32_product(hidden, head.down.astype(hidden.dtype)).astype(hidden.dtype)
+        logits = logits + _float32_product(narrow, head.up.astype(hidden.dtype))
+    padding = logits.shape[1] - head.token_count
+    if not padding:
         return logits
-    narrow = _float32_product(hidden, head.down.astype(hidden.dtype)).astype(hidden.dtype)
-    return logits + _float32_product(narrow, head.up.astype(hidden.dtype))
+    # Written over in place: a slice of the kernel, or of the logits, would be a copy of it.
+    nothing = jnp.full((logits.shape[0], padding), -jnp.inf)
+    return jax.lax.dynamic_update_slice(logits, nothing, (0, head.token_count))
 
 
 def head_gradients(
@@ -47,7 +68,7 @@ def head_gradients(
     Args:
         hidden: [P, D].
         head: the weights.
-        cotangent: [P, V], of the logits.
+        cotangent: [P, V], of the logits; 0 where a token is not valid.
         kernel_gradient: False where the kernel is frozen: its gradient is 0 then, and not computed.
 
     Returns:
@@ -62,14 +83,15 @@ def head_gradients(
         else jnp.float32(0.0)
     )
     if head.down is None or head.up is None:
-        return hidden_gradient, Head(kernel)
+        return hidden_gradient, replace(head, kernel=kernel)
     down, up = head.down.astype(dtype), head.up.astype(dtype)
     narrow = _float32_product(hidden, down).astype(dtype)
     narrow_gradient = _float32_product(cotangent, up.T).astype(dtype)
-    return hidden_gradient + _float32_product(narrow_gradient, down.T), Head(
-        kernel,
-        _float32_product(hidden.T, narrow_gradient),
-        _float32_product(narrow.T, cotangent),
+    return hidden_gradient + _float32_product(narrow_gradient, down.T), replace(
+        head,
+        kernel=kernel,
+        down=_float32_product(hidden.T, narrow_gradient),
+        up=_float32_product(narrow.T, cotangent),
     )
 
 

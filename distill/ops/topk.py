@@ -60,16 +60,15 @@ def top_k_rows(
         temperatures: [P] float32, greater than 0; divide the logits.
         support_sizes: [P] int32 in [1, top_k]. The tail is what lies outside a row's first
             `support_sizes` tokens; the remaining columns of the result are to be cut off.
-        top_k: K, in [1, V].
+        top_k: K, in [1, the head's valid tokens].
 
     Returns:
         TopKRows.
     """
     logits = head_logits(hidden, head)
-    vocab_size = logits.shape[1]
     scale = 1.0 / temperatures
     # One more than asked for: the largest outside of the support.
-    candidates, candidate_ids = exact_top_k(logits, min(top_k + 1, vocab_size))
+    candidates, candidate_ids = exact_top_k(logits, min(top_k + 1, head.token_count))
     top = candidates[:, :1]
     least = jnp.take_along_axis(candidates, support_sizes[:, None] - 1, axis=1)
     beyond = jnp.minimum(support_sizes, candidates.shape[1] - 1)[:, None]
@@ -80,7 +79,9 @@ def top_k_rows(
     last_of_equals = jnp.where(in_support & (values == least), token_ids, -1).max(-1)[:, None]
 
     def is_outside(block: jax.Array, ids: jax.Array) -> jax.Array:
-        return (block < least) | ((block == least) & (ids > last_of_equals))
+        below = (block < least) | ((block == least) & (ids > last_of_equals))
+        # What is not valid is nowhere, neither in the support nor outside.
+        return below & (ids < head.token_count)
 
     tail_sums = sum_weights(logits, tail_peak, scale, is_outside)
     own = jnp.take_along_axis(logits, prompt_token_ids[:, None], axis=-1)

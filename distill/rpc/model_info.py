@@ -14,7 +14,7 @@ def describe_model(
     description = scoring_pb2.ModelInfo(
         name=model.name,
         family=config.family,
-        vocab_size=config.vocab_size,
+        vocab_size=config.valid_vocab_size,
         hidden_size=config.hidden_size,
         layer_count=config.layer_count,
         parameter_count=model.parameter_count,
@@ -57,7 +57,7 @@ def request_limits(
         max_sequence_tokens=min(
             max_sequence_tokens or config.max_position_count, config.max_position_count
         ),
-        max_top_k=min(max_top_k or config.vocab_size, config.vocab_size),
+        max_top_k=min(max_top_k or config.valid_vocab_size, config.valid_vocab_size),
     )
 
 

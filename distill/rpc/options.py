@@ -31,6 +31,9 @@ class ServerOptions:
     dtype: str
     """Compute dtype: "float32" or "bfloat16"."""
 
+    mask_padded_vocabulary: bool
+    """Whether tokens that the tokenizer does not have get no probability."""
+
     max_top_k: int | None
     """Largest support size K; None: the vocabulary size."""
 
@@ -86,6 +89,13 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) 
         choices=("float32", "bfloat16"),
         default="float32",
         help="compute dtype; logits are always float32 (default: %(default)s)",
+    )
+    add(
+        "--mask-padded-vocabulary",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="give the rows of the head that the tokenizer has no token for no probability, and "
+        "refuse their ids (default: %(default)s)",
     )
     add(
         "--max-top-k",
@@ -157,6 +167,7 @@ def parse_server_options(
         ready_file=arguments.ready_file,
         exit_when_stdin_closes=arguments.exit_when_stdin_closes,
         dtype=arguments.dtype,
+        mask_padded_vocabulary=arguments.mask_padded_vocabulary,
         max_top_k=arguments.max_top_k,
         max_sequence_tokens=arguments.max_sequence_tokens,
         cache_dir=arguments.cache_dir,

@@ -81,15 +81,17 @@ def write_tiny_model(
     *,
     seed: int = 0,
     dtype: str = "float32",
+    pads_vocabulary: bool = False,
     **overrides: Any,
 ) -> Path:
     """Write a random model with a small real tokenizer; returns the directory.
 
     Args:
         directory: made where it does not exist.
-        family: "llama" or "qwen3".
+        family: a key of FAMILY_FILES.
         seed: of the weights.
         dtype: of the weights in the file: "float32", "float16" or "bfloat16".
+        pads_vocabulary: whether the model's vocabulary may be larger than the tokenizer's.
         overrides: fields of ModelConfig.
     """
     config = tiny_config(family, **overrides)
@@ -114,7 +116,11 @@ def write_tiny_model(
             "chat_template": CHAT_TEMPLATE,
         },
     )
-    tiny_tokenizer(config.vocab_size).save(str(directory / "tokenizer.json"))
+    tokenizer = tiny_tokenizer(config.vocab_size)
+    if not pads_vocabulary:
+        missing = range(tokenizer.get_vocab_size(), config.vocab_size)
+        tokenizer.add_tokens([AddedToken(f"<|unused {token_id}|>") for token_id in missing])
+    tokenizer.save(str(directory / "tokenizer.json"))
     return directory
 
 

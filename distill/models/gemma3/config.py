@@ -7,7 +7,7 @@ from distill.errors import ModelError
 from distill.models.attention_windows import FULL, SLIDING, layer_types
 from distill.models.config import LayerAttention, ModelConfig, refuse
 from distill.models.config_reader import ConfigReader
-from distill.models.hf_config import HfFamily, HfWrapper
+from distill.models.hf_config import About, HfFamily, HfWrapper
 from distill.models.hf_rope import format_scaling, parse_scaling
 
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
@@ -43,9 +43,8 @@ def _read_rope(reader: ConfigReader) -> dict[str, Any]:
     if unknown:
         raise refuse("rope_parameters", unknown, f"{FULL}, {SLIDING}")
     everywhere, local = both.get(FULL) or {}, both.get(SLIDING) or {}
-    old = {
-        name: reader.get(name) for name in ("rope_scaling", "rope_theta", "rope_local_base_freq")
-    }
+    names = ("rope_scaling", "rope_theta", "rope_local_base_freq")
+    old = {name: reader.get(name) for name in names}
     if parse_scaling(local) is not None:
         raise refuse(f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "default")
     return {
@@ -80,9 +79,7 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
 def _write(config: ModelConfig) -> dict[str, Any]:
     windows = {layer.window for layer in config.layer_attention if layer.window is not None}
     if len(windows) > 1 or len(config.layer_attention) != config.layer_count:
-        raise ModelError(
-            "config.layer_attention: Gemma 3 has one window, and says it of each layer"
-        )
+        raise ModelError("config.layer_attention: must be of each layer, with one window")
     scalar = config.query_scalar or config.head_dim
     return {
         "layer_types": [FULL if x.window is None else SLIDING for x in config.layer_attention],
@@ -94,6 +91,19 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 GEMMA3 = HfFamily(
     family="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    about=About(
+        title="Gemma 3 (text)",
+        checkpoints=(
+            "google/gemma-3-270m",
+            "google/gemma-3-4b-it",
+        ),
+        features=(
+            "local layers with a window between global ones",
+            "two rotary bases",
+            "zero-centred norms before and after each block",
+            "text part of models that see",
+        ),
+    ),
     # The text parts of the larger models' files name no more than what differs from these.
     defaults={
         "vocab_size": 262208,

@@ -4,7 +4,7 @@ from typing import Any
 
 from distill.models.config import LayerAttention, ModelConfig
 from distill.models.config_reader import ConfigReader
-from distill.models.hf_config import HfFamily
+from distill.models.hf_config import About, HfFamily
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
@@ -24,6 +24,11 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 MISTRAL = HfFamily(
     family="mistral",
     architecture="MistralForCausalLM",
+    about=About(
+        title="Mistral",
+        checkpoints=("mistralai/Mistral-7B-v0.3",),
+        features=("a window in all layers",),
+    ),
     defaults={"num_key_value_heads": 8},
     read=_read,
     write=_write,

@@ -6,7 +6,7 @@ from distill.errors import ModelError
 from distill.models.config import ModelConfig, refuse
 from distill.models.config_reader import ConfigReader
 from distill.models.delta_net_config import DeltaNetConfig
-from distill.models.hf_config import HfFamily, HfWrapper
+from distill.models.hf_config import About, HfFamily, HfWrapper
 from distill.models.layer_kinds import LayerKind, shortest_period
 
 KINDS = {
@@ -76,12 +76,14 @@ def _read_rope(reader: ConfigReader) -> dict[str, Any]:
     rope_type = rope.get("rope_type") or rope.get("type") or "default"
     if rope_type != "default":
         raise refuse("rope_type", rope_type, "default")
-    share = rope.get("partial_rotary_factor")
-    share = reader.get("partial_rotary_factor", _ROTARY_SHARE) if share is None else share
+    theta = reader.get("rope_theta", 10000.0)
+    share = reader.get("partial_rotary_factor", _ROTARY_SHARE)
+    if rope.get("partial_rotary_factor") is not None:
+        share = rope["partial_rotary_factor"]
     head_dim = int(reader.get("head_dim"))
     width = int(head_dim * float(share))
     return {
-        "rope_theta": float(rope.get("rope_theta") or reader.get("rope_theta", 10000.0)),
+        "rope_theta": float(rope.get("rope_theta") or theta),
         "rotary_width": None if width == head_dim else width,
     }
 
@@ -105,6 +107,14 @@ def _sections(pair_count: int) -> list[int]:
     return [(pair_count + extra) // 3 for extra in (2, 1, 0)]
 
 
+_FEATURES = (
+    "gated delta-net layers between layers of attention",
+    "gated attention with norms of queries and keys",
+    "rotary positions in a part of a head",
+    "zero-centred norms",
+    "text part of models that see",
+)
+
 _DEFAULTS = {
     "head_dim": 256,
     "linear_num_key_heads": 16,
@@ -118,6 +128,7 @@ _TRAITS = {"query_key_norm": True, "zero_centered_norms": True, "attention_outpu
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_output_gate": (True,),
+    "output_gate_type": ("swish",),
     "mamba_ssm_dtype": ("float32",),
     "mlp_only_layers": ([],),
 }
@@ -128,6 +139,7 @@ _MTP_KEYS = frozenset({"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"})
 _VISION_KEYS = frozenset(
     {
         "vision_config",
+        "language_model_only",
         "image_token_id",
         "video_token_id",
         "vision_start_token_id",
@@ -138,6 +150,11 @@ _VISION_KEYS = frozenset(
 QWEN3_5 = HfFamily(
     family="qwen3_5_text",
     architecture="Qwen3_5ForCausalLM",
+    about=About(
+        title="Qwen3.5 (text)",
+        checkpoints=("Qwen/Qwen3.5-0.8B",),
+        features=_FEATURES,
+    ),
     defaults={**_DEFAULTS, "num_key_value_heads": 4},
     traits=_TRAITS,
     read_rope=_read_rope,

@@ -6,7 +6,7 @@ from distill.errors import ModelError
 from distill.models.attention_windows import FULL, SLIDING, layer_types
 from distill.models.config import LayerAttention, ModelConfig
 from distill.models.config_reader import ConfigReader
-from distill.models.hf_config import HfFamily
+from distill.models.hf_config import About, HfFamily
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
@@ -49,6 +49,11 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 SMOLLM3 = HfFamily(
     family="smollm3",
     architecture="SmolLM3ForCausalLM",
+    about=About(
+        title="SmolLM3",
+        checkpoints=("HuggingFaceTB/SmolLM3-3B",),
+        features=("layers without rotary positions (NoPE)",),
+    ),
     defaults={"num_key_value_heads": 4, "rope_theta": 2000000.0, "tie_word_embeddings": True},
     read=_read,
     write=_write,

@@ -55,7 +55,7 @@ def test_absent_fields_have_transformers_defaults() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "gemma"}, "'gemma' is not supported; supported: llama, qwen3"),
+        ({"model_type": "gemma"}, "'gemma' is not supported; supported: llama, qwen2, qwen3"),
         ({"model_type": None}, "model_type is missing"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"auto_map": {"AutoModelForCausalLM": "modeling.X"}}, "auto_map"),
