@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
-from distill.models.adapters import LoraSpec, layer_targets, model_targets
+from distill.models.adapters import LoraSpec, check_targets, layer_targets, model_targets
 from distill.models.config import ModelConfig
 from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.rpc.checks import check_limit, check_range, check_temperature
@@ -86,18 +86,13 @@ def parse_run_config(config: training_pb2.RunConfig, model: ModelConfig) -> Lora
     check_range("config.lora.rank", lora.rank, 1, MAX_LORA_RANK)
     alpha = lora.alpha if lora.HasField("alpha") else 2.0 * lora.rank
     _check_positive(alpha, "config.lora.alpha")
-    known = model_targets(model)
-    for target in lora.target_modules:
-        if target not in known:
-            raise InvalidFieldError(
-                "config.lora.target_modules", f"must be among {', '.join(known)}, got {target!r}"
-            )
+    check_targets(model, lora.target_modules, "config.lora.target_modules")
     # In the order of a layer, so that the same set is the same configuration.
     chosen = set(lora.target_modules) or set(layer_targets(model))
     return LoraSpec(
         rank=lora.rank,
         alpha=alpha,
-        target_modules=tuple(target for target in known if target in chosen),
+        target_modules=tuple(target for target in model_targets(model) if target in chosen),
         seed=lora.seed,
     )
 

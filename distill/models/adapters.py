@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685), in the layout of the layer scan."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -13,6 +14,8 @@ from distill.models.functional import HEAD_TARGET, Adapter
 
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What can have an adapter in a layer of attention and a dense MLP, in its order."""
+
+_MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 
 DELTA_NET_TARGETS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 """Likewise in a gated delta-net layer."""
@@ -73,12 +76,33 @@ def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapt
 def layer_targets(config: ModelConfig) -> tuple[str, ...]:
     """The projections of a model's layers that can have an adapter: the default."""
     shapes = config.projection_shapes
-    return tuple(target for target in ALL_TARGETS if target in shapes)
+    frozen = _MLP_TARGETS if config.experts is not None else ()
+    return tuple(target for target in ALL_TARGETS if target in shapes and target not in frozen)
 
 
 def model_targets(config: ModelConfig) -> tuple[str, ...]:
     """Everything of a model that can have one."""
     return (*layer_targets(config), HEAD_TARGET)
+
+
+def check_targets(config: ModelConfig, targets: Iterable[str], field: str) -> None:
+    """Refuse what the model has no adapter for.
+
+    Raises:
+        InvalidFieldError: under the name of the field, with what is allowed and why.
+    """
+    known = model_targets(config)
+    for target in targets:
+        if target not in known:
+            reason = ""
+            if config.experts is not None and target in _MLP_TARGETS:
+                reason = (
+                    ": the experts of a sparse model have no adapters, and PEFT would take the "
+                    "name for theirs too; train them with all weights"
+                )
+            raise InvalidFieldError(
+                field, f"must be among {', '.join(known)}, got {target!r}{reason}"
+            )
 
 
 def target_shape(config: ModelConfig, target: str) -> tuple[int, int]:
@@ -101,12 +125,6 @@ def _check(config: ModelConfig, spec: LoraSpec) -> None:
         raise InvalidFieldError("lora.rank", f"must be at least 1, got {spec.rank}")
     if not spec.target_modules:
         raise InvalidFieldError("lora.target_modules", "must name at least one projection")
-    known = model_targets(config)
-    for target in spec.target_modules:
-        if target not in known:
-            allowed = ", ".join(known)
-            raise InvalidFieldError(
-                "lora.target_modules", f"must be among {allowed}, got {target!r}"
-            )
+    check_targets(config, spec.target_modules, "lora.target_modules")
     if len(set(spec.target_modules)) != len(spec.target_modules):
         raise InvalidFieldError("lora.target_modules", "must not name a projection twice")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from distill.errors import ModelError
 from distill.models.delta_net_config import DeltaNetConfig
+from distill.models.experts_config import ExpertsConfig
 from distill.models.layer_kinds import (
     RECURRENT_MIXERS,
     LayerKind,
@@ -120,6 +121,9 @@ class ModelConfig:
 
     period: tuple[LayerKind, ...] = (LayerKind(),)
     """Kinds of layers, repeated over the model; its length divides `layer_count`."""
+
+    experts: ExpertsConfig | None = None
+    """The mixture of experts of the layers whose MLP is sparse; None: there are none."""
 
     query_key_norm: bool = False
     """Whether each head's queries and keys are normed before they turn."""

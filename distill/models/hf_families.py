@@ -26,6 +26,10 @@ from distill.models.qwen3.config import QWEN3
 from distill.models.qwen3.weights import QWEN3_WEIGHTS
 from distill.models.qwen3_5.config import QWEN3_5
 from distill.models.qwen3_5.weights import QWEN3_5_WEIGHTS
+from distill.models.qwen3_5_moe.config import QWEN3_5_MOE
+from distill.models.qwen3_5_moe.weights import QWEN3_5_MOE_WEIGHTS
+from distill.models.qwen3_moe.config import QWEN3_MOE
+from distill.models.qwen3_moe.weights import QWEN3_MOE_WEIGHTS
 from distill.models.smollm3.config import SMOLLM3
 from distill.models.smollm3.gguf import SMOLLM3_GGUF
 from distill.models.smollm3.weights import SMOLLM3_WEIGHTS
@@ -52,10 +56,12 @@ FAMILY_FILES = {
         FamilyFiles(config=LLAMA, weights=LLAMA_WEIGHTS, gguf=GgufFamily(architecture="llama")),
         FamilyFiles(config=QWEN2, weights=QWEN2_WEIGHTS, gguf=GgufFamily(architecture="qwen2")),
         FamilyFiles(config=QWEN3, weights=QWEN3_WEIGHTS, gguf=GgufFamily(architecture="qwen3")),
+        FamilyFiles(config=QWEN3_MOE, weights=QWEN3_MOE_WEIGHTS),
         FamilyFiles(config=MISTRAL, weights=MISTRAL_WEIGHTS),
         FamilyFiles(config=SMOLLM3, weights=SMOLLM3_WEIGHTS, gguf=SMOLLM3_GGUF),
         FamilyFiles(config=GEMMA3, weights=GEMMA3_WEIGHTS, gguf=GEMMA3_GGUF),
         FamilyFiles(config=QWEN3_5, weights=QWEN3_5_WEIGHTS),
+        FamilyFiles(config=QWEN3_5_MOE, weights=QWEN3_5_MOE_WEIGHTS),
     )
 }
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from distill.errors import ModelError
 from distill.models.config import ModelConfig
+from distill.models.expert_weights import split_fused_experts
 from distill.models.hf_families import family_files, model_weight_entries
 from distill.models.weight_map import WeightMap
 
@@ -50,6 +51,7 @@ def read_weights(
     with ExitStack() as stack:
         weight_map = family_files(config.family).weights
         files, skipped = _text_names(_open_files(directory, stack), weight_map)
+        files = split_fused_experts(files)
         entries = {entry.hf_name: entry for entry in model_weight_entries(config)}
         _check_names(set(files), set(entries), tied_head=config.tied_head)
         if skipped:

@@ -68,13 +68,21 @@ def _dense_projections(config: "ModelConfig", kind: LayerKind) -> Projections:
     }
 
 
+def _no_projections(_config: "ModelConfig", _kind: LayerKind) -> Projections:
+    return {}
+
+
 ProjectionRule = Callable[["ModelConfig", LayerKind], Projections]
 
 MIXER_PROJECTIONS: Mapping[str, ProjectionRule] = {
     "attention": _attention_projections,
     "delta_net": _delta_net_projections,
 }
-MLP_PROJECTIONS: Mapping[str, ProjectionRule] = {"dense": _dense_projections}
+MLP_PROJECTIONS: Mapping[str, ProjectionRule] = {
+    "dense": _dense_projections,
+    # Experts are one parameter for all of them, and have no adapters.
+    "sparse": _no_projections,
+}
 
 RECURRENT_MIXERS = frozenset({"delta_net"})
 """Those that remember a sequence as a state and not token by token."""

@@ -164,6 +164,12 @@ TINY_CASES = {
             seed=27,
             overrides=_ODD_SIZES | {"tied_head": True, "norm_epsilon": 1e-6},
         ),
+        TinyCase(
+            name="qwen3_5-moe",
+            family="qwen3_5_moe_text",
+            seed=27,
+            overrides={**_ODD_SIZES, "intermediate_size": 512, "tied_head": False},
+        ),
         # No period shorter than the model, a key head for each value head, another convolution.
         TinyCase(
             name="qwen3_5-untied",

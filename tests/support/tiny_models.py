@@ -1,6 +1,7 @@
 """Tiny random models on disk, in Hugging Face form, that a service can be started on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from distill.models.config import Llama3RopeScaling, ModelConfig
 from distill.models.delta_net_config import DeltaNetConfig
+from distill.models.experts_config import ExpertsConfig
+from distill.models.functional import build_graph
 from distill.models.hf_families import FAMILY_FILES, hf_config, model_weight_entries
-from distill.models.layer_kinds import kind_projections
 from distill.models.qwen3_5.config import KINDS
+from distill.models.qwen3_moe.config import SPARSE
 from distill.models.weight_map import WeightEntry
 
 SENTENCES = (
@@ -35,16 +38,34 @@ CHAT_TEMPLATE = (
 )
 
 
-QWEN3_5_LAYERS: dict[str, Any] = {
-    "layer_count": 4,
-    "period": (KINDS["linear_attention"], KINDS["full_attention"]),
-    "delta_net": DeltaNetConfig(
-        key_head_count=2, value_head_count=6, key_width=5, value_width=7, tap_count=4
-    ),
-    "head_dim": 12,
-    "rotary_width": 6,
+FAMILY_FIELDS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {
+        "period": (SPARSE,),
+        "experts": ExpertsConfig(
+            expert_count=5, choice_count=2, expert_size=19, is_normalized=True
+        ),
+    },
+    # Two periods; several value heads for a key head; a part of a head turns.
+    "qwen3_5_text": {
+        "layer_count": 4,
+        "period": (KINDS["linear_attention"], KINDS["full_attention"]),
+        "delta_net": DeltaNetConfig(
+            key_head_count=2, value_head_count=6, key_width=5, value_width=7, tap_count=4
+        ),
+        "head_dim": 12,
+        "rotary_width": 6,
+    },
 }
-"""Two periods; several value heads for a key head; a part of a head turns."""
+FAMILY_FIELDS["qwen3_5_moe_text"] = FAMILY_FIELDS["qwen3_5_text"] | {
+    "intermediate_size": 512,
+    "period": tuple(
+        replace(KINDS[name], mlp="sparse") for name in ("linear_attention", "full_attention")
+    ),
+    "experts": ExpertsConfig(
+        expert_count=5, choice_count=2, expert_size=19, is_normalized=True, shared_expert_size=13
+    ),
+}
+"""What a family's tiny model has besides."""
 
 
 def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
@@ -63,10 +84,8 @@ def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
         "tied_head": family == "llama",
         "max_position_count": 2048,
     }
-    if family == "qwen3_5_text":
-        fields |= QWEN3_5_LAYERS
     traits = FAMILY_FILES[family].config.traits if family in FAMILY_FILES else {}
-    return ModelConfig(**(fields | dict(traits) | overrides))
+    return ModelConfig(**(fields | dict(traits) | FAMILY_FIELDS.get(family, {}) | overrides))
 
 
 LLAMA3_ROPE = Llama3RopeScaling(
@@ -127,9 +146,10 @@ def write_tiny_model(
 def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Random tensors under their Hugging Face names, large enough that attention is not flat."""
     generator = np.random.default_rng(seed)
+    _, shapes = build_graph(config, "float32")
     tensors = {}
     for entry in model_weight_entries(config):
-        shape = _hf_shape(config, entry)
+        shape = _hf_shape(shapes, entry)
         noise = generator.standard_normal(shape, dtype=np.float32)
         match entry.path[-1]:
             case "scale":
@@ -163,23 +183,12 @@ def tiny_tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _hf_shape(config: ModelConfig, entry: WeightEntry) -> tuple[int, ...]:
-    *_, module, part = entry.path
-    if part == "embedding":
-        return (config.vocab_size, config.hidden_size)
-    sizes = config.delta_net
-    if sizes is not None and "delta_net" in entry.path:
-        if part in ("a_log", "dt_bias"):
-            return (sizes.value_head_count,)
-        if part == "scale":
-            return (sizes.value_width,)
-        if module == "conv1d":
-            return (sizes.channel_count, 1, sizes.tap_count)
-    if part in ("kernel", "bias"):
-        assert entry.layer is not None
-        shape = kind_projections(config, config.kind_of(entry.layer))[module]
-        return shape[::-1] if part == "kernel" else shape[1:]
-    return (config.head_dim if module in ("q_norm", "k_norm") else config.hidden_size,)
+def _hf_shape(shapes: Any, entry: WeightEntry) -> tuple[int, ...]:
+    """Of a tensor in a file, from the shapes of the parameter tree."""
+    for key in entry.path:
+        shapes = shapes[key]
+    shape: tuple[int, ...] = shapes.shape[len(entry.index) :]
+    return shape[::-1] if entry.is_transposed else shape
 
 
 def _numpy_dtype(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Qwen3.5's config.json: which layers are recurrent, and rotary positions of a part of a head."""
 
+from dataclasses import replace
 from typing import Any
 
 from distill.errors import ModelError
@@ -30,9 +31,10 @@ _MROPE_KEYS = ("mrope_section", "mrope_interleaved")
 _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *_MROPE_KEYS)
 
 
-def _read(reader: ConfigReader) -> dict[str, Any]:
+def read_layers(reader: ConfigReader, mlp: str = "dense") -> dict[str, Any]:
+    """The kinds of layers, all with one kind of MLP, and the sizes of the recurrent ones."""
     layer_count = int(reader.require("num_hidden_layers"))
-    kinds = [KINDS[name] for name in _layer_types(reader, layer_count)]
+    kinds = [replace(KINDS[name], mlp=mlp) for name in _layer_types(reader, layer_count)]
     sizes = {field: int(reader.get(key)) for field, key in _DELTA_NET_KEYS.items()}
     fields: dict[str, Any] = {"period": shortest_period(kinds)}
     if any(kind.mixer == "delta_net" for kind in kinds):
@@ -59,16 +61,22 @@ def _layer_types(reader: ConfigReader, layer_count: int) -> list[str]:
     return list(types)
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
-    names = {kind: name for name, kind in KINDS.items()}
+def write_layers(config: ModelConfig) -> dict[str, Any]:
+    """The keys that `read_layers` reads."""
+    names = {kind.name: name for name, kind in KINDS.items()}
     sizes = config.delta_net
     return {
-        "layer_types": [names[config.kind_of(layer)] for layer in range(config.layer_count)],
+        "layer_types": [names[config.kind_of(layer).name] for layer in range(config.layer_count)],
         **({key: getattr(sizes, field) for field, key in _DELTA_NET_KEYS.items()} if sizes else {}),
     }
 
 
-def _read_rope(reader: ConfigReader) -> dict[str, Any]:
+def read_partial_rope(reader: ConfigReader) -> dict[str, Any]:
+    """Rotary positions of the first part of a head.
+
+    Raises:
+        ModelError: frequencies are to be changed.
+    """
     rope = dict(reader.get("rope_parameters") or reader.get("rope_scaling") or {})
     for name, value in rope.items():
         if name not in _ROPE_KEYS and value is not None:
@@ -88,7 +96,8 @@ def _read_rope(reader: ConfigReader) -> dict[str, Any]:
     }
 
 
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
+def write_partial_rope(config: ModelConfig) -> dict[str, Any]:
+    """The keys that `read_partial_rope` reads."""
     width = config.head_dim if config.rotary_width is None else config.rotary_width
     return {
         "rope_parameters": {
@@ -107,7 +116,7 @@ def _sections(pair_count: int) -> list[int]:
     return [(pair_count + extra) // 3 for extra in (2, 1, 0)]
 
 
-_FEATURES = (
+FEATURES = (
     "gated delta-net layers between layers of attention",
     "gated attention with norms of queries and keys",
     "rotary positions in a part of a head",
@@ -115,7 +124,7 @@ _FEATURES = (
     "text part of models that see",
 )
 
-_DEFAULTS = {
+DEFAULTS = {
     "head_dim": 256,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
@@ -124,9 +133,9 @@ _DEFAULTS = {
     "linear_conv_kernel_dim": 4,
 }
 
-_TRAITS = {"query_key_norm": True, "zero_centered_norms": True, "attention_output_gate": True}
+TRAITS = {"query_key_norm": True, "zero_centered_norms": True, "attention_output_gate": True}
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_output_gate": (True,),
     "output_gate_type": ("swish",),
     "mamba_ssm_dtype": ("float32",),
@@ -134,9 +143,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 # The layers that predict several tokens ahead are not loaded.
-_MTP_KEYS = frozenset({"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"})
+MTP_KEYS = frozenset({"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"})
 
-_VISION_KEYS = frozenset(
+VISION_KEYS = frozenset(
     {
         "vision_config",
         "language_model_only",
@@ -153,20 +162,20 @@ QWEN3_5 = HfFamily(
     about=About(
         title="Qwen3.5 (text)",
         checkpoints=("Qwen/Qwen3.5-0.8B",),
-        features=_FEATURES,
+        features=FEATURES,
     ),
-    defaults={**_DEFAULTS, "num_key_value_heads": 4},
-    traits=_TRAITS,
-    read_rope=_read_rope,
-    write_rope=_write_rope,
-    read=_read,
-    write=_write,
-    neutral=_NEUTRAL,
-    irrelevant=_MTP_KEYS,
+    defaults={**DEFAULTS, "num_key_value_heads": 4},
+    traits=TRAITS,
+    read_rope=read_partial_rope,
+    write_rope=write_partial_rope,
+    read=read_layers,
+    write=write_layers,
+    neutral=NEUTRAL,
+    irrelevant=MTP_KEYS,
     wrapper=HfWrapper(
         model_type="qwen3_5",
         architecture="Qwen3_5ForConditionalGeneration",
-        irrelevant=_VISION_KEYS,
+        irrelevant=VISION_KEYS,
     ),
 )
 """Qwen3.5's text models, alone or with their vision towers."""

@@ -41,15 +41,23 @@ DELTA_NET_WEIGHTS = (
 )
 
 
-def _layer_weights(_config: ModelConfig, kind: LayerKind) -> tuple[LayerWeight, ...]:
+def mixer_weights(kind: LayerKind) -> tuple[LayerWeight, ...]:
+    """What mixes tokens in the layers of a kind, with the norm before it."""
     mixer = (
         DELTA_NET_WEIGHTS if kind.mixer == "delta_net" else (*ATTENTION_WEIGHTS, *QUERY_KEY_NORMS)
     )
-    return (INPUT_NORM, *mixer, MLP_NORM, *DENSE_MLP_WEIGHTS)
+    return (INPUT_NORM, *mixer)
 
+
+def _layer_weights(_config: ModelConfig, kind: LayerKind) -> tuple[LayerWeight, ...]:
+    return (*mixer_weights(kind), MLP_NORM, *DENSE_MLP_WEIGHTS)
+
+
+TEXT_PREFIXES = {"model.language_model.": "model."}
+SKIPPED_PREFIXES = ("model.visual.", "mtp.")
 
 QWEN3_5_WEIGHTS = WeightMap(
     layer_weights=_layer_weights,
-    text_prefixes={"model.language_model.": "model."},
-    skipped_prefixes=("model.visual.", "mtp."),
+    text_prefixes=TEXT_PREFIXES,
+    skipped_prefixes=SKIPPED_PREFIXES,
 )

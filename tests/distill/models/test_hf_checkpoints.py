@@ -13,6 +13,7 @@ from distill.models.config import (
     ModelConfig,
 )
 from distill.models.delta_net_config import DeltaNetConfig
+from distill.models.experts_config import ExpertsConfig
 from distill.models.hf_families import FAMILY_FILES, describe_families, hf_config, parse_hf_config
 
 SHARED: dict[str, Any] = {
@@ -220,6 +221,56 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
         "transformers_version": "4.50.0.dev0",
         "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
     },
+    "Qwen/Qwen3.5-35B-A3B": {
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "image_token_id": 248056,
+        "model_type": "qwen3_5_moe",
+        "text_config": {
+            **SHARED,
+            "attention_bias": False,
+            "attn_output_gate": True,
+            "bos_token_id": 248044,
+            "eos_token_id": 248044,
+            "full_attention_interval": 4,
+            "head_dim": 256,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 10,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32,
+            "linear_value_head_dim": 128,
+            "mamba_ssm_dtype": "float32",
+            "max_position_embeddings": 262144,
+            "model_type": "qwen3_5_moe_text",
+            "moe_intermediate_size": 512,
+            "mtp_num_hidden_layers": 1,
+            "mtp_use_dedicated_embeddings": False,
+            "num_attention_heads": 16,
+            "num_experts": 256,
+            "num_experts_per_tok": 8,
+            "num_hidden_layers": 40,
+            "num_key_value_heads": 2,
+            "output_router_logits": False,
+            "partial_rotary_factor": 0.25,
+            "rms_norm_eps": 1e-06,
+            "rope_parameters": {
+                "mrope_interleaved": True,
+                "mrope_section": [11, 11, 10],
+                "rope_theta": 10000000,
+            },
+            "router_aux_loss_coef": 0.001,
+            "shared_expert_intermediate_size": 512,
+            "tie_word_embeddings": False,
+            "vocab_size": 248320,
+        },
+        "tie_word_embeddings": False,
+        "video_token_id": 248057,
+        "vision_config": {"depth": 27, "hidden_size": 1152},
+        "vision_end_token_id": 248054,
+        "vision_start_token_id": 248053,
+    },
     "Qwen/Qwen3.5-0.8B": {
         "architectures": ["Qwen3_5ForConditionalGeneration"],
         "image_token_id": 248056,
@@ -352,6 +403,18 @@ def test_hybrid_stack_of_qwen3_5_is_read() -> None:
     assert (config.rotary_width, config.rope_theta, config.tied_head) == (64, 1e7, True)
     assert config.projection_shapes["q_proj"] == (1024, 4096)
     assert config.projection_shapes["in_proj_qkv"] == (1024, 6144)
+
+
+def test_experts_of_qwen3_5_are_read() -> None:
+    config = read("Qwen/Qwen3.5-35B-A3B")
+    assert {kind.mlp for kind in config.period} == {"sparse"}
+    assert config.experts == ExpertsConfig(
+        expert_count=256,
+        choice_count=8,
+        expert_size=512,
+        is_normalized=True,
+        shared_expert_size=512,
+    )
 
 
 def test_absent_layer_types_of_qwen3_5_are_those_of_its_interval() -> None:

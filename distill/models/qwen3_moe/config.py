@@ -1,0 +1,91 @@
+"""Qwen3 MoE's config.json: which layers are sparse, and how tokens choose their experts."""
+
+from typing import Any
+
+from distill.errors import ModelError
+from distill.models.config import LayerAttention, ModelConfig
+from distill.models.config_reader import ConfigReader
+from distill.models.experts_config import ExpertsConfig
+from distill.models.hf_config import About, HfFamily
+from distill.models.layer_kinds import LayerKind, shortest_period
+
+DENSE = LayerKind(name="dense")
+SPARSE = LayerKind(name="sparse", mlp="sparse")
+
+
+def _read(reader: ConfigReader) -> dict[str, Any]:
+    layer_count = int(reader.require("num_hidden_layers"))
+    expert_count = _expert_count(reader)
+    step = int(reader.get("decoder_sparse_step", 1))
+    if step < 1:
+        raise ModelError(f"config.json: decoder_sparse_step must be at least 1, got {step}")
+    dense_layers = set(reader.get("mlp_only_layers") or ())
+    kinds = [
+        SPARSE if expert_count and layer not in dense_layers and (layer + 1) % step == 0 else DENSE
+        for layer in range(layer_count)
+    ]
+    fields: dict[str, Any] = {"period": shortest_period(kinds)}
+    experts: dict[str, Any] = {
+        "choice_count": int(reader.get("num_experts_per_tok", 8)),
+        "expert_size": int(reader.get("moe_intermediate_size", 768)),
+        "is_normalized": bool(reader.get("norm_topk_prob", False)),
+    }
+    if SPARSE in kinds:
+        fields["experts"] = ExpertsConfig(expert_count=expert_count, **experts)
+    # Unlike the dense Qwen3, a window is that of all layers.
+    window = reader.get("sliding_window")
+    if reader.get("use_sliding_window", False) and window is not None:
+        fields["layer_attention"] = (LayerAttention(window=int(window)),) * layer_count
+    return fields
+
+
+def _expert_count(reader: ConfigReader) -> int:
+    # Checkpoints have num_experts; Transformers 5 reads either name and writes the other.
+    named = {
+        name: int(value)
+        for name in ("num_experts", "num_local_experts")
+        if (value := reader.get(name)) is not None
+    }
+    counts = set(named.values()) or {128}
+    if len(counts) > 1:
+        raise ModelError(f"config.json: num_experts and num_local_experts differ: {named}")
+    return counts.pop()
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    experts = config.experts
+    windows = {attention.window for attention in config.layer_attention}
+    window = windows.pop() if windows else None
+    return {
+        "num_experts": experts.expert_count if experts else 0,
+        **(
+            {
+                "num_experts_per_tok": experts.choice_count,
+                "moe_intermediate_size": experts.expert_size,
+                "norm_topk_prob": experts.is_normalized,
+            }
+            if experts
+            else {}
+        ),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [
+            layer for layer in range(config.layer_count) if config.kind_of(layer) == DENSE
+        ],
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+    }
+
+
+QWEN3_MOE = HfFamily(
+    family="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    about=About(title="Qwen3 MoE", checkpoints=(), features=("mixtures of experts",)),
+    defaults={"num_key_value_heads": 4},
+    traits={"query_key_norm": True},
+    read=_read,
+    write=_write,
+    # The loss that spreads tokens over experts belongs to pre-training; window layers are those of
+    # the dense Qwen3, whose configuration these files were made from.
+    irrelevant=frozenset({"router_aux_loss_coef", "output_router_logits", "max_window_layers"}),
+)
+"""Qwen3's mixtures of experts, such as Qwen3-30B-A3B (https://arxiv.org/abs/2505.09388)."""

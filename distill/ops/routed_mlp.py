@@ -1,0 +1,297 @@
+"""A mixture of gated MLPs, exact: every token visits all experts that it chose, however many chose
+the same (https://arxiv.org/abs/1701.06538, without a capacity).
+
+The (token, choice) pairs are sorted by expert. Each expert that was chosen runs over its pairs in
+blocks of rows, a plain matrix product each: the loops' bounds are known when the tokens are, not
+when the program is compiled, so the work is that of the pairs alone, and experts that nobody chose
+cost nothing. (XLA's CPU backend computes `jax.lax.ragged_dot` as a dense product of all rows with
+all experts.)
+
+Letters: N tokens, D hidden size, E experts, k choices of a token, M = N · k pairs, F width of an
+expert, Q rows of a block.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+
+LARGEST_BLOCK = 128
+"""Rows at which the products run at full speed."""
+
+SMALLEST_BLOCK = 8
+"""Fewer rows cost as much: the time of so small a product is that of reading the expert."""
+
+
+class Routing(NamedTuple):
+    """Which experts each token visits."""
+
+    experts: jax.Array
+    """[N, k] int32 in [0, E), no two of a row equal."""
+
+    weights: jax.Array
+    """[N, k] float32: of each expert's result in the sum."""
+
+
+class ExpertKernels(NamedTuple):
+    """The experts' three projections; of one expert without the axis of E."""
+
+    gate: jax.Array
+    """[E, D, F]."""
+
+    up: jax.Array
+    """[E, D, F]."""
+
+    down: jax.Array
+    """[E, F, D]."""
+
+
+def route(logits: jax.Array, choice_count: int, *, is_normalized: bool) -> Routing:
+    """Each token's most probable experts, under the softmax over all of them.
+
+    Args:
+        logits: [N, E] float32.
+        choice_count: k.
+        is_normalized: whether a token's weights are divided by their sum.
+    """
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    weights, experts = lax.top_k(probabilities, choice_count)
+    if is_normalized:
+        weights = weights / weights.sum(-1, keepdims=True)
+    return Routing(experts.astype(jnp.int32), weights)
+
+
+def routed_mlp(hidden: jax.Array, routing: Routing, kernels: ExpertKernels) -> jax.Array:
+    """sum over a token's choices of weight · down(silu(gate(x)) · up(x)).
+
+    Args:
+        hidden: [N, D].
+        routing: the choices.
+        kernels: the experts, in the dtype of `hidden`.
+
+    Returns:
+        [N, D] in the dtype of `hidden`. Differentiable in `hidden`, the routing's weights and the
+        kernels; frozen kernels cost nothing in the gradient. Products sum in float32. The memory
+        is O(M · (D + F)) and does not grow with E.
+    """
+    return _routed_mlp(hidden, routing.weights, routing.experts, *kernels)
+
+
+class _Pairs(NamedTuple):
+    """The pairs in the order of their experts. A block may read Q rows past an expert's last."""
+
+    tokens: jax.Array  # [M + Q]: of each pair; 0 past the last
+    ranks: jax.Array  # [N, k]: where in this order each pair is
+    starts: jax.Array  # [E + 1]: first pair of each expert
+    chosen: jax.Array  # [E]: the experts that have a pair, ascending, then the others
+    chosen_count: jax.Array  # []
+
+
+class _Saved(NamedTuple):
+    """What the forward pass keeps for the backward pass, in the order of the pairs."""
+
+    gates: jax.Array  # [M + Q, F], before the silu
+    ups: jax.Array  # [M + Q, F]
+
+
+def block_rows(pair_count: int, expert_count: int) -> int:
+    """Q: a power of two near half of an expert's fair share, so that little of a block is empty."""
+    share = max(1, pair_count // (2 * expert_count))
+    return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 1 << (share.bit_length() - 1)))
+
+
+def _sort(experts: jax.Array, expert_count: int, block: int) -> _Pairs:
+    choice_count = experts.shape[1]
+    by_pair = experts.reshape(-1)
+    order = jnp.argsort(by_pair, stable=True).astype(jnp.int32)
+    starts = jnp.searchsorted(by_pair[order], jnp.arange(expert_count + 1)).astype(jnp.int32)
+    is_idle = starts[1:] == starts[:-1]
+    return _Pairs(
+        tokens=jnp.pad(order // choice_count, (0, block)),
+        ranks=jnp.argsort(order).astype(jnp.int32).reshape(experts.shape),
+        starts=starts,
+        chosen=jnp.argsort(is_idle, stable=True).astype(jnp.int32),
+        chosen_count=expert_count - is_idle.sum(dtype=jnp.int32),
+    )
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    # The dtype of the sum is said: a bfloat16 product with a bfloat16 sum is slow on CPUs.
+    return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+
+
+def _rows(array: jax.Array, first: jax.Array, block: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(array, first, block)
+
+
+def _write(array: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array:
+    """Put a block into its place; the rows past the expert's last are overwritten by the next."""
+    return lax.dynamic_update_slice_in_dim(array, rows.astype(array.dtype), first, 0)
+
+
+def _of_expert(kernels: ExpertKernels, expert: jax.Array) -> ExpertKernels:
+    return ExpertKernels(*(kernel[expert] for kernel in kernels))
+
+
+def _combine(by_pair: jax.Array, pairs: _Pairs, weights: jax.Array | None) -> jax.Array:
+    """Each token's sum over its pairs, in float32: [M + Q, D] to [N, D]."""
+    gathered = by_pair[pairs.ranks].astype(jnp.float32)
+    return (gathered if weights is None else gathered * weights[..., None]).sum(1)
+
+
+def _forward(
+    hidden: jax.Array, routing: Routing, kernels: ExpertKernels, *, is_saving: bool
+) -> tuple[jax.Array, _Saved | None]:
+    expert_count, width = kernels.down.shape[:2]
+    block = block_rows(routing.experts.size, expert_count)
+    pairs = _sort(routing.experts, expert_count, block)
+    row_count = pairs.tokens.shape[0]
+
+    def run_expert(index: jax.Array, results: Any) -> Any:
+        expert = pairs.chosen[index]
+        kernel = _of_expert(kernels, expert)
+        start, end = pairs.starts[expert], pairs.starts[expert + 1]
+
+        def run_block(number: jax.Array, results: Any) -> Any:
+            first = start + number * block
+            inputs = hidden[_rows(pairs.tokens, first, block)]
+            gate = _product(inputs, kernel.gate).astype(hidden.dtype)
+            up = _product(inputs, kernel.up).astype(hidden.dtype)
+            gated = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+            output = _product(gated.astype(hidden.dtype), kernel.down)
+            rows = (output, gate, up) if is_saving else (output,)
+            return tuple(
+                _write(array, part, first) for array, part in zip(results, rows, strict=True)
+            )
+
+        return lax.fori_loop(0, _block_count(start, end, block), run_block, results)
+
+    widths = (hidden.shape[1], width, width) if is_saving else (hidden.shape[1],)
+    start = tuple(jnp.zeros((row_count, columns), hidden.dtype) for columns in widths)
+    outputs, *saved = lax.fori_loop(0, pairs.chosen_count, run_expert, start)
+    mixed = _combine(outputs, pairs, routing.weights).astype(hidden.dtype)
+    return mixed, _Saved(*saved) if is_saving else None
+
+
+def _block_count(start: jax.Array, end: jax.Array, block: int) -> jax.Array:
+    return (end - start + block - 1) // block
+
+
+@jax.custom_vjp
+def _routed_mlp(
+    hidden: jax.Array,
+    weights: jax.Array,
+    experts: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+) -> jax.Array:
+    kernels = ExpertKernels(gate, up, down)
+    return _forward(hidden, Routing(experts, weights), kernels, is_saving=False)[0]
+
+
+def _routed_mlp_forward(*arguments: CustomVJPPrimal) -> tuple[jax.Array, tuple[Any, ...]]:
+    hidden, weights, experts, *kernel_values = (argument.value for argument in arguments)
+    kernels = ExpertKernels(*kernel_values)
+    routing = Routing(experts, weights)
+    mixed, saved = _forward(hidden, routing, kernels, is_saving=True)
+    # Known while tracing, and passed on as the structure of the residuals.
+    training = () if any(argument.perturbed for argument in arguments[3:]) else None
+    return mixed, (hidden, routing, kernels, saved, training)
+
+
+def _routed_mlp_backward(
+    residuals: tuple[Any, ...], cotangent: jax.Array | SymbolicZero
+) -> tuple[jax.Array | None, ...]:
+    hidden, routing, kernels, saved, training = residuals
+    if isinstance(cotangent, SymbolicZero):
+        return (None,) * 6
+    is_training = training is not None
+    gradients = _gradients(hidden, routing, kernels, saved, cotangent, is_training=is_training)
+    hidden_gradient, weight_gradient, kernel_gradients = gradients
+    return (hidden_gradient, weight_gradient, None, *(kernel_gradients or (None,) * 3))
+
+
+def _gradients(
+    hidden: jax.Array,
+    routing: Routing,
+    kernels: ExpertKernels,
+    saved: _Saved,
+    cotangent: jax.Array,
+    *,
+    is_training: bool,
+) -> tuple[jax.Array, jax.Array, ExpertKernels | None]:
+    """Of the hidden states, the routing's weights and, where asked for, the kernels."""
+    expert_count = kernels.down.shape[0]
+    block = block_rows(routing.experts.size, expert_count)
+    pairs = _sort(routing.experts, expert_count, block)
+    weights_by_pair = jnp.zeros(pairs.tokens.shape).at[pairs.ranks].set(routing.weights)
+    dtype = hidden.dtype
+
+    def run_expert(index: jax.Array, carry: Any) -> Any:
+        by_pair, kernel_gradients = carry
+        expert = pairs.chosen[index]
+        kernel = _of_expert(kernels, expert)
+        start, end = pairs.starts[expert], pairs.starts[expert + 1]
+
+        def run_block(number: jax.Array, carry: Any) -> Any:
+            (input_gradients, weight_gradients), sums = carry
+            first = start + number * block
+            is_own = (first + jnp.arange(block) < end)[:, None]
+            tokens = _rows(pairs.tokens, first, block)
+            weights = _rows(weights_by_pair, first, block)[:, None]
+            gate, up = (_rows(array, first, block).astype(jnp.float32) for array in saved)
+            activated, silu_gradient = jax.vjp(jax.nn.silu, gate)
+            gated = activated * up
+            gradient = cotangent[tokens]
+            unweighted = _product(gradient, kernel.down.T)
+            # The next expert's rows, which the block may end with, must not enter this one's sums.
+            gated_gradient = jnp.where(is_own, weights * unweighted, 0)
+            up_gradient = (gated_gradient * activated).astype(dtype)
+            (gate_gradient,) = silu_gradient(gated_gradient * up)
+            gate_gradient = gate_gradient.astype(dtype)
+            input_gradient = _product(gate_gradient, kernel.gate.T)
+            input_gradient += _product(up_gradient, kernel.up.T)
+            by_pair = (
+                _write(input_gradients, input_gradient, first),
+                _write(weight_gradients, (gated * unweighted).sum(-1), first),
+            )
+            if sums is not None:
+                inputs = hidden[tokens]
+                weighted = jnp.where(is_own, weights * gated, 0).astype(dtype)
+                sums = ExpertKernels(
+                    sums.gate + _product(inputs.T, gate_gradient),
+                    sums.up + _product(inputs.T, up_gradient),
+                    sums.down + _product(weighted.T, gradient),
+                )
+            return by_pair, sums
+
+        sums = ExpertKernels(*(jnp.zeros(part.shape) for part in kernel)) if is_training else None
+        by_pair, sums = lax.fori_loop(
+            0, _block_count(start, end, block), run_block, (by_pair, sums)
+        )
+        if sums is not None:
+            kernel_gradients = ExpertKernels(
+                *(
+                    array.at[expert].set(part.astype(array.dtype))
+                    for array, part in zip(kernel_gradients, sums, strict=True)
+                )
+            )
+        return by_pair, kernel_gradients
+
+    row_count = pairs.tokens.shape[0]
+    by_pair = (jnp.zeros((row_count, hidden.shape[1]), dtype), jnp.zeros(row_count))
+    none_yet = ExpertKernels(*map(jnp.zeros_like, kernels)) if is_training else None
+    (input_gradients, weight_gradients), kernel_gradients = lax.fori_loop(
+        0, pairs.chosen_count, run_expert, (by_pair, none_yet)
+    )
+    return (
+        _combine(input_gradients, pairs, None).astype(dtype),
+        weight_gradients[pairs.ranks],
+        kernel_gradients,
+    )
+
+
+_routed_mlp.defvjp(_routed_mlp_forward, _routed_mlp_backward, symbolic_zeros=True)
