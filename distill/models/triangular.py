@@ -7,8 +7,9 @@ Here small blocks are inverted row by row, which is substitution, and blocks are
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-_LEAF = 8
+_LEAF = 16
 """Rows of a block that is inverted row by row."""
 
 
@@ -54,15 +55,20 @@ def _blocks(matrix: jax.Array, size: int, *, below: bool) -> jax.Array:
 
 
 def _invert_by_rows(strict: jax.Array) -> jax.Array:
+    """By substitution: a row of the inverse is made of the rows above it."""
     size = strict.shape[-1]
     unit = jnp.broadcast_to(jnp.eye(size, dtype=strict.dtype), strict.shape)
-    rows: list[jax.Array] = []
-    for row in range(size):
-        new = unit[..., row, :]
-        for column, earlier in enumerate(rows):
-            new = new - strict[..., row, column, None] * earlier
-        rows.append(new)
-    return jnp.stack(rows, axis=-2)
+
+    def substitute(row: jax.Array, inverse: jax.Array) -> jax.Array:
+        # The rows from this one on are still those of the unit matrix, and their factors zero.
+        factors = lax.dynamic_index_in_dim(strict, row, axis=-2, keepdims=False)
+        above = (factors[..., None] * inverse).sum(-2)
+        own = lax.dynamic_index_in_dim(unit, row, axis=-2, keepdims=False)
+        return lax.dynamic_update_index_in_dim(inverse, own - above, row, axis=-2)
+
+    # A loop: written out, it takes longer to compile than everything around it.
+    inverse: jax.Array = lax.fori_loop(1, size, substitute, unit)
+    return inverse
 
 
 def _forward(strict: jax.Array) -> tuple[jax.Array, jax.Array]:

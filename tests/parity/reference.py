@@ -3,6 +3,7 @@
 Imports torch; only `tests/parity` and the script that makes the fixtures use it.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ def load_reference(directory: Path) -> torch.nn.Module:
         directory,
         dtype=torch.float32,
         attn_implementation="eager",
+        # The grouped product of PyTorch takes no odd sizes.
+        experts_implementation="eager",
         local_files_only=True,
         output_loading_info=True,
     )
@@ -49,10 +52,26 @@ def reference_gradients(
     selected = _log_softmax(logits).gather(-1, torch.from_numpy(targets.token_ids).long())
     (-(torch.from_numpy(targets.weights) * selected).sum()).backward()
     return {
-        name: parameter.grad.numpy().copy()
+        stored_name: gradient
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and parameter.grad is not None
+        for stored_name, gradient in _as_stored(name, parameter.grad.numpy().copy())
     }
+
+
+def _as_stored(name: str, tensor: FloatArray) -> Iterator[tuple[str, FloatArray]]:
+    """Transformers 5 holds all experts of a layer in two parameters; files have each alone."""
+    experts, _, part = name.rpartition(".")
+    if not experts.endswith(".mlp.experts"):
+        yield name, tensor
+        return
+    for index, expert in enumerate(tensor):
+        if part == "down_proj":
+            yield f"{experts}.{index}.down_proj.weight", expert
+        else:
+            gate, up = np.split(expert, 2)
+            yield f"{experts}.{index}.gate_proj.weight", gate
+            yield f"{experts}.{index}.up_proj.weight", up
 
 
 def _logits(model: torch.nn.Module, token_ids: NDArray[np.int32]) -> torch.Tensor:

@@ -43,6 +43,9 @@ class TinyCase:
     overrides: dict[str, Any]
     """Fields of ModelConfig."""
 
+    has_fixture: bool = True
+    """Whether it is also compared without PyTorch; each case takes seconds to compile."""
+
     def write(self, directory: Path) -> Path:
         """Write the model in Hugging Face form."""
         return write_tiny_model(directory, self.family, seed=self.seed, **self.overrides)
@@ -175,6 +178,7 @@ TINY_CASES = {
             name="qwen3_5-untied",
             family="qwen3_5_text",
             seed=22,
+            has_fixture=False,
             overrides=_ODD_SIZES
             | {
                 "tied_head": False,

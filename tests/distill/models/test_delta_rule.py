@@ -93,7 +93,6 @@ STARTS = {
     "a long one between short ones": starts_of([1, 2, 30, 1, 1]),
     "a row that ends, then others": np.concatenate([CONTINUED[:9], 9 + starts_of([4, 22])]),
     "less than a chunk": starts_of([2, 3]),
-    "one token": starts_of([1]),
 }
 
 

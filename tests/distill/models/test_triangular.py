@@ -11,7 +11,7 @@ def strict(*shape, seed=0):
     return np.tril(np.random.default_rng(seed).normal(size=shape), -1).astype(np.float32)
 
 
-@pytest.mark.parametrize("size", [1, 3, 8, 13, 32])
+@pytest.mark.parametrize("size", [1, 3, 16, 40])
 def test_it_is_the_inverse(size):
     matrices = 0.4 * strict(3, 2, size, size)
     expected = np.linalg.inv(np.eye(size) + matrices)
