@@ -5,6 +5,8 @@ products too, but its terms can be larger than the inverse by many orders of mag
 Here small blocks are inverted row by row, which is substitution, and blocks are joined by products.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -59,7 +61,7 @@ def _invert_by_rows(strict: jax.Array) -> jax.Array:
     size = strict.shape[-1]
     unit = jnp.broadcast_to(jnp.eye(size, dtype=strict.dtype), strict.shape)
 
-    def substitute(row: jax.Array, inverse: jax.Array) -> jax.Array:
+    def substitute(row: jax.Array, inverse: jax.Array) -> Any:
         # The rows from this one on are still those of the unit matrix, and their factors zero.
         factors = lax.dynamic_index_in_dim(strict, row, axis=-2, keepdims=False)
         above = (factors[..., None] * inverse).sum(-2)
