@@ -97,9 +97,9 @@ class _Saved(NamedTuple):
 
 
 def block_rows(pair_count: int, expert_count: int) -> int:
-    """Q: a power of two near half of an expert's fair share, so that little of a block is empty."""
-    share = max(1, pair_count // (2 * expert_count))
-    return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 1 << (share.bit_length() - 1)))
+    """Q: a power of two near an eighth of an expert's fair share, so that few rows are empty."""
+    part = max(1, pair_count // (8 * expert_count))
+    return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 1 << (part.bit_length() - 1)))
 
 
 def _sort(experts: jax.Array, expert_count: int, block: int) -> _Pairs:

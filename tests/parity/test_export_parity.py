@@ -1,5 +1,6 @@
 """Exports as Transformers and PEFT read them: the same logits; and LoRA gradients against PEFT."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from distill.models.adapters import (
     ALL_TARGETS,
     LoraSpec,
     init_adapter,
+    model_targets,
     scale_adapter,
 )
 from distill.models.export import write_hf_directory, write_peft_adapter
@@ -51,11 +53,18 @@ SPECS = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama-untied", "llama3-rope", "qwen3"])
+@pytest.fixture(scope="module", params=["llama-untied", "llama3-rope", "qwen3", "qwen3-moe-mixed"])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     case = TINY_CASES[request.param]
     directory = case.write(tmp_path_factory.mktemp(case.name))
     return case, directory, load_model(str(directory))
+
+
+def spec_for(model: LoadedModel, name: str) -> LoraSpec:
+    """With the targets that the model has: experts have no adapters."""
+    known = model_targets(model.config)
+    targets = tuple(target for target in SPECS[name].target_modules if target in known)
+    return dataclasses.replace(SPECS[name], target_modules=targets)
 
 
 def trained_adapter(model: LoadedModel, spec: LoraSpec) -> Adapter:
@@ -115,7 +124,7 @@ def test_peft_reads_the_adapter_and_gives_the_same_logits(
     written: Written, tmp_path: Path, spec_name: str, record_error: Record
 ) -> None:
     case, directory, model = written
-    spec = SPECS[spec_name]
+    spec = spec_for(model, spec_name)
     adapter = trained_adapter(model, spec)
     write_peft_adapter(adapter, spec, model.config, str(directory), tmp_path)
     adapted = peft.PeftModel.from_pretrained(load_reference(directory), tmp_path).eval()
@@ -130,7 +139,7 @@ def test_peft_finds_the_base_model_by_the_name_in_the_adapter(
     written: Written, tmp_path: Path
 ) -> None:
     case, directory, model = written
-    spec = SPECS["two targets"]
+    spec = spec_for(model, "two targets")
     adapter = trained_adapter(model, spec)
     write_peft_adapter(adapter, spec, model.config, str(directory), tmp_path)
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
@@ -147,7 +156,7 @@ def test_adapter_gradients_equal_those_of_peft(
     written: Written, tmp_path: Path, loss: str, record_error: Record
 ) -> None:
     case, directory, model = written
-    spec = SPECS["all targets"]
+    spec = spec_for(model, "all targets")
     adapter = trained_adapter(model, spec)
     targets = case.targets()[loss]
     write_peft_adapter(adapter, spec, model.config, str(directory), tmp_path)

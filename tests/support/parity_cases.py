@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from distill.models.config import LayerAttention, LinearRopeScaling
 from distill.models.delta_net_config import DeltaNetConfig
+from distill.models.experts_config import ExpertsConfig
 from distill.models.qwen3_5.config import KINDS
+from distill.models.qwen3_moe.config import DENSE, SPARSE
 from distill.tokenizer import TextTokenizer
 from tests.support.comparison import FloatArray, SoftTargets, hard_targets, soft_targets
 from tests.support.tiny_models import LLAMA3_ROPE, write_tiny_model
@@ -159,6 +161,28 @@ TINY_CASES = {
                     LayerAttention(window=23, rotary="local"),
                     LayerAttention(window=23, rotary="local"),
                 ),
+            },
+        ),
+        TinyCase(
+            name="qwen3-moe",
+            family="qwen3_moe",
+            seed=31,
+            overrides=_ODD_SIZES | {"head_dim": 10, "tied_head": False},
+        ),
+        # Dense and sparse layers in turn, weights that are not normalised, and windows.
+        TinyCase(
+            name="qwen3-moe-mixed",
+            family="qwen3_moe",
+            seed=32,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": True,
+                "layer_count": 4,
+                "period": (DENSE, SPARSE),
+                "experts": ExpertsConfig(
+                    expert_count=7, choice_count=3, expert_size=13, is_normalized=False
+                ),
+                "layer_attention": (LayerAttention(window=120),) * 4,
             },
         ),
         TinyCase(
