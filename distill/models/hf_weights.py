@@ -6,6 +6,7 @@ One tensor at a time: the peak is the tree in the compute dtype and one tensor.
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,8 @@ from distill.models.hf_families import family_files, model_weight_entries
 from distill.models.weight_map import WeightMap
 
 _LOGGER = logging.getLogger(__name__)
+
+_ALIGNMENT = 64
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -78,6 +81,8 @@ def read_weights(
                     f"the file has {list(tensor.shape)}"
                 )
             target[...] = oriented
+            # Before the next is read: two of them would be in memory.
+            del tensor, oriented
     return parameters, digest.hexdigest()
 
 
@@ -150,11 +155,18 @@ def _check_names(present: set[str], wanted: set[str], *, tied_head: bool) -> Non
 
 def _allocate(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _allocate(value)
-        if isinstance(value, Mapping)
-        else np.empty(value.shape, dtype=value.dtype)
+        key: _allocate(value) if isinstance(value, Mapping) else _aligned(value.shape, value.dtype)
         for key, value in tree.items()
     }
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An array that begins where JAX on a CPU takes host memory as it is, instead of a copy."""
+    byte_count = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(byte_count + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    array: NDArray[Any] = memory[start : start + byte_count].view(dtype).reshape(shape)
+    return array
 
 
 def _leaf(tree: Mapping[str, Any], path: tuple[str, ...]) -> NDArray[Any]:

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def load_model(
         )
     graph, shapes = build_graph(config, jnp.dtype(compute_dtype))
     weights, weights_version = read_weights(resolved.directory, config, shapes)
-    parameters = jax.tree.map(jnp.asarray, weights)
+    parameters = _to_device(weights)
     return LoadedModel(
         name=resolved.name,
         config=config,
@@ -96,6 +97,20 @@ def load_model(
         weights_version=weights_version,
         parameter_count=sum(leaf.size for leaf in leaves(parameters)),
     )
+
+
+def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
+    """The same tree of JAX's arrays; the given one is emptied.
+
+    One leaf after the other, so that host memory never holds a copy of the whole. On a CPU there
+    is none at all: aligned arrays are taken as they are.
+    """
+    moved: dict[str, Any] = {}
+    for key in list(tree):
+        value = tree.pop(key)
+        moved[key] = _to_device(value) if isinstance(value, dict) else jax.device_put(value)
+        del value
+    return moved
 
 
 def _read_config(directory: Path) -> dict[str, object]:

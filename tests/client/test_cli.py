@@ -217,3 +217,17 @@ def test_demo_without_the_source_tree_says_which_file_to_give(
     error = capsys.readouterr().err
     assert error.startswith(f"distill: error: --{kind}-file: must be given")
     assert "examples/questions_" in error
+
+
+def test_models_lists_every_family_for_people_and_for_programs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["models", "--json"])
+    families = json.loads(capsys.readouterr().out)
+    model_types = [name for family in families for name in family["model_types"]]
+    assert {"llama", "qwen2", "qwen3", "mistral", "smollm3", "gemma3_text"} <= set(model_types)
+    main(["models"])
+    printed = capsys.readouterr().out
+    for family in families:
+        for text in (family["title"], *family["checkpoints"], *family["features"]):
+            assert text in printed

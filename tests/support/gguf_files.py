@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, TokenType
 from numpy.typing import NDArray
 
 from distill.models.config import ModelConfig
-from distill.models.hf_families import model_weight_entries
+from distill.models.hf_families import family_files, model_weight_entries
 from tests.support.tiny_models import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,
@@ -48,7 +48,7 @@ def write_tiny_gguf(
 
     Args:
         path: of the file.
-        family: "llama" or "qwen3".
+        family: a key of FAMILY_FILES whose GGUF files are read.
         tensor_type: of the matrices; norms are always F32.
         pre: `tokenizer.ggml.pre`.
         metadata: further keys below the architecture's, int, float or str.
@@ -56,7 +56,10 @@ def write_tiny_gguf(
         overrides: fields of ModelConfig.
     """
     config = tiny_gguf_config(family, **overrides)
-    writer = gguf.GGUFWriter(path, family)
+    files = family_files(family)
+    assert files.gguf is not None
+    architecture = files.gguf.architecture
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.layer_count)
     writer.add_context_length(config.max_position_count)
     writer.add_embedding_length(config.hidden_size)
@@ -69,15 +72,17 @@ def write_tiny_gguf(
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
     for key, value in (metadata or {}).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-        add[type(value)](f"{family}.{key}", value)
+        add[type(value)](f"{architecture}.{key}", value)
     _add_tokenizer(writer, config, pre)
     tensors = tiny_tensors(config)
     for entry in model_weight_entries(config):
         tensor = tensors[entry.hf_name]
-        if family == "llama" and ".attn_q." in entry.gguf_name:
+        if family in ("llama", "smollm3") and ".attn_q." in entry.gguf_name:
             tensor = _permute(tensor, config.head_count)
-        if family == "llama" and ".attn_k." in entry.gguf_name:
+        if family in ("llama", "smollm3") and ".attn_k." in entry.gguf_name:
             tensor = _permute(tensor, config.key_value_head_count)
+        if family == "gemma3_text" and entry.path[-1] == "scale":
+            tensor = tensor + np.float32(1)
         kind = tensor_type if tensor.ndim == 2 else GGMLQuantizationType.F32
         writer.add_tensor(entry.gguf_name, gguf.quantize(tensor, kind), raw_dtype=kind)
     for name, tensor in (extra_tensors or {}).items():

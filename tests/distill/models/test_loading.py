@@ -19,7 +19,11 @@ from distill.models.hf_families import model_weight_entries
 from distill.models.hf_weights import leaves
 from distill.models.loading import load_model
 from distill.models.references import CACHE_VARIABLE, model_cache
+from tests.support.own_model import own_log_probs
+from tests.support.parity_cases import TINY_CASES
 from tests.support.tiny_models import tiny_config, write_tiny_model
+
+GEMMA3 = TINY_CASES["gemma3"].overrides
 
 
 def assert_equal_parameters(one: Parameters, other: Parameters) -> None:
@@ -117,6 +121,44 @@ def test_tensors_that_transformers_ignores_are_ignored(tmp_path: Path) -> None:
     )
     after = load_model(str(directory))
     assert_equal_parameters(before.parameters, after.parameters)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_text_part_of_a_model_that_sees_is_loaded_and_the_rest_skipped_and_said(
+    tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_tiny_model(tmp_path / "m", "gemma3_text", **GEMMA3)
+    alone = load_model(str(directory))
+    tensors = load_file(directory / "model.safetensors")
+    renamed = {prefix + name.removeprefix("model."): value for name, value in tensors.items()}
+    vision = {"vision_tower.patch.weight": np.ones(3, np.float32)}
+    save_file(renamed | vision, directory / "model.safetensors")
+    text = json.loads((directory / "config.json").read_text())
+    whole = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": {},
+    }
+    (directory / "config.json").write_text(json.dumps(whole))
+    model = load_model(str(directory))
+    assert model.config == alone.config
+    assert_equal_parameters(model.parameters, alone.parameters)
+    assert model.weights_version == alone.weights_version
+    assert "skipped 1 tensors that are not of the text model (vision_tower.*" in caplog.text
+
+
+def test_vocabulary_beyond_the_tokenizer_is_masked_unless_told_otherwise(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path / "m", pads_vocabulary=True)
+    model = load_model(str(directory))
+    assert model.config.valid_vocab_size == model.tokenizer.vocab_size < model.config.vocab_size
+    whole = load_model(str(directory), mask_padded_vocabulary=False)
+    assert whole.config.valid_vocab_size == whole.config.vocab_size == 512
+    log_probs = own_log_probs(model, np.arange(9, dtype=np.int32))
+    assert np.isneginf(log_probs[:, model.tokenizer.vocab_size :]).all()
+    logits = own_log_probs(whole, np.arange(9, dtype=np.int32))[:, : model.tokenizer.vocab_size]
+    expected = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    np.testing.assert_allclose(log_probs[:, : model.tokenizer.vocab_size], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from distill.models import packed_attention as module
 from distill.models.packed_attention import packed_attention
-from distill.models.packing import Segments, rows_as_segments
+from distill.models.packing import Segments, rows_as_segments, window_segments
 
 HEADS, GROUPS, WIDTH = 6, 2, 8
 
@@ -65,6 +65,59 @@ def test_values_and_gradients_equal_dense_attention(name, block_slots, monkeypat
     )
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(mine, other, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_windows_equal_dense_attention_over_the_last_positions(name, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_SLOTS", 16)
+    segments = segments_of(PACKS[name])
+    qkv, cotangent = inputs(len(segments.starts))
+
+    def loss(query, key, value, window):
+        mixed = packed_attention(query, key, value, window_segments(segments, window))
+        return (mixed * cotangent).sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    for window in (1, 5, 16, 1 << 30):
+        value, gradients = gradient(*qkv, jnp.int32(window))
+        expected, expected_gradients = windowed_in_float64(qkv, segments, window, cotangent)
+        np.testing.assert_allclose(value, expected, atol=1e-4, rtol=1e-5)
+        for mine, other in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(mine, other, atol=3e-5, rtol=1e-4)
+    assert gradient._cache_size() == 1
+
+
+def windowed_in_float64(qkv, segments, window, cotangent):
+    """Sum of outputs times the cotangent, and its gradients, by hand; a key is in the window by its
+    position in the sequence and not by its slot."""
+    query, key, value = (np.asarray(array, np.float64) for array in qkv)
+    cotangent = np.asarray(cotangent, np.float64).reshape(query.shape)
+    slots, positions = np.arange(len(query)), segments.positions
+    own = (slots >= segments.starts[:, None]) & (slots <= slots[:, None])
+    prefix = (slots >= segments.prefix_starts[:, None]) & (slots < segments.prefix_ends[:, None])
+    visible = (own | prefix) & (positions[:, None] - positions[None] < window)
+    total, gradients = 0.0, [np.zeros_like(array) for array in (query, key, value)]
+    for head in range(HEADS):
+        group = head // (HEADS // GROUPS)
+        scores = query[:, head] @ key[:, group].T * WIDTH**-0.5
+        weights = np.where(visible, np.exp(scores), 0)
+        weights /= weights.sum(1, keepdims=True)
+        total += (weights @ value[:, group] * cotangent[:, head]).sum()
+        of_weights = cotangent[:, head] @ value[:, group].T
+        of_scores = weights * (of_weights - (weights * of_weights).sum(1, keepdims=True))
+        gradients[0][:, head] += of_scores @ key[:, group] * WIDTH**-0.5
+        gradients[1][:, group] += of_scores.T @ query[:, head] * WIDTH**-0.5
+        gradients[2][:, group] += weights.T @ cotangent[:, head]
+    return total, gradients
+
+
+def test_blocks_outside_every_window_are_not_visited(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_SLOTS", 8)
+    (query, key, value), _ = inputs(32)
+    segments = window_segments(segments_of([(32, 0, 0)]), jnp.int32(8))
+    spoiled = key.at[:16].set(jnp.nan), value.at[:16].set(jnp.nan)
+    clean = packed_attention(query, key, value, segments)
+    np.testing.assert_array_equal(packed_attention(query, *spoiled, segments)[24:], clean[24:])
 
 
 def test_blocks_that_nothing_sees_are_not_visited(monkeypatch):
