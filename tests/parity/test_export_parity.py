@@ -59,7 +59,9 @@ SPECS = {
     params=[
         "llama-untied",
         "llama3-rope",
+        "qwen2",
         "qwen3",
+        "gemma3",
         "qwen3-moe-mixed",
         "qwen3_5-untied",
         "qwen3_5-moe",

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill.engine.decoding import place_prompt
+from distill.engine.layer_parts import decode_parts
 from distill.engine.packs import PackWriter
+from distill.engine.weights import ModelWeights
 from distill.models.functional import (
     build_graph,
     cached_hidden_states,
@@ -33,13 +36,18 @@ def test_cache_and_pack_give_the_states_of_the_sequence_alone(name: str) -> None
     alone = jax.jit(hidden_states, static_argnums=0)(graph, parameters, ids[None])[0]
 
     step = jax.jit(cached_hidden_states, static_argnums=0)
-    cache = init_cache(config, 1, LENGTH, "float32")
-    prompt = jnp.arange(PROMPT)[None]
-    state, cache = step(graph, parameters, ids[None, :PROMPT], prompt, cache)
+    positions = jnp.arange(LENGTH)[None]
+    prompt = init_cache(config, 1, PROMPT, "float32")
+    state, prompt = step(graph, parameters, ids[None, :PROMPT], positions[:, :PROMPT], prompt)
     np.testing.assert_allclose(state[0], alone[:PROMPT], atol=2e-5)
+    # As sampling does it on a CPU: the layers one by one.
+    parts = decode_parts(config, ModelWeights(parameters, None))
+    sizes = [1] * config.layer_count
+    cache = init_cache(config, 1, LENGTH, "float32", part_sizes=sizes)
+    cache = place_prompt(cache, prompt, jnp.int32(0))
     for position in range(PROMPT, LENGTH):
         at = slice(position, position + 1)
-        state, cache = step(graph, parameters, ids[None, at], jnp.array([[position]]), cache)
+        state, cache = step(graph, parameters, ids[None, at], positions[:, at], cache, parts=parts)
         np.testing.assert_allclose(state[0, 0], alone[position], atol=2e-5)
 
     # Behind another sequence, its first part as a prefix that two continue.
