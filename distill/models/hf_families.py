@@ -56,10 +56,10 @@ FAMILY_FILES = {
         FamilyFiles(config=LLAMA, weights=LLAMA_WEIGHTS, gguf=GgufFamily(architecture="llama")),
         FamilyFiles(config=QWEN2, weights=QWEN2_WEIGHTS, gguf=GgufFamily(architecture="qwen2")),
         FamilyFiles(config=QWEN3, weights=QWEN3_WEIGHTS, gguf=GgufFamily(architecture="qwen3")),
-        FamilyFiles(config=QWEN3_MOE, weights=QWEN3_MOE_WEIGHTS),
         FamilyFiles(config=MISTRAL, weights=MISTRAL_WEIGHTS),
         FamilyFiles(config=SMOLLM3, weights=SMOLLM3_WEIGHTS, gguf=SMOLLM3_GGUF),
         FamilyFiles(config=GEMMA3, weights=GEMMA3_WEIGHTS, gguf=GEMMA3_GGUF),
+        FamilyFiles(config=QWEN3_MOE, weights=QWEN3_MOE_WEIGHTS),
         FamilyFiles(config=QWEN3_5, weights=QWEN3_5_WEIGHTS),
         FamilyFiles(config=QWEN3_5_MOE, weights=QWEN3_5_MOE_WEIGHTS),
     )

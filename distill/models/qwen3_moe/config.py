@@ -79,7 +79,15 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 QWEN3_MOE = HfFamily(
     family="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
-    about=About(title="Qwen3 MoE", checkpoints=(), features=("mixtures of experts",)),
+    about=About(
+        title="Qwen3 (mixture of experts)",
+        checkpoints=("Qwen/Qwen3-30B-A3B",),
+        features=(
+            "exact routing without a capacity",
+            "dense and sparse layers",
+            "adapters on attention alone",
+        ),
+    ),
     defaults={"num_key_value_heads": 4},
     traits={"query_key_norm": True},
     read=_read,

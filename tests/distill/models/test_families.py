@@ -22,7 +22,7 @@ from tests.distill.models.test_functional import random_model
 from tests.support.parity_cases import TINY_CASES
 from tests.support.tiny_models import tiny_config
 
-NEW = ("qwen2", "mistral", "smollm3", "gemma3")
+NEW = ("qwen2", "mistral", "smollm3", "gemma3", "qwen3-moe-mixed")
 LENGTH, PROMPT = 60, 50
 """Longer than every window of the cases; the prompt as well."""
 

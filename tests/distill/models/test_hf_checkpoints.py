@@ -15,6 +15,7 @@ from distill.models.config import (
 from distill.models.delta_net_config import DeltaNetConfig
 from distill.models.experts_config import ExpertsConfig
 from distill.models.hf_families import FAMILY_FILES, describe_families, hf_config, parse_hf_config
+from distill.models.qwen3_moe.config import SPARSE
 
 SHARED: dict[str, Any] = {
     "attention_dropout": 0.0,
@@ -99,6 +100,42 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "transformers_version": "4.40.1",
         "use_mrope": False,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "Qwen/Qwen3-30B-A3B": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "decoder_sparse_step": 1,
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 6144,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 48,
+        "mlp_only_layers": [],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "num_attention_heads": 32,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 4,
+        "output_router_logits": False,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "router_aux_loss_coef": 0.001,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0",
+        "use_cache": True,
         "use_sliding_window": False,
         "vocab_size": 151936,
     },
@@ -353,6 +390,11 @@ def test_special_fields_are_read() -> None:
     assert qwen2.query_key_value_bias
     assert (qwen2.layer_attention, qwen2.head_dim) == ((), 64)
     assert read("Qwen/Qwen3-0.6B").query_key_norm
+    sparse = read("Qwen/Qwen3-30B-A3B")
+    assert sparse.period == (SPARSE,)
+    assert sparse.experts == ExpertsConfig(
+        expert_count=128, choice_count=8, expert_size=768, is_normalized=True
+    )
     assert read("mistralai/Mistral-7B-v0.3").layer_attention == ()
     smollm3 = read("HuggingFaceTB/SmolLM3-3B")
     assert smollm3.tied_head
