@@ -1,5 +1,6 @@
 """Qwen3.5's config.json: which layers are recurrent, and rotary positions of a part of a head."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +78,8 @@ def read_partial_rope(reader: ConfigReader) -> dict[str, Any]:
     Raises:
         ModelError: frequencies are to be changed.
     """
-    rope = dict(reader.get("rope_parameters") or reader.get("rope_scaling") or {})
+    new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
+    rope: Mapping[str, Any] = new or old or {}
     for name, value in rope.items():
         if name not in _ROPE_KEYS and value is not None:
             raise refuse(f"rope_parameters.{name}", value, ", ".join(_ROPE_KEYS))
