@@ -136,7 +136,12 @@ def load_service(
         model=model,
         limits=limits,
         queue=queue,
-        scoring=ScoringScheduler(queue, scorer, token_budget=2 * scorer.token_budget),
+        scoring=ScoringScheduler(
+            queue,
+            scorer,
+            token_budget=2 * scorer.token_budget,
+            shares_prefixes=scorer.shares_prefixes,
+        ),
         sampler=Sampler(model),
         runs=runs,
         teachers=pool,

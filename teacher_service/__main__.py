@@ -58,7 +58,12 @@ def load_service(options: ServerOptions) -> Service:
         model=model,
         limits=limits,
         queue=queue,
-        scoring=ScoringScheduler(queue, scorer, token_budget=2 * scorer.token_budget),
+        scoring=ScoringScheduler(
+            queue,
+            scorer,
+            token_budget=2 * scorer.token_budget,
+            shares_prefixes=scorer.shares_prefixes,
+        ),
         sampler=Sampler(model),
     )
     return Service(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.bench import Bench
-from benchmarks.cases import codec, experts, memory, sampling, student, teacher
+from benchmarks.cases import codec, delta_net, experts, memory, sampling, student, teacher
 from benchmarks.models import LARGE_VOCABULARY, MODEL_NAMES
 from benchmarks.results import CaseResult
 from distill.models.references import EMBEDDED_NAME
@@ -45,6 +45,12 @@ CASES = (
     Case(name="student_full_soft_dense", run=student.full_soft_dense),
     Case(name="student_full_hard_dense", run=student.full_hard_dense, is_quick=False),
     Case(name="sampling_batch8", run=sampling.batch8),
+    Case(
+        name="delta_net_layer",
+        run=delta_net.delta_net_layer,
+        models=(EMBEDDED_NAME,),
+        is_quick=False,
+    ),
     Case(name="experts_layer", run=experts.experts_layer, models=(EMBEDDED_NAME,), is_quick=False),
     Case(name="codec", run=codec.codec, models=(EMBEDDED_NAME,)),
     Case(

@@ -45,16 +45,18 @@ def added_tokens(job: ScoreJob, shared: int) -> int:
     return max(length - 1 - shared, length - job.score_from)
 
 
-def portions(jobs: Sequence[ScoreJob], token_budget: int) -> list[Portion]:
+def portions(
+    jobs: Sequence[ScoreJob], token_budget: int, *, shares_prefixes: bool = True
+) -> list[Portion]:
     """Cut the jobs of a stream, in order, into what is scheduled together.
 
     A job stays with the one before it where sharing a prefix saves at least half of it, and where
-    the budget allows.
+    the budget allows; each is alone where the scorer shares none.
     """
     cut: list[Portion] = []
     previous: ScoreJob | None = None
     for job in jobs:
-        shared = 0 if previous is None else shared_tokens(previous, job)
+        shared = shared_tokens(previous, job) if previous and shares_prefixes else 0
         added = added_tokens(job, shared)
         alone = added_tokens(job, 0)
         if cut and 2 * added <= alone and cut[-1].token_count + added <= token_budget:
@@ -101,10 +103,11 @@ class WaitingJobs:
 class CallPlanner:
     """Composes calls. Its whole state is the virtual time."""
 
-    def __init__(self, token_budget: int) -> None:
+    def __init__(self, token_budget: int, *, shares_prefixes: bool = True) -> None:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, got {token_budget}")
         self._token_budget = token_budget
+        self._shares_prefixes = shares_prefixes
         self._virtual_time = 0.0
         self._arrivals = 0
 
@@ -113,7 +116,9 @@ class CallPlanner:
         self._arrivals += 1
         return WaitingJobs(
             weights=weights,
-            portions=deque(portions(jobs, self._token_budget)),
+            portions=deque(
+                portions(jobs, self._token_budget, shares_prefixes=self._shares_prefixes)
+            ),
             virtual_time=self._virtual_time,
             arrival=self._arrivals,
         )

@@ -77,7 +77,10 @@ class DecodeSlots:
         return self.free_count == len(self._samples)
 
     def place(self, sample: GrowingSample, prompt: Cache | None) -> None:
-        """Give a free row to a sample whose prompt is read; None: its only token is its input."""
+        """Give a free row to a sample whose prompt is read.
+
+        None: the prompt's only token is its input, and the row may hold anything.
+        """
         row = self._samples.index(None)
         self._samples[row] = sample
         if prompt is not None:

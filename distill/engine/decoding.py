@@ -86,11 +86,24 @@ def read_prompts(
     adapter: Adapter | None,
     token_ids: jax.Array,
     start: jax.Array,
+    lengths: jax.Array,
     cache: Cache,
 ) -> Cache:
-    """The cache with tokens [b, L] written from position `start` on; the layers in one part."""
-    positions = jnp.broadcast_to(start + jnp.arange(token_ids.shape[1]), token_ids.shape)
-    _, cache = cached_hidden_states(graph, parameters, token_ids, positions, cache, adapter=adapter)
+    """The cache with tokens [b, L] written from position `start` on; the layers in one part.
+
+    Those at or after a row's length [b] are padding.
+    """
+    width = token_ids.shape[1]
+    positions = jnp.broadcast_to(start + jnp.arange(width), token_ids.shape)
+    _, cache = cached_hidden_states(
+        graph,
+        parameters,
+        token_ids,
+        positions,
+        cache,
+        adapter=adapter,
+        token_counts=jnp.clip(lengths - start, 0, width),
+    )
     return cache
 
 

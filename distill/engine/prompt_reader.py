@@ -47,11 +47,14 @@ class PromptReader:
 
         Returns:
             A cache of one row and one part for each prompt read, in their order; None for a prompt
-            of one token.
+            of one token, where what a cache holds of others does not matter.
         """
         lengths = [len(prompt) - 1 for prompt in prompts]
+        dtype = head_kernel(self._config, self._weights.parameters).dtype
         if lengths[0] == 0:
-            return [None]
+            # A recurrent layer has no slots that a row's first tokens overwrite.
+            is_needed = self._config.is_recurrent
+            return [init_cache(self._config, 1, cache_slots(1), dtype) if is_needed else None]
         width = min(length_bucket(lengths[0]), self._piece_tokens)
         alike = 0
         while alike < len(lengths) and 0 < lengths[alike] <= self._piece_tokens:
@@ -65,13 +68,13 @@ class PromptReader:
         token_ids = np.zeros((size, piece_count * width), np.int32)
         for row, prompt in enumerate(prompts[:size]):
             token_ids[row, : len(prompt) - 1] = prompt[:-1]
+        row_lengths = np.asarray(lengths[:size], np.int32)
         parameters, adapter = self._weights.parameters, self._weights.adapter
-        dtype = head_kernel(self._config, parameters).dtype
         cache = init_cache(self._config, size, cache_slots(lengths[0]), dtype)
         for start in range(0, token_ids.shape[1], width):
             piece = token_ids[:, start : start + width]
             cache = self._functions.read_prompts(
-                self._graph, parameters, adapter, piece, np.int32(start), cache
+                self._graph, parameters, adapter, piece, np.int32(start), row_lengths, cache
             )
             _wait(cache)  # the piece is over when its compute is
             yield

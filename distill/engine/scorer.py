@@ -7,7 +7,7 @@ Letters: N slots of a pack, P rows of a call of the head, D hidden size, K suppo
 V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -87,6 +87,8 @@ class Scorer:
             sampled_head, static_argnames=("slot_count", "head_slot_count")
         )
         self._graph = model.graph
+        self.shares_prefixes = not model.config.is_recurrent
+        """Whether a prefix that prompts share is computed once."""
         self.head_rows_computed = 0
         """Rows of logits computed so far, without padding."""
         self.body_tokens_computed = 0
@@ -132,12 +134,15 @@ class Scorer:
 
     def _wanted_packs(self, jobs: Sequence[ScoreJob], is_wanted: IsWanted) -> Iterator[ScoringPack]:
         """The packs, each planned anew when its turn comes where some of it is not wanted."""
-        for planned in plan_packs(jobs, self.token_budget):
+        for planned in self._plan(jobs):
             wanted = [placed.job for placed in planned.jobs if is_wanted(placed.job)]
             if len(wanted) == len(planned.jobs):
                 yield planned
             else:
-                yield from plan_packs(wanted, self.token_budget)
+                yield from self._plan(wanted)
+
+    def _plan(self, jobs: Sequence[ScoreJob]) -> Iterable[ScoringPack]:
+        return plan_packs(jobs, self.token_budget, shares_prefixes=self.shares_prefixes)
 
     def _compute_body(self, planned: ScoringPack, weights: ModelWeights) -> jax.Array:
         pack = planned.pack

@@ -66,14 +66,18 @@ class _Family:
         return self.shared + sum(_length(job) - self.shared for job in self.jobs)
 
 
-def plan_packs(jobs: Sequence[ScoreJob], token_budget: int) -> Iterator[ScoringPack]:
+def plan_packs(
+    jobs: Sequence[ScoreJob], token_budget: int, *, shares_prefixes: bool = True
+) -> Iterator[ScoringPack]:
     """Lay prompts into packs.
 
     Args:
         jobs: the prompts, in any order.
         token_budget: most tokens in a pack; a longer prompt is alone in one.
+        shares_prefixes: whether common beginnings are computed once.
     """
-    families = [part for family in _families(jobs) for part in _fitting_parts(family, token_budget)]
+    grouped = _families(jobs) if shares_prefixes else (_family([job], 0) for job in jobs)
+    families = [part for family in grouped for part in _fitting_parts(family, token_budget)]
     for items in first_fit([family.token_count for family in families], token_budget):
         writer = PackWriter()
         placed = [place for item in items for place in _write(families[item], writer)]

@@ -156,6 +156,7 @@ class ScoringScheduler:
         scorer: JobScorer,
         *,
         token_budget: int,
+        shares_prefixes: bool = True,
         patience_seconds: float = 0.003,
         most_kept_bytes: int = KEPT_BYTES,
     ) -> None:
@@ -164,6 +165,7 @@ class ScoringScheduler:
             queue: runs all compute.
             scorer: computes.
             token_budget: most tokens of one call; only a longer prompt, alone, exceeds it.
+            shares_prefixes: whether the scorer computes a prefix that prompts share once.
             patience_seconds: longest time that a call with room left waits for streams that are
                 likely to come, while the device has nothing else to do.
             most_kept_bytes: bytes of chunks beyond its window that a shared call may keep for a
@@ -171,7 +173,7 @@ class ScoringScheduler:
         """
         self._queue = queue
         self._scorer = scorer
-        self._planner = CallPlanner(token_budget)
+        self._planner = CallPlanner(token_budget, shares_prefixes=shares_prefixes)
         self._company = Company(patience_seconds)
         self._most_kept_bytes = most_kept_bytes
         # Taken before the queue's own, and never while a piece is computed. Reentrant: a stream

@@ -17,7 +17,10 @@ ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj
 
 _MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 
-ALL_TARGETS = (*ADAPTER_TARGETS, HEAD_TARGET)
+DELTA_NET_TARGETS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+"""Likewise in a gated delta-net layer."""
+
+ALL_TARGETS = (*ADAPTER_TARGETS, HEAD_TARGET, *DELTA_NET_TARGETS)
 """Everything that can have one in any family. Only added to at the end: the initial values of a
 target depend on its place. What a model has of them: `model_targets`."""
 

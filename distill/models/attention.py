@@ -154,9 +154,16 @@ class CachePlace(NamedTuple):
     window: Window
     """Of the layer."""
 
+    token_counts: jax.Array | None = None
+    """[B]: how many of the T are real; those after them are padding. None: all. What remembers
+    token by token need not look: the next tokens overwrite what padding left."""
+
 
 class Attention(nnx.Module):
-    """Projections, rotary positions and grouped-query attention; some models norm q and k."""
+    """Projections, rotary positions and grouped-query attention.
+
+    Some models norm the queries and keys, and some multiply what a head mixed by a gate.
+    """
 
     def __init__(
         self, config: ModelConfig, kind: LayerKind, dtype: DTypeLike, *, rngs: nnx.Rngs
@@ -165,6 +172,7 @@ class Attention(nnx.Module):
         has_bias = config.query_key_value_bias
         self.head_dim = config.head_dim
         self.query_key_norm = config.query_key_norm
+        self.has_output_gate = config.attention_output_gate
         self.query_scalar = config.query_scalar or config.head_dim
         self.q_proj = Linear(*shapes["q_proj"], dtype, has_bias=has_bias, rngs=rngs)
         self.k_proj = Linear(*shapes["k_proj"], dtype, has_bias=has_bias, rngs=rngs)
@@ -187,12 +195,12 @@ class Attention(nnx.Module):
 
     def packed(self, hidden: jax.Array, place: PackPlace, adapter: LayerAdapter) -> jax.Array:
         """Mix the tokens of a pack [1, N, D]."""
-        query, key, value = (array[0] for array in self._project(hidden, place.angles, adapter))
+        query, key, value, gate = self._project(hidden, place.angles, adapter)
         segments = place.segments
         if place.window is not None:
             segments = window_segments(segments, place.window)
-        mixed = packed_attention(query, key, value, segments)[None]
-        return self.o_proj(mixed, adapter.get("o_proj"))
+        mixed = packed_attention(query[0], key[0], value[0], segments)[None]
+        return self._output(mixed, gate, adapter)
 
     def cached(
         self,
@@ -206,7 +214,7 @@ class Attention(nnx.Module):
 
         Writes the tokens' slots, then reads them all.
         """
-        query, key, value = self._project(hidden, place.angles, adapter)
+        query, key, value, gate = self._project(hidden, place.angles, adapter)
         rows = jnp.arange(hidden.shape[0])[:, None]
         # Written in place inside the stacked state: handing each layer's slice through the scan
         # would copy the whole cache for every generated token.
@@ -221,16 +229,22 @@ class Attention(nnx.Module):
             place.positions,
             place.window,
         )
-        return self.o_proj(mixed, adapter.get("o_proj")), KeyValues(keys=keys, values=values)
+        return self._output(mixed, gate, adapter), KeyValues(keys=keys, values=values)
 
     def _project(
         self,
         hidden: jax.Array,
         angles: tuple[jax.Array, jax.Array],
         adapter: LayerAdapter,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B, T, H, head_dim], keys and values [B, T, G, head_dim]; positions applied."""
-        query = self._heads(self.q_proj(hidden, adapter.get("q_proj")))
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """Queries [B, T, H, head_dim], keys and values [B, T, G, head_dim], positions applied; and
+        the gates [B, T, H, head_dim] where there are any."""
+        query, gate = self.q_proj(hidden, adapter.get("q_proj")), None
+        if self.has_output_gate:
+            # Of each head the query, then the gate.
+            both = query.reshape(*query.shape[:2], -1, 2 * self.head_dim)
+            query, gate = jnp.split(both, 2, axis=-1)
+        query = self._heads(query)
         key = self._heads(self.k_proj(hidden, adapter.get("k_proj")))
         value = self._heads(self.v_proj(hidden, adapter.get("v_proj")))
         if self.query_key_norm:
@@ -240,7 +254,14 @@ class Attention(nnx.Module):
             # Attention divides by the square root of head_dim.
             factor = math.sqrt(self.head_dim / self.query_scalar)
             query = (query.astype(jnp.float32) * factor).astype(query.dtype)
-        return rotate(query, angles), rotate(key, angles), value
+        return rotate(query, angles), rotate(key, angles), value, gate
+
+    def _output(self, mixed: jax.Array, gate: jax.Array | None, adapter: LayerAdapter) -> jax.Array:
+        """Map the heads' mixed values [B, T, H · head_dim] to [B, T, D]."""
+        if gate is not None:
+            share = jax.nn.sigmoid(gate.astype(jnp.float32)).reshape(mixed.shape)
+            mixed = (mixed.astype(jnp.float32) * share).astype(mixed.dtype)
+        return self.o_proj(mixed, adapter.get("o_proj"))
 
     def _heads(self, features: jax.Array) -> jax.Array:
         return features.reshape(*features.shape[:2], -1, self.head_dim)

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill.errors import ModelError
+from distill.models.delta_net_config import DeltaNetConfig
 from distill.models.experts_config import ExpertsConfig
-from distill.models.layer_kinds import LayerKind, Projections, kind_projections
+from distill.models.layer_kinds import (
+    RECURRENT_MIXERS,
+    LayerKind,
+    Projections,
+    kind_projections,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +131,15 @@ class ModelConfig:
     query_key_value_bias: bool = False
     """Whether the projections to queries, keys and values have biases."""
 
+    attention_output_gate: bool = False
+    """Whether `q_proj` gives each head a gate beside its query, whose sigmoid multiplies what the
+    head has mixed."""
+
     query_scalar: float | None = None
     """Scores are divided by its square root; None: by that of `head_dim`."""
+
+    delta_net: DeltaNetConfig | None = None
+    """Of the layers whose mixer is "delta_net"."""
 
     zero_centered_norms: bool = False
     """Whether a norm multiplies by 1 + scale."""
@@ -194,6 +207,16 @@ class ModelConfig:
                 f"config.period: its length must divide the {self.layer_count} layers, "
                 f"got {len(self.period)}"
             )
+        if self.delta_net is None and any(kind.mixer == "delta_net" for kind in self.period):
+            raise ModelError("config.delta_net: is missing")
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a layer remembers a sequence as a state, which only its next token can continue.
+
+        Such a model cannot look up the tokens of a prefix that several sequences continue.
+        """
+        return any(kind.mixer in RECURRENT_MIXERS for kind in self.period)
 
     @property
     def valid_vocab_size(self) -> int:

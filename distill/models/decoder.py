@@ -260,6 +260,7 @@ class Decoder(nnx.Module):
         cache: Cache,
         adapter: StackedAdapter | None,
         parts: LayerParts | None,
+        token_counts: jax.Array | None,
     ) -> tuple[jax.Array, Cache]:
         """Normed hidden states [B, T, D] of tokens at positions [B, T], and the grown cache."""
         config = self.config
@@ -271,7 +272,7 @@ class Decoder(nnx.Module):
         ) -> Any:
             hidden, states = carry
             layer: DecoderLayer = nnx.merge(graphs[kind.name], parameters)
-            place = CachePlace(positions, *numbers.of_layer(own))
+            place = CachePlace(positions, *numbers.of_layer(own), token_counts)
             hidden, state = layer.with_cache(hidden, place, states[kind.name], index, adapter)
             return hidden, {**states, kind.name: state}
 

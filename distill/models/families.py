@@ -7,6 +7,8 @@ from distill.models.llama.modeling import Llama
 from distill.models.mistral.modeling import Mistral
 from distill.models.qwen2.modeling import Qwen2
 from distill.models.qwen3.modeling import Qwen3
+from distill.models.qwen3_5.modeling import Qwen35
+from distill.models.qwen3_5_moe.modeling import Qwen35Moe
 from distill.models.qwen3_moe.modeling import Qwen3Moe
 from distill.models.smollm3.modeling import SmolLM3
 
@@ -18,6 +20,8 @@ MODEL_CLASSES: dict[str, type[Decoder]] = {
     "mistral": Mistral,
     "smollm3": SmolLM3,
     "gemma3_text": Gemma3,
+    "qwen3_5_text": Qwen35,
+    "qwen3_5_moe_text": Qwen35Moe,
 }
 
 

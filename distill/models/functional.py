@@ -181,12 +181,15 @@ def cached_hidden_states(
     *,
     adapter: Adapter | None = None,
     parts: LayerParts | None = None,
+    token_counts: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Hidden states of tokens that continue the cached rows; for a prompt and for one token alike.
 
     A token at position p writes slot p of its row and sees slots 0 to p. Slots after p are masked,
     so a padded prompt may leave garbage there: the next tokens overwrite it before they see it. A
     position at or past the cache's size is not written, and its hidden state is of no use.
+    A recurrent layer has a state instead of slots, which padding must not change: it needs to know
+    how many tokens are real.
 
     Args:
         graph: from `build_graph`.
@@ -197,9 +200,13 @@ def cached_hidden_states(
         adapter: a low-rank update, already scaled.
         parts: the layers' parameters and adapters as the cache is cut; `adapter` and the layers
             among the parameters are then not looked at.
+        token_counts: [B] int32, how many of the T tokens are real, those after them being padding;
+            None: all.
 
     Returns:
         [B, T, D] in the compute dtype, and the cache with these tokens in it.
     """
     model: Decoder = nnx.merge(graph, parameters)
-    return model.with_cache(token_ids, positions, cache, layer_adapter(adapter), parts)
+    return model.with_cache(
+        token_ids, positions, cache, layer_adapter(adapter), parts, token_counts
+    )

@@ -24,6 +24,10 @@ from distill.models.qwen2.config import QWEN2
 from distill.models.qwen2.weights import QWEN2_WEIGHTS
 from distill.models.qwen3.config import QWEN3
 from distill.models.qwen3.weights import QWEN3_WEIGHTS
+from distill.models.qwen3_5.config import QWEN3_5
+from distill.models.qwen3_5.weights import QWEN3_5_WEIGHTS
+from distill.models.qwen3_5_moe.config import QWEN3_5_MOE
+from distill.models.qwen3_5_moe.weights import QWEN3_5_MOE_WEIGHTS
 from distill.models.qwen3_moe.config import QWEN3_MOE
 from distill.models.qwen3_moe.weights import QWEN3_MOE_WEIGHTS
 from distill.models.smollm3.config import SMOLLM3
@@ -56,6 +60,8 @@ FAMILY_FILES = {
         FamilyFiles(config=SMOLLM3, weights=SMOLLM3_WEIGHTS, gguf=SMOLLM3_GGUF),
         FamilyFiles(config=GEMMA3, weights=GEMMA3_WEIGHTS, gguf=GEMMA3_GGUF),
         FamilyFiles(config=QWEN3_MOE, weights=QWEN3_MOE_WEIGHTS),
+        FamilyFiles(config=QWEN3_5, weights=QWEN3_5_WEIGHTS),
+        FamilyFiles(config=QWEN3_5_MOE, weights=QWEN3_5_MOE_WEIGHTS),
     )
 }
 

@@ -37,11 +37,25 @@ Projections = dict[str, tuple[int, int]]
 def _attention_projections(config: "ModelConfig", _kind: LayerKind) -> Projections:
     query = config.head_count * config.head_dim
     key_value = config.key_value_head_count * config.head_dim
+    gates = query if config.attention_output_gate else 0
     return {
-        "q_proj": (config.hidden_size, query),
+        "q_proj": (config.hidden_size, query + gates),
         "k_proj": (config.hidden_size, key_value),
         "v_proj": (config.hidden_size, key_value),
         "o_proj": (query, config.hidden_size),
+    }
+
+
+def _delta_net_projections(config: "ModelConfig", _kind: LayerKind) -> Projections:
+    sizes = config.delta_net
+    assert sizes is not None
+    values = sizes.value_head_count * sizes.value_width
+    return {
+        "in_proj_qkv": (config.hidden_size, sizes.channel_count),
+        "in_proj_z": (config.hidden_size, values),
+        "in_proj_b": (config.hidden_size, sizes.value_head_count),
+        "in_proj_a": (config.hidden_size, sizes.value_head_count),
+        "out_proj": (values, config.hidden_size),
     }
 
 
@@ -60,12 +74,18 @@ def _no_projections(_config: "ModelConfig", _kind: LayerKind) -> Projections:
 
 ProjectionRule = Callable[["ModelConfig", LayerKind], Projections]
 
-MIXER_PROJECTIONS: Mapping[str, ProjectionRule] = {"attention": _attention_projections}
+MIXER_PROJECTIONS: Mapping[str, ProjectionRule] = {
+    "attention": _attention_projections,
+    "delta_net": _delta_net_projections,
+}
 MLP_PROJECTIONS: Mapping[str, ProjectionRule] = {
     "dense": _dense_projections,
     # Experts are one parameter for all of them, and have no adapters.
     "sparse": _no_projections,
 }
+
+RECURRENT_MIXERS = frozenset({"delta_net"})
+"""Those that remember a sequence as a state and not token by token."""
 
 
 def kind_projections(config: "ModelConfig", kind: LayerKind) -> Projections:

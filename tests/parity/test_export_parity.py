@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from distill.models.adapters import (
-    ADAPTER_TARGETS,
     ALL_TARGETS,
     LoraSpec,
     init_adapter,
@@ -22,7 +21,7 @@ from distill.models.adapters import (
     scale_adapter,
 )
 from distill.models.export import write_hf_directory, write_peft_adapter
-from distill.models.functional import Adapter
+from distill.models.functional import HEAD_TARGET, Adapter
 from distill.models.loading import LoadedModel, load_model
 from tests.parity.reference import (
     load_reference,
@@ -46,8 +45,10 @@ TOLERANCE = 1e-4
 Record = Callable[[str, float], float]
 Written = tuple[TinyCase, Path, LoadedModel]
 
+LAYER_TARGETS = tuple(target for target in ALL_TARGETS if target != HEAD_TARGET)
+
 SPECS = {
-    "all targets": LoraSpec(rank=5, alpha=12.5, target_modules=ADAPTER_TARGETS, seed=21),
+    "all targets": LoraSpec(rank=5, alpha=12.5, target_modules=LAYER_TARGETS, seed=21),
     "with the head": LoraSpec(rank=3, alpha=6.0, target_modules=ALL_TARGETS, seed=23),
     "two targets": LoraSpec(rank=1, alpha=1.0, target_modules=("q_proj", "down_proj"), seed=22),
 }
@@ -55,7 +56,16 @@ SPECS = {
 
 @pytest.fixture(
     scope="module",
-    params=["llama-untied", "llama3-rope", "qwen2", "qwen3", "gemma3", "qwen3-moe-mixed"],
+    params=[
+        "llama-untied",
+        "llama3-rope",
+        "qwen2",
+        "qwen3",
+        "gemma3",
+        "qwen3-moe-mixed",
+        "qwen3_5-untied",
+        "qwen3_5-moe",
+    ],
 )
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     case = TINY_CASES[request.param]

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.models.config import LayerAttention, LinearRopeScaling
+from distill.models.delta_net_config import DeltaNetConfig
 from distill.models.experts_config import ExpertsConfig
+from distill.models.qwen3_5.config import KINDS
 from distill.models.qwen3_moe.config import DENSE, SPARSE
 from distill.tokenizer import TextTokenizer
 from tests.support.comparison import FloatArray, SoftTargets, hard_targets, soft_targets
@@ -42,6 +44,9 @@ class TinyCase:
 
     overrides: dict[str, Any]
     """Fields of ModelConfig."""
+
+    has_fixture: bool = True
+    """Whether it is also compared without PyTorch; each case takes seconds to compile."""
 
     def write(self, directory: Path) -> Path:
         """Write the model in Hugging Face form."""
@@ -178,6 +183,42 @@ TINY_CASES = {
                     expert_count=7, choice_count=3, expert_size=13, is_normalized=False
                 ),
                 "layer_attention": (LayerAttention(window=120),) * 4,
+            },
+        ),
+        TinyCase(
+            name="qwen3_5",
+            family="qwen3_5_text",
+            seed=27,
+            overrides=_ODD_SIZES | {"tied_head": True, "norm_epsilon": 1e-6},
+        ),
+        TinyCase(
+            name="qwen3_5-moe",
+            family="qwen3_5_moe_text",
+            seed=27,
+            overrides={**_ODD_SIZES, "intermediate_size": 512, "tied_head": False},
+        ),
+        # No period shorter than the model, a key head for each value head, another convolution.
+        TinyCase(
+            name="qwen3_5-untied",
+            family="qwen3_5_text",
+            seed=22,
+            has_fixture=False,
+            overrides=_ODD_SIZES
+            | {
+                "tied_head": False,
+                "head_count": 5,
+                "key_value_head_count": 1,
+                "layer_count": 3,
+                "period": (
+                    KINDS["linear_attention"],
+                    KINDS["full_attention"],
+                    KINDS["linear_attention"],
+                ),
+                "delta_net": DeltaNetConfig(
+                    key_head_count=3, value_head_count=3, key_width=9, value_width=4, tap_count=3
+                ),
+                "head_dim": 16,
+                "rotary_width": 4,
             },
         ),
     )

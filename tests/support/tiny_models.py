@@ -1,6 +1,7 @@
 """Tiny random models on disk, in Hugging Face form, that a service can be started on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from distill.models.config import Llama3RopeScaling, ModelConfig
+from distill.models.delta_net_config import DeltaNetConfig
 from distill.models.experts_config import ExpertsConfig
 from distill.models.functional import build_graph
 from distill.models.hf_families import FAMILY_FILES, hf_config, model_weight_entries
+from distill.models.qwen3_5.config import KINDS
 from distill.models.qwen3_moe.config import SPARSE
 from distill.models.weight_map import WeightEntry
 
@@ -42,6 +45,25 @@ FAMILY_FIELDS: dict[str, dict[str, Any]] = {
             expert_count=5, choice_count=2, expert_size=19, is_normalized=True
         ),
     },
+    # Two periods; several value heads for a key head; a part of a head turns.
+    "qwen3_5_text": {
+        "layer_count": 4,
+        "period": (KINDS["linear_attention"], KINDS["full_attention"]),
+        "delta_net": DeltaNetConfig(
+            key_head_count=2, value_head_count=6, key_width=5, value_width=7, tap_count=4
+        ),
+        "head_dim": 12,
+        "rotary_width": 6,
+    },
+}
+FAMILY_FIELDS["qwen3_5_moe_text"] = FAMILY_FIELDS["qwen3_5_text"] | {
+    "intermediate_size": 512,
+    "period": tuple(
+        replace(KINDS[name], mlp="sparse") for name in ("linear_attention", "full_attention")
+    ),
+    "experts": ExpertsConfig(
+        expert_count=5, choice_count=2, expert_size=19, is_normalized=True, shared_expert_size=13
+    ),
 }
 """What a family's tiny model has besides."""
 
@@ -131,10 +153,14 @@ def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.flo
         noise = generator.standard_normal(shape, dtype=np.float32)
         match entry.path[-1]:
             case "scale":
-                middle = 0 if config.zero_centered_norms else 1
+                is_centered = config.zero_centered_norms and "delta_net" not in entry.path
+                middle = 0 if is_centered else 1
                 tensors[entry.hf_name] = middle + np.float32(0.1) * noise
             case "bias":
                 tensors[entry.hf_name] = np.float32(0.3) * noise
+            case "a_log":
+                # Heads that remember a few tokens, and some that remember all.
+                tensors[entry.hf_name] = noise - np.float32(2)
             case "kernel":
                 tensors[entry.hf_name] = noise * np.float32(shape[1] ** -0.5)
             case _:

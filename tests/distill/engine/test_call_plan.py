@@ -221,6 +221,15 @@ def test_a_shared_prefix_counts_once_and_stays_together() -> None:
     assert [rows for rows in together if rows] == [set(range(8))]
 
 
+def test_a_scorer_that_shares_no_prefix_is_given_each_job_at_its_own_cost() -> None:
+    same = [job(50, seed=3) for _ in range(3)]
+    cut = portions(same, 200, shares_prefixes=False)
+    assert [(portion.jobs, portion.token_count) for portion in cut] == [
+        ((each,), portions([each], 200)[0].token_count) for each in same
+    ]
+    assert len(portions(same, 200)) == 1
+
+
 def test_a_group_that_exceeds_the_budget_is_cut_and_its_prefix_counted_in_each_part() -> None:
     group = [continued(80, 5, seed) for seed in range(8)]
     cut = portions(group, 100)

@@ -64,7 +64,7 @@ def test_cache_and_pack_give_the_states_of_the_sequence_alone(name: str) -> None
     np.testing.assert_allclose(packed[rest : rest + 15], alone[45:], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", [*NEW, "llama-untied", "qwen3"])
+@pytest.mark.parametrize("name", [*NEW, "llama-untied", "qwen3", "qwen3_5", "qwen3_5-moe"])
 def test_every_parameter_has_a_tensor_and_every_tensor_a_place(name: str) -> None:
     case = TINY_CASES[name]
     config = tiny_config(case.family, **case.overrides)

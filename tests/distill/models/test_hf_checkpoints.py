@@ -12,6 +12,7 @@ from distill.models.config import (
     Llama3RopeScaling,
     ModelConfig,
 )
+from distill.models.delta_net_config import DeltaNetConfig
 from distill.models.experts_config import ExpertsConfig
 from distill.models.hf_families import FAMILY_FILES, describe_families, hf_config, parse_hf_config
 from distill.models.qwen3_moe.config import SPARSE
@@ -257,6 +258,107 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
         "transformers_version": "4.50.0.dev0",
         "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
     },
+    "Qwen/Qwen3.5-35B-A3B": {
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "image_token_id": 248056,
+        "model_type": "qwen3_5_moe",
+        "text_config": {
+            **SHARED,
+            "attention_bias": False,
+            "attn_output_gate": True,
+            "bos_token_id": 248044,
+            "eos_token_id": 248044,
+            "full_attention_interval": 4,
+            "head_dim": 256,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 10,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32,
+            "linear_value_head_dim": 128,
+            "mamba_ssm_dtype": "float32",
+            "max_position_embeddings": 262144,
+            "model_type": "qwen3_5_moe_text",
+            "moe_intermediate_size": 512,
+            "mtp_num_hidden_layers": 1,
+            "mtp_use_dedicated_embeddings": False,
+            "num_attention_heads": 16,
+            "num_experts": 256,
+            "num_experts_per_tok": 8,
+            "num_hidden_layers": 40,
+            "num_key_value_heads": 2,
+            "output_router_logits": False,
+            "partial_rotary_factor": 0.25,
+            "rms_norm_eps": 1e-06,
+            "rope_parameters": {
+                "mrope_interleaved": True,
+                "mrope_section": [11, 11, 10],
+                "rope_theta": 10000000,
+            },
+            "router_aux_loss_coef": 0.001,
+            "shared_expert_intermediate_size": 512,
+            "tie_word_embeddings": False,
+            "vocab_size": 248320,
+        },
+        "tie_word_embeddings": False,
+        "video_token_id": 248057,
+        "vision_config": {"depth": 27, "hidden_size": 1152},
+        "vision_end_token_id": 248054,
+        "vision_start_token_id": 248053,
+    },
+    "Qwen/Qwen3.5-0.8B": {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "image_token_id": 248056,
+        "language_model_only": False,
+        "model_type": "qwen3_5",
+        "text_config": {
+            **SHARED,
+            "attention_bias": False,
+            "attn_output_gate": True,
+            "bos_token_id": 248044,
+            "eos_token_id": 248044,
+            "full_attention_interval": 4,
+            "head_dim": 256,
+            "hidden_act": "silu",
+            "hidden_size": 1024,
+            "intermediate_size": 3584,
+            "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 6,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 16,
+            "linear_value_head_dim": 128,
+            "mamba_ssm_dtype": "float32",
+            "max_position_embeddings": 262144,
+            "mlp_only_layers": [],
+            "model_type": "qwen3_5_text",
+            "mtp_num_hidden_layers": 1,
+            "mtp_use_dedicated_embeddings": False,
+            "num_attention_heads": 8,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "output_gate_type": "swish",
+            "pad_token_id": None,
+            "partial_rotary_factor": 0.25,
+            "rms_norm_eps": 1e-06,
+            "rope_parameters": {
+                "mrope_interleaved": True,
+                "mrope_section": [11, 11, 10],
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 10000000,
+                "rope_type": "default",
+            },
+            "tie_word_embeddings": True,
+            "vocab_size": 248320,
+        },
+        "tie_word_embeddings": True,
+        "video_token_id": 248057,
+        "vision_config": {"depth": 12, "hidden_size": 768, "model_type": "qwen3_5"},
+        "vision_end_token_id": 248054,
+        "vision_start_token_id": 248053,
+    },
 }
 
 
@@ -312,6 +414,64 @@ def test_text_part_is_read_with_the_defaults_of_what_it_leaves_out() -> None:
     assert config.layer_attention[33] == LayerAttention(window=1024, rotary="local")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"layer_types": ["sliding_attention"] * 24},
+            "supported: linear_attention, full_attention",
+        ),
+        ({"layer_types": ["full_attention"]}, "must be 24, as num_hidden_layers, got 1"),
+        ({"attn_output_gate": False}, "attn_output_gate False is not supported"),
+        ({"mamba_ssm_dtype": "bfloat16"}, "mamba_ssm_dtype 'bfloat16' is not supported"),
+        ({"linear_num_value_heads": 17}, "must be a multiple of the 16 key heads, got 17"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters.factor 2.0"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
+    ],
+)
+def test_what_qwen3_5_does_not_support_is_refused_by_name(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        parse_hf_config(raw("Qwen/Qwen3.5-0.8B")["text_config"] | change)
+
+
+def test_hybrid_stack_of_qwen3_5_is_read() -> None:
+    config = read("Qwen/Qwen3.5-0.8B")
+    assert [kind.mixer for kind in config.period] == ["delta_net"] * 3 + ["attention"]
+    assert config.delta_net == DeltaNetConfig(
+        key_head_count=16, value_head_count=16, key_width=128, value_width=128, tap_count=4
+    )
+    assert (config.rotary_width, config.rope_theta, config.tied_head) == (64, 1e7, True)
+    assert config.projection_shapes["q_proj"] == (1024, 4096)
+    assert config.projection_shapes["in_proj_qkv"] == (1024, 6144)
+
+
+def test_experts_of_qwen3_5_are_read() -> None:
+    config = read("Qwen/Qwen3.5-35B-A3B")
+    assert {kind.mlp for kind in config.period} == {"sparse"}
+    assert config.experts == ExpertsConfig(
+        expert_count=256,
+        choice_count=8,
+        expert_size=512,
+        is_normalized=True,
+        shared_expert_size=512,
+    )
+
+
+def test_absent_layer_types_of_qwen3_5_are_those_of_its_interval() -> None:
+    text = dict(raw("Qwen/Qwen3.5-0.8B")["text_config"])
+    expected = parse_hf_config(text)
+    # As older files say what they do not scale.
+    text["rope_scaling"] = None
+    del text["layer_types"]
+    assert parse_hf_config(text) == expected
+    text["full_attention_interval"] = 3
+    assert [kind.mixer for kind in parse_hf_config(text).period] == (
+        ["delta_net", "delta_net", "attention"]
+    )
+
+
 def test_absent_window_of_mistral_is_4096_tokens() -> None:
     without = {k: v for k, v in raw("mistralai/Mistral-7B-v0.3").items() if k != "sliding_window"}
     assert parse_hf_config(without).layer_attention == (LayerAttention(window=4096),) * 32
@@ -341,6 +501,7 @@ def test_rope_of_transformers_5_is_read_by_type_of_layer() -> None:
             {"audio_config": {}},
             "audio_config {} is not known",
         ),
+        ("Qwen/Qwen3.5-0.8B", {"audio_config": {}}, "audio_config {} is not known to the family"),
         ("Qwen/Qwen2.5-0.5B", {"use_mrope": True}, "use_mrope True is not supported"),
         ("HuggingFaceTB/SmolLM3-3B", {"no_rope_layers": [1]}, "no_rope_layers must be at least 36"),
         ("HuggingFaceTB/SmolLM3-3B", {"mlp_bias": True}, "mlp_bias True is not supported"),
@@ -359,9 +520,10 @@ def test_what_is_not_supported_is_refused_by_name(
 
 @pytest.mark.parametrize("family", FAMILY_FILES)
 def test_every_option_that_asks_for_nothing_is_accepted(family: str) -> None:
-    name = next(name for name in CHECKPOINTS if CHECKPOINTS[name]["model_type"] == family)
+    texts = [checkpoint.get("text_config", checkpoint) for checkpoint in CHECKPOINTS.values()]
+    text = next(text for text in texts if text["model_type"] == family)
     neutral = FAMILY_FILES[family].config.neutral
-    expected = read(name)
+    expected = parse_hf_config(text)
     for option, values in neutral.items():
         for value in (None, *values):
-            assert parse_hf_config(raw(name) | {option: value}) == expected
+            assert parse_hf_config(text | {option: value}) == expected

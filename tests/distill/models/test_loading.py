@@ -123,6 +123,47 @@ def test_tensors_that_transformers_ignores_are_ignored(tmp_path: Path) -> None:
     assert_equal_parameters(before.parameters, after.parameters)
 
 
+def test_text_part_of_qwen3_5_is_loaded_without_vision_tower_and_further_heads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_tiny_model(tmp_path / "m", "qwen3_5_moe_text", tied_head=False)
+    alone = load_model(str(directory))
+    tensors = load_file(directory / "model.safetensors")
+    others = {
+        name: np.ones(3, np.float32)
+        for name in ("model.visual.patch_embed.proj.weight", "mtp.layers.0.mlp.gate.weight")
+    }
+    # Experts as Transformers 5 holds them: two tensors for all of a layer.
+    fused: dict[str, Any] = {}
+    for layer in range(alone.config.layer_count):
+        start = f"model.layers.{layer}.mlp.experts"
+        parts = {
+            part: np.stack([tensors.pop(f"{start}.{index}.{part}.weight") for index in range(5)])
+            for part in ("gate_proj", "up_proj", "down_proj")
+        }
+        fused[f"{start}.gate_up_proj"] = np.concatenate(
+            [parts["gate_proj"], parts["up_proj"]], axis=1
+        )
+        fused[f"{start}.down_proj"] = parts["down_proj"]
+    renamed = {
+        name.replace("model.", "model.language_model.", 1): value
+        for name, value in {**tensors, **fused}.items()
+    }
+    assert "lm_head.weight" in renamed
+    save_file(renamed | others, directory / "model.safetensors")
+    whole = {
+        "model_type": "qwen3_5_moe",
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "text_config": json.loads((directory / "config.json").read_text()),
+        "vision_config": {},
+    }
+    (directory / "config.json").write_text(json.dumps(whole))
+    model = load_model(str(directory))
+    assert model.config == alone.config
+    assert_equal_parameters(model.parameters, alone.parameters)
+    assert "skipped 2 tensors that are not of the text model (model.visual.*, mtp.*" in caplog.text
+
+
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_text_part_of_a_model_that_sees_is_loaded_and_the_rest_skipped_and_said(
     tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture

@@ -1,0 +1,183 @@
+"""Qwen3.5's config.json: which layers are recurrent, and rotary positions of a part of a head."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from distill.errors import ModelError
+from distill.models.config import ModelConfig, refuse
+from distill.models.config_reader import ConfigReader
+from distill.models.delta_net_config import DeltaNetConfig
+from distill.models.hf_config import About, HfFamily, HfWrapper
+from distill.models.layer_kinds import LayerKind, shortest_period
+
+KINDS = {
+    "linear_attention": LayerKind(name="linear", mixer="delta_net"),
+    "full_attention": LayerKind(name="full"),
+}
+"""By their names in `layer_types`."""
+
+_ROTARY_SHARE = 0.25
+_DELTA_NET_KEYS = {
+    "key_head_count": "linear_num_key_heads",
+    "value_head_count": "linear_num_value_heads",
+    "key_width": "linear_key_head_dim",
+    "value_width": "linear_value_head_dim",
+    "tap_count": "linear_conv_kernel_dim",
+}
+
+# Text has the same position on all three axes of a picture's positions, so that it does not matter
+# which frequencies belong to which axis.
+_MROPE_KEYS = ("mrope_section", "mrope_interleaved")
+_ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *_MROPE_KEYS)
+
+
+def read_layers(reader: ConfigReader, mlp: str = "dense") -> dict[str, Any]:
+    """The kinds of layers, all with one kind of MLP, and the sizes of the recurrent ones."""
+    layer_count = int(reader.require("num_hidden_layers"))
+    kinds = [replace(KINDS[name], mlp=mlp) for name in _layer_types(reader, layer_count)]
+    sizes = {field: int(reader.get(key)) for field, key in _DELTA_NET_KEYS.items()}
+    fields: dict[str, Any] = {"period": shortest_period(kinds)}
+    if any(kind.mixer == "delta_net" for kind in kinds):
+        fields["delta_net"] = DeltaNetConfig(**sizes)
+    return fields
+
+
+def _layer_types(reader: ConfigReader, layer_count: int) -> list[str]:
+    interval = int(reader.get("full_attention_interval", 4))
+    if interval < 1:
+        raise ModelError(f"config.json: full_attention_interval must be at least 1, got {interval}")
+    types = reader.get("layer_types") or [
+        "linear_attention" if (layer + 1) % interval else "full_attention"
+        for layer in range(layer_count)
+    ]
+    strange = sorted(set(types) - set(KINDS))
+    if strange:
+        raise refuse("layer_types", strange, ", ".join(KINDS))
+    if len(types) != layer_count:
+        raise ModelError(
+            f"config.json: layer_types must be {layer_count}, as num_hidden_layers, "
+            f"got {len(types)}"
+        )
+    return list(types)
+
+
+def write_layers(config: ModelConfig) -> dict[str, Any]:
+    """The keys that `read_layers` reads."""
+    names = {kind.name: name for name, kind in KINDS.items()}
+    sizes = config.delta_net
+    return {
+        "layer_types": [names[config.kind_of(layer).name] for layer in range(config.layer_count)],
+        **({key: getattr(sizes, field) for field, key in _DELTA_NET_KEYS.items()} if sizes else {}),
+    }
+
+
+def read_partial_rope(reader: ConfigReader) -> dict[str, Any]:
+    """Rotary positions of the first part of a head.
+
+    Raises:
+        ModelError: frequencies are to be changed.
+    """
+    new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
+    rope: Mapping[str, Any] = new or old or {}
+    for name, value in rope.items():
+        if name not in _ROPE_KEYS and value is not None:
+            raise refuse(f"rope_parameters.{name}", value, ", ".join(_ROPE_KEYS))
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    if rope_type != "default":
+        raise refuse("rope_type", rope_type, "default")
+    theta = reader.get("rope_theta", 10000.0)
+    share = reader.get("partial_rotary_factor", _ROTARY_SHARE)
+    if rope.get("partial_rotary_factor") is not None:
+        share = rope["partial_rotary_factor"]
+    head_dim = int(reader.get("head_dim"))
+    width = int(head_dim * float(share))
+    return {
+        "rope_theta": float(rope.get("rope_theta") or theta),
+        "rotary_width": None if width == head_dim else width,
+    }
+
+
+def write_partial_rope(config: ModelConfig) -> dict[str, Any]:
+    """The keys that `read_partial_rope` reads."""
+    width = config.head_dim if config.rotary_width is None else config.rotary_width
+    return {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": config.rope_theta,
+            "partial_rotary_factor": width / config.head_dim,
+            # Transformers' default is of heads that turn 64 components.
+            "mrope_section": _sections(width // 2),
+            "mrope_interleaved": True,
+        }
+    }
+
+
+def _sections(pair_count: int) -> list[int]:
+    """The pairs of time, height and width, as even as they can be."""
+    return [(pair_count + extra) // 3 for extra in (2, 1, 0)]
+
+
+FEATURES = (
+    "gated delta-net layers between layers of attention",
+    "gated attention with norms of queries and keys",
+    "rotary positions in a part of a head",
+    "zero-centred norms",
+    "text part of models that see",
+)
+
+DEFAULTS = {
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+
+TRAITS = {"query_key_norm": True, "zero_centered_norms": True, "attention_output_gate": True}
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attn_output_gate": (True,),
+    "output_gate_type": ("swish",),
+    "mamba_ssm_dtype": ("float32",),
+    "mlp_only_layers": ([],),
+}
+
+# The layers that predict several tokens ahead are not loaded.
+MTP_KEYS = frozenset({"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"})
+
+VISION_KEYS = frozenset(
+    {
+        "vision_config",
+        "language_model_only",
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+    }
+)
+
+QWEN3_5 = HfFamily(
+    family="qwen3_5_text",
+    architecture="Qwen3_5ForCausalLM",
+    about=About(
+        title="Qwen3.5 (text)",
+        checkpoints=("Qwen/Qwen3.5-0.8B",),
+        features=FEATURES,
+    ),
+    defaults={**DEFAULTS, "num_key_value_heads": 4},
+    traits=TRAITS,
+    read_rope=read_partial_rope,
+    write_rope=write_partial_rope,
+    read=read_layers,
+    write=write_layers,
+    neutral=NEUTRAL,
+    irrelevant=MTP_KEYS,
+    wrapper=HfWrapper(
+        model_type="qwen3_5",
+        architecture="Qwen3_5ForConditionalGeneration",
+        irrelevant=VISION_KEYS,
+    ),
+)
+"""Qwen3.5's text models, alone or with their vision towers."""
