@@ -137,8 +137,8 @@ def load_service(
         teachers=pool,
     )
 
-    def close() -> None:
-        queue.close()
+    def close(grace_seconds: float) -> None:
+        queue.close(grace_seconds=grace_seconds)
         pool.close()
 
     return Service(

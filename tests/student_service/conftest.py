@@ -82,7 +82,7 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
             full_name="distill.v1.StudentService",
             description="the tiny model",
             register=lambda server: add_StudentServiceServicer_to_server(servicer, server),
-            close=lambda: queue.close(grace_seconds=20),
+            close=lambda grace_seconds: queue.close(grace_seconds=grace_seconds),
         )
     )
     yield StudentInProcess(
