@@ -28,6 +28,7 @@ from distill.v1 import student_service_pb2 as pb
 from distill.v1 import student_service_pb2_grpc, training_pb2
 from student_service.batch import TrainingBatch
 from student_service.batch_stream import BatchReader, ReceivedBatch
+from student_service.caller import Caller
 from student_service.distributions import assemble_prompts, attach_targets
 from student_service.encoding import (
     check_result_size,
@@ -174,7 +175,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             batch,
             checkpoint,
             header.weights.HasField("base"),
-            partial(remaining_seconds, context),
+            _caller(context),
         )
         result = encode_batch_result(
             outcome, timing, header.batch, pulled_bytes=pulled_bytes, target_seconds=target_seconds
@@ -277,10 +278,11 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         checkpoint = _parse_checkpoint(request.weights)
         if request.weights.HasField("base"):
             raise InvalidFieldError("weights.base", "the base model is not a run's to export")
+        caller = _caller(context)
         trainable = (
             run.state.trainable
             if checkpoint is None
-            else run.checkpoint_trainable(checkpoint, partial(remaining_seconds, context))
+            else run.checkpoint_trainable(checkpoint, caller)
         )
         with tempfile.TemporaryDirectory(prefix="distill-export-") as directory:
             export_files(
@@ -288,8 +290,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
                 run.lora,
                 trainable,
                 Path(directory),
-                self._queue,
-                remaining_seconds(context),
+                partial(caller.run, self._queue),
             )
             for path in sorted(Path(directory).iterdir()):
                 yield from _file_pieces(path)
@@ -314,12 +315,11 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
                 raise InvalidFieldError("run_id", f"must be given for {source} weights")
             return ModelWeights(self._model.parameters, None)
         run = self._run(run_id)
-        remaining = partial(remaining_seconds, context)
         if source == "base":
             return ModelWeights(self._model.parameters, None)
         if checkpoint is not None:
-            return run.checkpoint_weights(checkpoint, remaining)
-        return run.current_weights(remaining)
+            return run.checkpoint_weights(checkpoint, _caller(context))
+        return run.current_weights(_caller(context))
 
     def _with_targets(
         self, received: ReceivedBatch, context: grpc.ServicerContext
@@ -351,6 +351,14 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         run = self._runs.get(header.run_id, "mutation.run_id")
         ticket = _request_ticket(header, request)
         return _apply(run, ticket, lambda: operation(run, header), context)
+
+
+def _caller(context: grpc.ServicerContext) -> Caller:
+    return Caller(
+        remaining_seconds=partial(remaining_seconds, context),
+        is_active=context.is_active,
+        on_end=context.add_callback,
+    )
 
 
 def _ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:

@@ -25,9 +25,7 @@ def long_batch():
         objective=training_pb2.OBJECTIVE_CROSS_ENTROPY, example_count=EXAMPLE_COUNT
     )
     mutation = training_pb2.Mutation(run_id="run", writer_epoch=1, sequence_number=1)
-    yield pb.ForwardBackwardRequest(
-        header=pb.ForwardBackwardHeader(mutation=mutation, batch=batch)
-    )
+    yield pb.ForwardBackwardRequest(header=pb.ForwardBackwardHeader(mutation=mutation, batch=batch))
     example = training_pb2.Example(
         input_tokens=encode_int32(tokens),
         token_targets=training_pb2.TokenTargets(token_ids=encode_int32(tokens)),
