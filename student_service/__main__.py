@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
-from distill.rpc.server import Service, serve
+from distill.rpc.server import Service, StartError, serve
 
 PROGRAM = "distill-student"
 
@@ -91,6 +91,7 @@ def load_service(
 
     Raises:
         ModelError: the model cannot be loaded.
+        StartError: the directory of runs cannot be written to.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
     from distill.engine.allocator import keep_freed_memory
@@ -104,11 +105,16 @@ def load_service(
     from distill.v1.student_service_pb2 import DESCRIPTOR
     from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
     from student_service.checkpoints import CheckpointStore
+    from student_service.incarnation import first_epoch
     from student_service.registry import RunRegistry
     from student_service.servicer import StudentServicer
     from student_service.teacher_pool import TeacherPool
     from student_service.trainer import Trainer
 
+    try:
+        epoch = first_epoch(runs_dir)
+    except (OSError, ValueError) as error:
+        raise StartError(f"cannot use --runs-dir {runs_dir}: {error}") from error
     keep_freed_memory()
     enable_compilation_cache(options.cache_dir)
     model = load_model(options.model, compute_dtype=options.dtype, cache_dir=options.cache_dir)
@@ -126,6 +132,7 @@ def load_service(
         store=CheckpointStore(runs_dir),
         # The other half is for requests that can go on, among them those that these wait for.
         max_waiting_requests=options.max_concurrent_requests // 2,
+        first_epoch=epoch,
     )
     servicer = StudentServicer(
         model=model,

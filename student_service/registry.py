@@ -32,6 +32,7 @@ class RunRegistry:
         queue: DeviceQueue,
         store: CheckpointStore,
         max_waiting_requests: int,
+        first_epoch: int,
     ) -> None:
         """Args:
         model: the base of all runs.
@@ -40,6 +41,7 @@ class RunRegistry:
         store: their checkpoints.
         max_waiting_requests: most mutations that wait for their turn, over all runs; fewer than
             the service has request slots.
+        first_epoch: of a new run's first writer; above all that earlier processes have given.
         """
         self._model = model
         self._trainer = trainer
@@ -50,6 +52,7 @@ class RunRegistry:
         self._creating = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._deletions: dict[str, Ticket] = {}
+        self._first_epoch = first_epoch
 
     def create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
         """The run of that name, and whether it was made just now.
@@ -104,7 +107,7 @@ class RunRegistry:
         # The writer of a deleted run must not be taken for that of a new one of its name.
         deletion = self.deleted_by(run_id)
         return Sequencer(
-            epoch=1 if deletion is None else deletion.writer_epoch + 1,
+            epoch=self._first_epoch if deletion is None else deletion.writer_epoch + 1,
             waiting_slots=self._waiting_slots,
         )
 

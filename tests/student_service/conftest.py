@@ -14,7 +14,7 @@ from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.limits import RequestLimits
-from distill.models.loading import load_model
+from distill.models.loading import LoadedModel, load_model
 from distill.rpc.server import RunningServer, Service
 from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
 from student_service.checkpoints import CheckpointStore
@@ -29,6 +29,7 @@ class StudentInProcess:
     """The parts of a student that tests reach into."""
 
     address: str
+    model: LoadedModel
     queue: DeviceQueue
     trainer: Trainer
     runs: RunRegistry
@@ -66,6 +67,7 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         queue=queue,
         store=CheckpointStore(runs_dir),
         max_waiting_requests=8,
+        first_epoch=1,
     )
     servicer = StudentServicer(
         model=model,
@@ -86,7 +88,12 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         )
     )
     yield StudentInProcess(
-        address=server.address, queue=queue, trainer=trainer, runs=runs, runs_dir=runs_dir
+        address=server.address,
+        model=model,
+        queue=queue,
+        trainer=trainer,
+        runs=runs,
+        runs_dir=runs_dir,
     )
     server.stop(0)
     teachers.close()
