@@ -58,7 +58,7 @@ def test_the_writer_of_a_run_that_a_restart_forgot_is_fenced_from_a_new_one_of_i
             later = student.create_run("run", lora=LoraSettings(rank=1))
             later.save_checkpoint("second")
             before = later.state()
-            with pytest.raises(ServiceError, match="ABORTED.*another writer"):
+            with pytest.raises(ServiceError, match=r"ABORTED.*another writer"):
                 earlier.save_checkpoint("third")
             assert later.state() == before
             later.save_checkpoint("third")
