@@ -109,6 +109,7 @@ class RunRegistry:
         return Sequencer(
             epoch=self._first_epoch if deletion is None else deletion.writer_epoch + 1,
             waiting_slots=self._waiting_slots,
+            measure=lambda answer: answer.ByteSize(),
         )
 
     def get(self, run_id: str, field: str = "run_id") -> Run:
