@@ -47,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="recompute activations in the backward pass: less memory, more time (default: keep)",
     )
+    parser.add_argument(
+        "--max-runs",
+        type=int,
+        default=64,
+        metavar="COUNT",
+        help="runs at a time; each holds its trained parameters three times in float32, and their "
+        "gradient (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     options = parse_server_options(parser, arguments)
     try:
@@ -57,10 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(
             f"argument --micro-batch-tokens: must be at least 1, got {arguments.micro_batch_tokens}"
         )
+    if arguments.max_runs < 1:
+        parser.error(f"argument --max-runs: must be at least 1, got {arguments.max_runs}")
     load = partial(
         load_service,
         teachers=teachers,
         runs_dir=arguments.runs_dir,
+        max_runs=arguments.max_runs,
         micro_batch_tokens=arguments.micro_batch_tokens,
         remat=arguments.remat,
     )
@@ -84,6 +95,7 @@ def load_service(
     *,
     teachers: dict[str, str],
     runs_dir: Path,
+    max_runs: int,
     micro_batch_tokens: int,
     remat: bool,
 ) -> Service:
@@ -133,6 +145,7 @@ def load_service(
         # The other half is for requests that can go on, among them those that these wait for.
         max_waiting_requests=options.max_concurrent_requests // 2,
         first_epoch=epoch,
+        max_runs=max_runs,
     )
     servicer = StudentServicer(
         model=model,

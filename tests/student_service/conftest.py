@@ -68,6 +68,7 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         store=CheckpointStore(runs_dir),
         max_waiting_requests=8,
         first_epoch=1,
+        max_runs=64,
     )
     servicer = StudentServicer(
         model=model,

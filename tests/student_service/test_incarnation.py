@@ -38,7 +38,12 @@ def start(in_process, tmp_path, monkeypatch):
             grace_seconds=1,
         )
         service = load_service(
-            options, teachers={}, runs_dir=tmp_path / "runs", micro_batch_tokens=64, remat=False
+            options,
+            teachers={},
+            runs_dir=tmp_path / "runs",
+            max_runs=1,
+            micro_batch_tokens=64,
+            remat=False,
         )
         server = RunningServer(host="127.0.0.1", port=port)
         server.start(service)
