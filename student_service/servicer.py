@@ -214,7 +214,11 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             request.sampling, field="sampling", limits=self._limits, vocab_size=self._vocab_size
         )
         weights = self._weights(request.run_id, request.weights, context)
-        samples = self._queue.stream(self._sampler.sample(job, weights))
+        # All of them may wait, and the task is not parked for it: a client that reads slowly must
+        # not hold the cache that other jobs wait for, and samples are small.
+        samples = self._queue.stream(
+            self._sampler.sample(job, weights), window=job.sample_count + 1
+        )
         for sample in stream_results(samples, context):
             yield pb.StudentServiceSampleResponse(sequence=encode_sample(sample))
 
