@@ -102,8 +102,9 @@ class Run:
             optimizer_state=trainer.initial_optimizer_state(trainable),
             weights_version=f"{run_id}:0",
         )
+        self._current_weights: ModelWeights | None = None
         self._saved_weights: OrderedDict[str, ModelWeights] = OrderedDict()
-        self._saved_weights_lock = threading.Lock()
+        self._weights_lock = threading.Lock()
 
     @property
     def state(self) -> RunState:
@@ -119,15 +120,18 @@ class Run:
             self._trainer.forward_backward(state.trainable, self.lora, batch),
             lambda pieces: self._finish(pieces, remaining),
         )
-        self._state = replace(
-            state,
-            gradient_sum=self._queue.run(
-                lambda: self._trainer.accumulate(state.gradient_sum, outcome.gradients),
-                timeout_seconds=remaining(),
-            ),
-            accumulated_batches=state.accumulated_batches + 1,
-            accumulated_rows=state.accumulated_rows + outcome.batch.row_count,
-            accumulated_examples=state.accumulated_examples + len(batch.examples),
+        gradient_sum = self._queue.run(
+            lambda: self._trainer.accumulate(state.gradient_sum, outcome.gradients),
+            timeout_seconds=remaining(),
+        )
+        self._swap(
+            replace(
+                state,
+                gradient_sum=gradient_sum,
+                accumulated_batches=state.accumulated_batches + 1,
+                accumulated_rows=state.accumulated_rows + outcome.batch.row_count,
+                accumulated_examples=state.accumulated_examples + len(batch.examples),
+            )
         )
         return outcome.batch, timing
 
@@ -184,18 +188,19 @@ class Run:
             ),
             timeout_seconds=remaining(),
         )
-        self._state = RunState(
+        stepped = RunState(
             trainable=outcome.trainable,
             optimizer_state=outcome.optimizer_state,
             step=state.step + 1,
             weights_version=f"{self.run_id}:{sequence_number}",
         )
+        self._swap(stepped)
         return StepReport(
-            step=self._state.step,
+            step=stepped.step,
             gradient_norm=float(outcome.gradient_norm),
             update_norm=float(outcome.update_norm),
             normalizer=normalizer,
-            weights_version=self._state.weights_version,
+            weights_version=stepped.weights_version,
         )
 
     def save_checkpoint(
@@ -218,9 +223,8 @@ class Run:
 
     def load_checkpoint(self, name: str, remaining: Remaining) -> None:
         """Replace the state by a saved one; the sequence goes on. Call through the sequencer."""
-        self._state = self._restore(
-            name, lambda piece: self._queue.run(piece, timeout_seconds=remaining())
-        )[0]
+        run_piece = partial(self._queue.run, timeout_seconds=remaining())
+        self._swap(self._restore(name, run_piece)[0])
 
     def list_checkpoints(self) -> list[CheckpointInfo]:
         """Oldest first."""
@@ -231,22 +235,49 @@ class Run:
         self._store.delete_all(self.run_id)
 
     def current_weights(self, caller: Caller) -> ModelWeights:
-        """What to score and sample under now."""
-        return self._weights(self._state.trainable, caller)
+        """What to score and sample under now: the same arrays until they change.
+
+        Requests under the same arrays share calls of the model, and hold one copy of them.
+        """
+        with self._weights_lock:
+            if self._current_weights is not None:
+                return self._current_weights
+        return caller.run(self._queue, self._make_current_weights)
+
+    def _make_current_weights(self) -> ModelWeights:
+        # A piece on the device, of which there is one at a time: all who came for the same weights
+        # get those that the first of them makes.
+        with self._weights_lock:
+            trainable, kept = self._state.trainable, self._current_weights
+        if kept is not None:
+            return kept
+        weights = self._trainer.weights(trainable, self.lora)
+        with self._weights_lock:
+            if self._state.trainable is trainable:
+                self._current_weights = weights
+        return weights
+
+    def _swap(self, state: RunState) -> None:
+        """Make a new state the present one."""
+        with self._weights_lock:
+            if state.trainable is not self._state.trainable:
+                self._current_weights = None
+            self._state = state
 
     def checkpoint_weights(self, name: str, caller: Caller) -> ModelWeights:
         """What to score and sample under for a checkpoint."""
         # The file's name, for a checkpoint may be overwritten under its own.
         key = self._store.manifest(self.run_id, name)["state_file"]
-        with self._saved_weights_lock:
+        with self._weights_lock:
             if key in self._saved_weights:
                 self._saved_weights.move_to_end(key)
                 return self._saved_weights[key]
         # Perhaps overwritten since.
         state, manifest = self._restore(name, partial(caller.run, self._queue))
-        weights = self._weights(state.trainable, caller)
-        with self._saved_weights_lock:
-            self._saved_weights[manifest["state_file"]] = weights
+        weights = caller.run(self._queue, lambda: self._trainer.weights(state.trainable, self.lora))
+        with self._weights_lock:
+            # Of those who restored it side by side the first decides which arrays all use.
+            weights = self._saved_weights.setdefault(manifest["state_file"], weights)
             while len(self._saved_weights) > KEPT_CHECKPOINT_WEIGHTS:
                 self._saved_weights.popitem(last=False)
         return weights
@@ -254,9 +285,6 @@ class Run:
     def checkpoint_trainable(self, name: str, caller: Caller) -> Trainable:
         """The trained parameters of a checkpoint."""
         return self._restore(name, partial(caller.run, self._queue))[0].trainable
-
-    def _weights(self, trainable: Trainable, caller: Caller) -> ModelWeights:
-        return caller.run(self._queue, lambda: self._trainer.weights(trainable, self.lora))
 
     def _restore(
         self, name: str, run_piece: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
