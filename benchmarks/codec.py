@@ -224,7 +224,7 @@ class _Loopback:
                 full_name=service_name,
                 description="one chunk, over and over",
                 register=lambda server: server.add_generic_rpc_handlers((handler,)),
-                close=lambda: None,
+                close=lambda _grace_seconds: None,
             )
         )
         self._client = TeacherClient(self._server.address)

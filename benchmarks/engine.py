@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.workloads import ScoringLoad, TrainingLoad
 from distill.engine.sampler import Sampler
-from distill.engine.samples import SampleJob
+from distill.engine.samples import Sample, SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.weights import ModelWeights
@@ -101,8 +101,8 @@ class OwnSampler:
     def sample(self, prompts: tuple[Int32Array, ...], new_tokens: int) -> int:
         """All prompts as one request; returns the tokens generated."""
         job = SampleJob(prompts=prompts, max_tokens=new_tokens, ignore_end_tokens=True)
-        samples = self._sampler.sample(job, self._weights)
-        return sum(len(sample.token_ids) for sample in samples if sample is not None)
+        pieces = self._sampler.sample(job, self._weights)
+        return sum(len(piece.token_ids) for piece in pieces if isinstance(piece, Sample))
 
 
 def waited_for(tree: Any) -> Any:

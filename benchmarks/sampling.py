@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from distill.engine.sampler import Sampler
-from distill.engine.samples import SampleJob
+from distill.engine.samples import Sample, SampleJob
 from distill.engine.weights import ModelWeights
 from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter, scale_adapter
 from distill.models.functional import Adapter
@@ -66,7 +66,7 @@ def measure_sampling(
         prompts = generator.integers(0, model.config.vocab_size, shape, dtype=np.int32)
         job = SampleJob(prompts=list(prompts), max_tokens=token_count, ignore_end_tokens=True)
         started = time.perf_counter()
-        samples = [sample for sample in sampler.sample(job, weights) if sample is not None]
+        samples = [piece for piece in sampler.sample(job, weights) if isinstance(piece, Sample)]
         taken = time.perf_counter() - started
         assert sum(len(sample.token_ids) for sample in samples) == batch_size * token_count
         return taken

@@ -10,7 +10,8 @@ from distill.v1 import training_pb2
 Answer = TypeVar("Answer")
 
 # Raised by the service before anything changed; the number is free for the next mutation.
-# Everything else (the deadline passed, the connection broke) leaves it open.
+# Everything else (the deadline passed, the connection broke) leaves it open. So does OUT_OF_RANGE:
+# the number was applied before, which happens to a repeated request whose answer is kept no longer.
 _REFUSALS = frozenset(
     {
         "INVALID_ARGUMENT",
@@ -18,7 +19,6 @@ _REFUSALS = frozenset(
         "NOT_FOUND",
         "ALREADY_EXISTS",
         "ABORTED",
-        "OUT_OF_RANGE",
         "UNAUTHENTICATED",
         "PERMISSION_DENIED",
         "UNIMPLEMENTED",

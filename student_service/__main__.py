@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
-from distill.rpc.server import Service, serve
+from distill.rpc.server import Service, StartError, serve
 
 PROGRAM = "distill-student"
 
@@ -47,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="recompute activations in the backward pass: less memory, more time (default: keep)",
     )
+    parser.add_argument(
+        "--max-runs",
+        type=int,
+        default=64,
+        metavar="COUNT",
+        help="runs at a time; each holds its trained parameters three times in float32, and their "
+        "gradient (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     options = parse_server_options(parser, arguments)
     try:
@@ -57,10 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(
             f"argument --micro-batch-tokens: must be at least 1, got {arguments.micro_batch_tokens}"
         )
+    if arguments.max_runs < 1:
+        parser.error(f"argument --max-runs: must be at least 1, got {arguments.max_runs}")
     load = partial(
         load_service,
         teachers=teachers,
         runs_dir=arguments.runs_dir,
+        max_runs=arguments.max_runs,
         micro_batch_tokens=arguments.micro_batch_tokens,
         remat=arguments.remat,
     )
@@ -84,6 +95,7 @@ def load_service(
     *,
     teachers: dict[str, str],
     runs_dir: Path,
+    max_runs: int,
     micro_batch_tokens: int,
     remat: bool,
 ) -> Service:
@@ -91,6 +103,7 @@ def load_service(
 
     Raises:
         ModelError: the model cannot be loaded.
+        StartError: the directory of runs cannot be written to.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
     from distill.engine.allocator import keep_freed_memory
@@ -104,11 +117,16 @@ def load_service(
     from distill.v1.student_service_pb2 import DESCRIPTOR
     from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
     from student_service.checkpoints import CheckpointStore
+    from student_service.incarnation import first_epoch
     from student_service.registry import RunRegistry
     from student_service.servicer import StudentServicer
     from student_service.teacher_pool import TeacherPool
     from student_service.trainer import Trainer
 
+    try:
+        epoch = first_epoch(runs_dir)
+    except (OSError, ValueError) as error:
+        raise StartError(f"cannot use --runs-dir {runs_dir}: {error}") from error
     keep_freed_memory()
     enable_compilation_cache(options.cache_dir)
     model = load_model(
@@ -131,6 +149,8 @@ def load_service(
         store=CheckpointStore(runs_dir),
         # The other half is for requests that can go on, among them those that these wait for.
         max_waiting_requests=options.max_concurrent_requests // 2,
+        first_epoch=epoch,
+        max_runs=max_runs,
     )
     servicer = StudentServicer(
         model=model,
@@ -147,8 +167,8 @@ def load_service(
         teachers=pool,
     )
 
-    def close() -> None:
-        queue.close()
+    def close(grace_seconds: float) -> None:
+        queue.close(grace_seconds=grace_seconds)
         pool.close()
 
     return Service(

@@ -6,24 +6,30 @@ one or the new one, also when it is overwritten.
 """
 
 import hashlib
-import json
+import logging
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+from distill.errors import (
+    AlreadyExistsError,
+    CorruptDataError,
+    InvalidFieldError,
+    NotFoundError,
+)
+from student_service.manifests import decode_manifest, encode_manifest
 from student_service.validation import parse_name
 
-FORMAT_VERSION = 1
-"""Raised when the files change in a way that older code would misread."""
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +87,8 @@ class CheckpointStore:
         directory = self._directory(run_id)
         directory.mkdir(parents=True, exist_ok=True)
         manifest_path = self._manifest_path(run_id, info["name"])
-        previous = json.loads(manifest_path.read_text()) if manifest_path.exists() else None
-        if previous is not None and not overwrite:
+        # Whatever it says: a damaged one can be replaced too.
+        if manifest_path.exists() and not overwrite:
             raise AlreadyExistsError(
                 f"name: the run has a checkpoint {info['name']!r} already; set overwrite to "
                 "replace it"
@@ -94,13 +100,12 @@ class CheckpointStore:
             _sync(state_path)
             manifest = {
                 **info,
-                "format_version": FORMAT_VERSION,
                 "created_unix_seconds": time.time(),
                 "size_bytes": state_path.stat().st_size,
                 "state_file": state_path.name,
                 "state_sha256": _digest(state_path),
             }
-            aside.write_text(json.dumps(manifest, indent=2))
+            aside.write_text(encode_manifest(manifest))
             _sync(aside)
         except BaseException:
             # No manifest names it, so nobody would ever remove it: and a full disk is one reason.
@@ -109,16 +114,24 @@ class CheckpointStore:
             raise
         aside.replace(manifest_path)
         _sync(directory)
-        if previous is not None:
-            (directory / previous["state_file"]).unlink(missing_ok=True)
+        self._remove_states(directory, info["name"], kept=state_path)
         return _info(manifest)
+
+    @staticmethod
+    def _remove_states(directory: Path, name: str, *, kept: Path) -> None:
+        """Remove what no manifest names any more: the states of overwritten checkpoints."""
+        state_name = re.compile(rf"{re.escape(name)}-[0-9a-f]{{32}}\.safetensors")
+        for path in directory.iterdir():
+            if path != kept and state_name.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def load(self, run_id: str, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
         """The manifest and the arrays of a checkpoint.
 
         Raises:
             NotFoundError: the run has no such checkpoint.
-            CorruptDataError: its state file is missing or does not match its digest.
+            CorruptDataError: its state file is missing or does not match its digest, or the
+                manifest does not match its own.
         """
         manifest = self.manifest(run_id, name)
         while (arrays := self._arrays(run_id, manifest)) is None:
@@ -148,20 +161,22 @@ class CheckpointStore:
         if not path.is_file() or path.is_symlink():
             raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}")
         try:
-            manifest: Mapping[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise CorruptDataError(f"the manifest of checkpoint {name!r} is no JSON") from error
-        if manifest.get("format_version") != FORMAT_VERSION:
-            raise CorruptDataError(
-                f"checkpoint {name!r} has format {manifest.get('format_version')}, "
-                f"this service reads {FORMAT_VERSION}"
-            )
-        return manifest
+            encoded = path.read_bytes()
+        except FileNotFoundError:  # the run's checkpoints are being deleted
+            raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}") from None
+        return decode_manifest(encoded, name)
 
     def list(self, run_id: str) -> list[CheckpointInfo]:
-        """The checkpoints of a run, oldest first."""
-        paths = self._directory(run_id).glob("*.json")
-        found = [_info(self.manifest(run_id, path.stem)) for path in paths]
+        """The checkpoints of a run, oldest first; without those whose manifest is damaged."""
+        found = []
+        for path in self._directory(run_id).glob("*.json"):
+            try:
+                found.append(_info(self.manifest(run_id, path.stem)))
+            except CorruptDataError as error:
+                # Loading it says so too. The others must not be lost with it.
+                _LOGGER.warning("run %s: %s", run_id, error)
+            except (InvalidFieldError, NotFoundError):
+                continue  # nothing that a save made, or removed meanwhile
         return sorted(found, key=lambda info: info.created_unix_seconds)
 
     def delete_all(self, run_id: str) -> None:
@@ -177,11 +192,6 @@ class CheckpointStore:
 
 def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:
     return CheckpointInfo(**{name: manifest[name] for name in CheckpointInfo.__dataclass_fields__})
-
-
-def info_fields(info: CheckpointInfo) -> dict[str, Any]:
-    """The fields of a checkpoint's description by name."""
-    return asdict(info)
 
 
 def _digest(path: Path) -> str:

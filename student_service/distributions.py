@@ -8,6 +8,7 @@ import numpy as np
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import ObjectiveSpec
+from distill.rpc.checks import check_distinct
 from distill.tensors import BoolArray, FloatArray, Int32Array, decode_floats, decode_int32
 from distill.v1 import scoring_pb2
 from student_service.batch import ExampleTargets, TrainingExample
@@ -132,9 +133,7 @@ def _parse_chunk(
     used = np.ones(token_ids.shape, bool) if weights is None else weights > 0
     # An unused slot gets a number of its own, for it may hold a token that another slot names.
     numbers = np.where(used, token_ids, vocab_size + np.arange(support_size))
-    ordered = np.sort(numbers, axis=-1)
-    if (ordered[:, 1:] == ordered[:, :-1]).any():
-        raise InvalidFieldError(f"{field}.token_ids", "a row must not name a token twice")
+    check_distinct(f"{field}.token_ids", numbers)
     log_probs = decode_floats(chunk.log_probs, f"{field}.log_probs", (2,))
     if log_probs.shape != token_ids.shape:
         raise InvalidFieldError(
@@ -154,6 +153,13 @@ def _parse_chunk(
         raise InvalidFieldError(
             f"{field}.tail_log_probs", f"must be at most {MAX_LOG_PROB}, got {float(tails[bad][0])}"
         )
+    bad = ~np.isneginf(tails)
+    if weights is None and support_size == vocab_size and bad.any():
+        raise InvalidFieldError(
+            f"{field}.tail_log_probs",
+            f"must be -inf with K = {vocab_size}, the vocabulary: nothing lies outside the "
+            f"support, got {float(tails[bad][0])}",
+        )
     if objective.needs_teacher_tail and support_size < vocab_size and np.isneginf(tails).any():
         raise InvalidFieldError(
             f"{field}.tail_log_probs",
@@ -169,8 +175,11 @@ def _parse_chunk(
             f"must add up to 1 within {MASS_TOLERANCE}, got {float(mass[bad][0]):.6g}",
         )
     entropies = _one_per_row(chunk.entropies, f"{field}.entropies", row_count)
-    if not np.isfinite(entropies).all():
-        raise InvalidFieldError(f"{field}.entropies", "must be finite")
+    bad = ~np.isfinite(entropies)
+    if bad.any():
+        raise InvalidFieldError(
+            f"{field}.entropies", f"must be finite, got {float(entropies[bad][0])}"
+        )
     return PromptDistributions(
         first_row=chunk.position_offset,
         token_ids=token_ids,

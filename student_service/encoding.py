@@ -1,13 +1,19 @@
 """Results into messages."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from distill.errors import LimitExceededError
 from distill.limits import MAX_MESSAGE_BYTES
 from distill.models.adapters import LoraSpec
 from distill.tensors import encode_floats
-from distill.v1 import training_pb2
+from distill.v1 import student_service_pb2, training_pb2
 from student_service.batch import BatchMetrics, BatchOutcome, TrainingBatch
 from student_service.checkpoints import CheckpointInfo
 from student_service.runs import BatchTiming, Run
+
+EXPORT_PIECE_BYTES = 1 << 20
+"""Size of a piece of an exported file."""
 
 _BYTES_PER_VALUE = 4
 
@@ -123,3 +129,21 @@ def encode_checkpoint(info: CheckpointInfo) -> training_pb2.Checkpoint:
         created_unix_seconds=info.created_unix_seconds,
         weights_version=info.weights_version,
     )
+
+
+def encode_file(path: Path) -> Iterator[student_service_pb2.ExportWeightsResponse]:
+    """An exported file, in pieces and in order."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        offset = 0
+        while True:
+            piece = file.read(EXPORT_PIECE_BYTES)
+            # An empty file still has one piece: the client learns that it exists.
+            if not piece and offset:
+                return
+            yield student_service_pb2.ExportWeightsResponse(
+                file_name=path.name, byte_offset=offset, data=piece, file_bytes=size
+            )
+            offset += len(piece)
+            if offset >= size:
+                return

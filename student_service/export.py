@@ -1,11 +1,11 @@
 """Trained weights as files that Transformers and PEFT load."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from distill.engine.device_queue import DeviceQueue
 from distill.models.adapters import LoraSpec
 from distill.models.export import write_hf_directory, write_peft_adapter
 from distill.models.loading import LoadedModel
@@ -17,15 +17,18 @@ def export_files(
     lora: LoraSpec | None,
     trainable: Trainable,
     directory: Path,
-    queue: DeviceQueue,
-    timeout_seconds: float | None,
+    run_piece: Callable[[Callable[[], Trainable]], Trainable],
 ) -> None:
     """Write a PEFT adapter, or the whole model for a run that trains all weights.
 
-    Raises:
-        DeadlineError: the device was not free within `timeout_seconds`.
+    Args:
+        model: the base of the run.
+        lora: the run's adapter; None: it trains all weights.
+        trainable: what it has trained.
+        directory: where the files go.
+        run_piece: runs a piece on the device. Whatever it raises is raised here.
     """
-    arrays = queue.run(lambda: jax.tree.map(np.asarray, trainable), timeout_seconds=timeout_seconds)
+    arrays = run_piece(lambda: jax.tree.map(np.asarray, trainable))
     if lora is not None:
         write_peft_adapter(arrays, lora, model.config, model.name, directory)
     else:

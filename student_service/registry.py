@@ -1,15 +1,19 @@
 """All runs of the service, by name."""
 
 import threading
+from collections import OrderedDict
 
 from distill.engine.device_queue import DeviceQueue
-from distill.errors import AlreadyExistsError, DeadlineError, NotFoundError
+from distill.errors import AlreadyExistsError, DeadlineError, LimitExceededError, NotFoundError
 from distill.models.adapters import LoraSpec
 from distill.models.loading import LoadedModel
 from student_service.checkpoints import CheckpointStore
 from student_service.runs import Remaining, Run
 from student_service.sequencer import Sequencer, Ticket
 from student_service.trainer import Trainer
+
+KEPT_DELETIONS = 1024
+"""Deletions that can be repeated. Their runs' writers stay fenced after that too."""
 
 
 def _described(lora: LoraSpec | None) -> str:
@@ -32,6 +36,9 @@ class RunRegistry:
         queue: DeviceQueue,
         store: CheckpointStore,
         max_waiting_requests: int,
+        first_epoch: int,
+        max_runs: int,
+        kept_deletions: int = KEPT_DELETIONS,
     ) -> None:
         """Args:
         model: the base of all runs.
@@ -40,6 +47,9 @@ class RunRegistry:
         store: their checkpoints.
         max_waiting_requests: most mutations that wait for their turn, over all runs; fewer than
             the service has request slots.
+        first_epoch: of a new run's first writer; above all that earlier processes have given.
+        max_runs: most runs at a time; each holds its parameters three times, and its gradient.
+        kept_deletions: names of deleted runs whose deletion can be repeated.
         """
         self._model = model
         self._trainer = trainer
@@ -49,13 +59,17 @@ class RunRegistry:
         self._lock = threading.Lock()
         self._creating = threading.Lock()
         self._runs: dict[str, Run] = {}
-        self._deletions: dict[str, Ticket] = {}
+        self._deletions: OrderedDict[str, Ticket] = OrderedDict()
+        self._kept_deletions = kept_deletions
+        self._first_epoch = first_epoch
+        self._max_runs = max_runs
 
     def create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
         """The run of that name, and whether it was made just now.
 
         Raises:
             AlreadyExistsError: it exists with another configuration.
+            LimitExceededError: it would be one too many.
             DeadlineError: the device was not free in time.
         """
         run = self._find(run_id)
@@ -84,6 +98,11 @@ class RunRegistry:
             run = self._find(run_id)
             if run is not None:
                 return run, False
+            with self._lock:
+                if len(self._runs) >= self._max_runs:
+                    raise LimitExceededError(
+                        "runs of the service", self._max_runs, len(self._runs) + 1
+                    )
             run = Run(
                 run_id,
                 lora,
@@ -102,10 +121,13 @@ class RunRegistry:
 
     def _new_sequencer(self, run_id: str) -> Sequencer:
         # The writer of a deleted run must not be taken for that of a new one of its name.
-        deletion = self.deleted_by(run_id)
+        with self._lock:
+            deletion = self._deletions.get(run_id)
+            epoch = self._first_epoch if deletion is None else deletion.writer_epoch + 1
         return Sequencer(
-            epoch=1 if deletion is None else deletion.writer_epoch + 1,
+            epoch=epoch,
             waiting_slots=self._waiting_slots,
+            measure=lambda answer: answer.ByteSize(),
         )
 
     def get(self, run_id: str, field: str = "run_id") -> Run:
@@ -129,10 +151,15 @@ class RunRegistry:
         """
         with self._lock:
             self._runs.pop(run.run_id, None)
+            self._deletions.pop(run.run_id, None)
             self._deletions[run.run_id] = ticket
+            while len(self._deletions) > self._kept_deletions:
+                forgotten = self._deletions.popitem(last=False)[1]
+                # Its name is forgotten, so every new run starts above its epoch.
+                self._first_epoch = max(self._first_epoch, forgotten.writer_epoch + 1)
         run.sequencer.close()
 
     def deleted_by(self, run_id: str) -> Ticket | None:
-        """The mutation that deleted the last run of that name; None where none was."""
+        """The mutation that deleted the last run of that name; None where none was, or long ago."""
         with self._lock:
             return self._deletions.get(run_id)

@@ -7,9 +7,10 @@ it has succeeded is it swapped in. The sequencer makes sure that one operation r
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from distill.engine.device_queue import DeviceQueue
@@ -17,6 +18,7 @@ from distill.engine.weights import ModelWeights
 from distill.errors import UnavailableError, WrongStateError
 from distill.models.adapters import LoraSpec
 from student_service.batch import BatchOutcome, TrainingBatch
+from student_service.caller import Caller
 from student_service.checkpoints import CheckpointInfo, CheckpointStore
 from student_service.optimizer import AdamWSettings, Trainable
 from student_service.run_state import (
@@ -100,8 +102,9 @@ class Run:
             optimizer_state=trainer.initial_optimizer_state(trainable),
             weights_version=f"{run_id}:0",
         )
+        self._current_weights: ModelWeights | None = None
         self._saved_weights: OrderedDict[str, ModelWeights] = OrderedDict()
-        self._saved_weights_lock = threading.Lock()
+        self._weights_lock = threading.Lock()
 
     @property
     def state(self) -> RunState:
@@ -113,36 +116,38 @@ class Run:
     ) -> tuple[BatchOutcome, BatchTiming]:
         """Add the gradient of a batch to the sum. Call through the sequencer."""
         state = self._state
-        outcome, timing = self._finish_stream(
-            lambda: self._trainer.forward_backward(state.trainable, self.lora, batch),
-            remaining,
+        outcome, timing = _timed(
+            self._trainer.forward_backward(state.trainable, self.lora, batch),
+            lambda pieces: self._finish(pieces, remaining),
         )
-        self._state = replace(
-            state,
-            gradient_sum=self._queue.run(
-                lambda: self._trainer.accumulate(state.gradient_sum, outcome.gradients),
-                timeout_seconds=remaining(),
-            ),
-            accumulated_batches=state.accumulated_batches + 1,
-            accumulated_rows=state.accumulated_rows + outcome.batch.row_count,
-            accumulated_examples=state.accumulated_examples + len(batch.examples),
+        gradient_sum = self._queue.run(
+            lambda: self._trainer.accumulate(state.gradient_sum, outcome.gradients),
+            timeout_seconds=remaining(),
+        )
+        self._swap(
+            replace(
+                state,
+                gradient_sum=gradient_sum,
+                accumulated_batches=state.accumulated_batches + 1,
+                accumulated_rows=state.accumulated_rows + outcome.batch.row_count,
+                accumulated_examples=state.accumulated_examples + len(batch.examples),
+            )
         )
         return outcome.batch, timing
 
     def forward(
-        self, batch: TrainingBatch, checkpoint: str | None, base: bool, remaining: Remaining
+        self, batch: TrainingBatch, checkpoint: str | None, base: bool, caller: Caller
     ) -> tuple[BatchOutcome, BatchTiming]:
         """Evaluate a batch under the current, a saved, or the base weights; nothing changes."""
         trainable = self._state.trainable
         if base:
             # A fresh adapter changes nothing, and fresh full weights are the base's.
-            trainable = self._queue.run(
-                lambda: self._trainer.initial_trainable(self.lora), timeout_seconds=remaining()
-            )
+            trainable = caller.run(self._queue, lambda: self._trainer.initial_trainable(self.lora))
         elif checkpoint is not None:
-            trainable = self._restore(checkpoint, remaining)[0].trainable
-        return self._finish_stream(
-            lambda: self._trainer.forward(trainable, self.lora, batch), remaining
+            trainable = self.checkpoint_trainable(checkpoint, caller)
+        return _timed(
+            self._trainer.forward(trainable, self.lora, batch),
+            lambda pieces: caller.finish(self._queue, pieces),
         )
 
     def optim_step(
@@ -183,18 +188,19 @@ class Run:
             ),
             timeout_seconds=remaining(),
         )
-        self._state = RunState(
+        stepped = RunState(
             trainable=outcome.trainable,
             optimizer_state=outcome.optimizer_state,
             step=state.step + 1,
             weights_version=f"{self.run_id}:{sequence_number}",
         )
+        self._swap(stepped)
         return StepReport(
-            step=self._state.step,
+            step=stepped.step,
             gradient_norm=float(outcome.gradient_norm),
             update_norm=float(outcome.update_norm),
             normalizer=normalizer,
-            weights_version=self._state.weights_version,
+            weights_version=stepped.weights_version,
         )
 
     def save_checkpoint(
@@ -217,7 +223,8 @@ class Run:
 
     def load_checkpoint(self, name: str, remaining: Remaining) -> None:
         """Replace the state by a saved one; the sequence goes on. Call through the sequencer."""
-        self._state = self._restore(name, remaining)[0]
+        run_piece = partial(self._queue.run, timeout_seconds=remaining())
+        self._swap(self._restore(name, run_piece)[0])
 
     def list_checkpoints(self) -> list[CheckpointInfo]:
         """Oldest first."""
@@ -227,36 +234,61 @@ class Run:
         """Remove all of them from the disk."""
         self._store.delete_all(self.run_id)
 
-    def current_weights(self, remaining: Remaining) -> ModelWeights:
-        """What to score and sample under now."""
-        return self._weights(self._state.trainable, remaining)
+    def current_weights(self, caller: Caller) -> ModelWeights:
+        """What to score and sample under now: the same arrays until they change.
 
-    def checkpoint_weights(self, name: str, remaining: Remaining) -> ModelWeights:
+        Requests under the same arrays share calls of the model, and hold one copy of them.
+        """
+        with self._weights_lock:
+            if self._current_weights is not None:
+                return self._current_weights
+        return caller.run(self._queue, self._make_current_weights)
+
+    def _make_current_weights(self) -> ModelWeights:
+        # A piece on the device, of which there is one at a time: all who came for the same weights
+        # get those that the first of them makes.
+        with self._weights_lock:
+            trainable, kept = self._state.trainable, self._current_weights
+        if kept is not None:
+            return kept
+        weights = self._trainer.weights(trainable, self.lora)
+        with self._weights_lock:
+            if self._state.trainable is trainable:
+                self._current_weights = weights
+        return weights
+
+    def _swap(self, state: RunState) -> None:
+        """Make a new state the present one."""
+        with self._weights_lock:
+            if state.trainable is not self._state.trainable:
+                self._current_weights = None
+            self._state = state
+
+    def checkpoint_weights(self, name: str, caller: Caller) -> ModelWeights:
         """What to score and sample under for a checkpoint."""
         # The file's name, for a checkpoint may be overwritten under its own.
         key = self._store.manifest(self.run_id, name)["state_file"]
-        with self._saved_weights_lock:
+        with self._weights_lock:
             if key in self._saved_weights:
                 self._saved_weights.move_to_end(key)
                 return self._saved_weights[key]
-        state, manifest = self._restore(name, remaining)  # perhaps overwritten since
-        weights = self._weights(state.trainable, remaining)
-        with self._saved_weights_lock:
-            self._saved_weights[manifest["state_file"]] = weights
+        # Perhaps overwritten since.
+        state, manifest = self._restore(name, partial(caller.run, self._queue))
+        weights = caller.run(self._queue, lambda: self._trainer.weights(state.trainable, self.lora))
+        with self._weights_lock:
+            # Of those who restored it side by side the first decides which arrays all use.
+            weights = self._saved_weights.setdefault(manifest["state_file"], weights)
             while len(self._saved_weights) > KEPT_CHECKPOINT_WEIGHTS:
                 self._saved_weights.popitem(last=False)
         return weights
 
-    def checkpoint_trainable(self, name: str, remaining: Remaining) -> Trainable:
+    def checkpoint_trainable(self, name: str, caller: Caller) -> Trainable:
         """The trained parameters of a checkpoint."""
-        return self._restore(name, remaining)[0].trainable
+        return self._restore(name, partial(caller.run, self._queue))[0].trainable
 
-    def _weights(self, trainable: Trainable, remaining: Remaining) -> ModelWeights:
-        return self._queue.run(
-            lambda: self._trainer.weights(trainable, self.lora), timeout_seconds=remaining()
-        )
-
-    def _restore(self, name: str, remaining: Remaining) -> tuple[RunState, Mapping[str, Any]]:
+    def _restore(
+        self, name: str, run_piece: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
+    ) -> tuple[RunState, Mapping[str, Any]]:
         manifest, arrays = self._store.load(self.run_id, name)
         mine = None if self.lora is None else asdict(self.lora)
         saved = manifest["lora"] and {
@@ -276,9 +308,7 @@ class Run:
         tree = state_tree(self._state)
         has_gradient = any(key.startswith("gradient_sum") for key in arrays)
         tree["gradient_sum"] = self._state.trainable if has_gradient else None
-        restored = self._queue.run(
-            lambda: from_named_arrays(tree, arrays), timeout_seconds=remaining()
-        )
+        restored = run_piece(lambda: from_named_arrays(tree, arrays))
         state = RunState(
             **restored,
             **{counter: manifest[counter] for counter in COUNTERS},
@@ -286,23 +316,28 @@ class Run:
         )
         return state, manifest
 
-    def _finish_stream(
-        self, make_pieces: Callable[[], Any], remaining: Remaining
-    ) -> tuple[Any, BatchTiming]:
-        """Run a trainer's pieces on the device and return the last one's result."""
-        queued = time.monotonic()
-        started: list[float] = []
-
-        def pieces() -> Any:
-            started.append(time.monotonic())
-            yield from make_pieces()
-
-        with self._queue.stream(pieces(), timeout_seconds=remaining()) as stream:
+    def _finish(self, pieces: Iterator[Any], remaining: Remaining) -> Any:
+        """Run the pieces of a mutation on the device; its caller may leave meanwhile."""
+        with self._queue.stream(pieces, timeout_seconds=remaining()) as stream:
             try:
-                result = next(stream)
+                return next(stream)
             except CancelledError:  # by the queue, at the end of a drain
                 raise UnavailableError("the service is shutting down") from None
-        finished = time.monotonic()
-        return result, BatchTiming(
-            queue_seconds=started[0] - queued, compute_seconds=finished - started[0]
-        )
+
+
+def _timed(
+    pieces: Iterator[Any], finish: Callable[[Iterator[Any]], Any]
+) -> tuple[Any, BatchTiming]:
+    """Finish a trainer's pieces; their result, and where the time went."""
+    queued = time.monotonic()
+    started: list[float] = []
+
+    def noting_the_start() -> Iterator[Any]:
+        started.append(time.monotonic())
+        yield from pieces
+
+    result = finish(noting_the_start())
+    finished = time.monotonic()
+    return result, BatchTiming(
+        queue_seconds=started[0] - queued, compute_seconds=finished - started[0]
+    )

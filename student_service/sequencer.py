@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distill.errors import (
     AlreadyAppliedError,
@@ -23,6 +23,10 @@ Answer = TypeVar("Answer")
 
 WINDOW = 64
 """Answers kept for repetition, and how far ahead of the last applied number a request may be."""
+
+ANSWER_BYTES = 16 << 20
+"""Bound on the kept answers of a run, the latest not counted. Enough for a whole window of answers
+without log-probs and row losses, which can make a single one as large as a message may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,13 @@ class Ticket:
     """Digest of the operation and its payload; tells a repetition from a conflict."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    digest: bytes
+    answer: object
+    byte_count: int
+
+
 class Sequencer:
     """Applies mutations exactly once and in order, whatever order they arrive in."""
 
@@ -49,6 +60,8 @@ class Sequencer:
         epoch: int = 1,
         window: int = WINDOW,
         waiting_slots: threading.Semaphore | None = None,
+        measure: Callable[[Any], int] = lambda _: 0,
+        answer_bytes: int = ANSWER_BYTES,
     ) -> None:
         """Args:
         last: the last applied sequence number.
@@ -56,6 +69,8 @@ class Sequencer:
         window: answers kept, and how far ahead a request may be.
         waiting_slots: bounds the requests that wait for their turn; the sequencers of a service
             share one. None: as many as the window allows.
+        measure: bytes of an answer.
+        answer_bytes: bound on the answers that are kept, the latest not counted.
         """
         self._changed = threading.Condition()
         self._window = window
@@ -64,7 +79,9 @@ class Sequencer:
         self._epoch = epoch
         self._in_flight: bytes | None = None
         self._closed = False
-        self._answers: OrderedDict[int, tuple[bytes, object]] = OrderedDict()
+        self._measure = measure
+        self._answer_bytes = answer_bytes
+        self._answers: OrderedDict[int, _Kept] = OrderedDict()
 
     @property
     def last(self) -> int:
@@ -229,19 +246,26 @@ class Sequencer:
                 f"mutation.sequence_number: {number} was already applied and its answer is no "
                 f"longer kept (the last applied is {self._last})"
             )
-        digest, answer = self._answers[number]
-        if digest != ticket.digest:
+        kept = self._answers[number]
+        if kept.digest != ticket.digest:
             raise SequenceConflictError(
                 f"mutation.sequence_number: {number} was already used for other content"
             )
-        return answer
+        return kept.answer
 
     def _finish(self, ticket: Ticket, answer: object | None) -> None:
         with self._changed:
             self._in_flight = None
             if answer is not None:
                 self._last = ticket.sequence_number
-                self._answers[ticket.sequence_number] = (ticket.digest, answer)
-                while len(self._answers) > self._window:
-                    self._answers.popitem(last=False)
+                self._forget_answers()
+                self._answers[ticket.sequence_number] = _Kept(
+                    digest=ticket.digest, answer=answer, byte_count=self._measure(answer)
+                )
             self._changed.notify_all()
+
+    def _forget_answers(self) -> None:
+        """Make room for one more: the oldest go first, by number and by size."""
+        total = sum(kept.byte_count for kept in self._answers.values())
+        while len(self._answers) >= self._window or total > self._answer_bytes:
+            total -= self._answers.popitem(last=False)[1].byte_count

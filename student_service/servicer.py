@@ -1,15 +1,11 @@
 """The student's gRPC methods: decode, call, encode."""
 
-import hashlib
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
-from google.protobuf.message import Message
 
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
@@ -18,7 +14,6 @@ from distill.engine.weights import ModelWeights
 from distill.errors import InvalidFieldError, NotFoundError
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
-from distill.ops.objectives import OBJECTIVES
 from distill.rpc.deadline import remaining_seconds
 from distill.rpc.model_info import describe_model
 from distill.rpc.sampling import encode_sample, parse_sampling
@@ -26,19 +21,19 @@ from distill.rpc.scoring import chunk_bytes, parse_scoring
 from distill.rpc.streaming import stream_results
 from distill.v1 import student_service_pb2 as pb
 from distill.v1 import student_service_pb2_grpc, training_pb2
-from student_service.batch import TrainingBatch
-from student_service.batch_stream import BatchReader, ReceivedBatch
-from student_service.distributions import assemble_prompts, attach_targets
+from student_service.batch_stream import BatchReader
+from student_service.caller import Caller
 from student_service.encoding import (
-    check_result_size,
     encode_batch_result,
     encode_checkpoint,
+    encode_file,
     encode_run,
 )
 from student_service.export import export_files
+from student_service.mutations import apply_once, make_ticket, mutate, replayed, request_ticket
 from student_service.registry import RunRegistry
 from student_service.runs import Run
-from student_service.sequencer import Ticket
+from student_service.targets import with_targets
 from student_service.teacher_pool import TeacherPool
 from student_service.validation import (
     MutationHeader,
@@ -48,11 +43,6 @@ from student_service.validation import (
     parse_normalization,
     parse_run_config,
 )
-
-Answer = TypeVar("Answer", bound=Message)
-
-EXPORT_PIECE_BYTES = 1 << 20
-"""Size of a piece of an exported file."""
 
 
 class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
@@ -119,15 +109,15 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         def delete(run: Run, header: MutationHeader) -> pb.DeleteRunResponse:
             if request.delete_checkpoints:
                 run.delete_checkpoints()
-            self._runs.remove(run, _request_ticket(header, request))
+            self._runs.remove(run, request_ticket(header, request))
             return pb.DeleteRunResponse()
 
         try:
-            return self._mutate(request, context, delete)
+            return mutate(self._runs, request, context, delete)
         except NotFoundError:
             # The run took its kept answers with it, except for this one.
             header = parse_mutation(request.mutation)
-            if self._runs.deleted_by(header.run_id) != _request_ticket(header, request):
+            if self._runs.deleted_by(header.run_id) != request_ticket(header, request):
                 raise
             return pb.DeleteRunResponse(replayed=True)
 
@@ -140,12 +130,14 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         mutation = parse_mutation(header.mutation, "header.mutation")
         run = self._runs.get(mutation.run_id, "header.mutation.run_id")
         received = reader.batch(header.batch, self._teachers)
-        ticket = _ticket(mutation, "ForwardBackward", received.digest)
+        ticket = make_ticket(mutation, "ForwardBackward", received.digest)
         repeated = run.sequencer.repeated(ticket)
         if isinstance(repeated, pb.ForwardBackwardResponse):
-            return _replayed(repeated)
+            return replayed(repeated)
         # The targets come before the turn: pulling overlaps with the batch before.
-        batch, pulled_bytes, target_seconds = self._with_targets(received, context)
+        batch, pulled_bytes, target_seconds = with_targets(
+            received, context, self._teachers, self._limits, self._vocab_size
+        )
 
         def apply() -> pb.ForwardBackwardResponse:
             outcome, timing = run.forward_backward(batch, partial(remaining_seconds, context))
@@ -158,7 +150,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             )
             return pb.ForwardBackwardResponse(result=result)
 
-        return _apply(run, ticket, apply, context)
+        return apply_once(run, ticket, apply, context)
 
     def Forward(
         self, request_iterator: Iterator[pb.ForwardRequest], context: grpc.ServicerContext
@@ -169,12 +161,14 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         run = self._run(header.run_id, "header.run_id")
         checkpoint = _parse_checkpoint(header.weights, "header.weights")
         received = reader.batch(header.batch, self._teachers)
-        batch, pulled_bytes, target_seconds = self._with_targets(received, context)
+        batch, pulled_bytes, target_seconds = with_targets(
+            received, context, self._teachers, self._limits, self._vocab_size
+        )
         outcome, timing = run.forward(
             batch,
             checkpoint,
             header.weights.HasField("base"),
-            partial(remaining_seconds, context),
+            _caller(context),
         )
         result = encode_batch_result(
             outcome, timing, header.batch, pulled_bytes=pulled_bytes, target_seconds=target_seconds
@@ -203,7 +197,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
                 weights_version=report.weights_version,
             )
 
-        return self._mutate(request, context, step)
+        return mutate(self._runs, request, context, step)
 
     def Sample(
         self, request: pb.StudentServiceSampleRequest, context: grpc.ServicerContext
@@ -213,7 +207,11 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             request.sampling, field="sampling", limits=self._limits, vocab_size=self._vocab_size
         )
         weights = self._weights(request.run_id, request.weights, context)
-        samples = self._queue.stream(self._sampler.sample(job, weights))
+        # All of them may wait, and the task is not parked for it: a client that reads slowly must
+        # not hold the cache that other jobs wait for, and samples are small.
+        samples = self._queue.stream(
+            self._sampler.sample(job, weights), window=job.sample_count + 1
+        )
         for sample in stream_results(samples, context):
             yield pb.StudentServiceSampleResponse(sequence=encode_sample(sample))
 
@@ -245,7 +243,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             )
             return pb.SaveCheckpointResponse(checkpoint=encode_checkpoint(saved))
 
-        return self._mutate(request, context, save)
+        return mutate(self._runs, request, context, save)
 
     def LoadCheckpoint(
         self, request: pb.LoadCheckpointRequest, context: grpc.ServicerContext
@@ -260,7 +258,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             described.last_sequence_number = header.sequence_number
             return pb.LoadCheckpointResponse(run=described)
 
-        return self._mutate(request, context, load)
+        return mutate(self._runs, request, context, load)
 
     def ListCheckpoints(
         self, request: pb.ListCheckpointsRequest, context: grpc.ServicerContext
@@ -277,10 +275,11 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         checkpoint = _parse_checkpoint(request.weights)
         if request.weights.HasField("base"):
             raise InvalidFieldError("weights.base", "the base model is not a run's to export")
+        caller = _caller(context)
         trainable = (
             run.state.trainable
             if checkpoint is None
-            else run.checkpoint_trainable(checkpoint, partial(remaining_seconds, context))
+            else run.checkpoint_trainable(checkpoint, caller)
         )
         with tempfile.TemporaryDirectory(prefix="distill-export-") as directory:
             export_files(
@@ -288,11 +287,10 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
                 run.lora,
                 trainable,
                 Path(directory),
-                self._queue,
-                remaining_seconds(context),
+                partial(caller.run, self._queue),
             )
             for path in sorted(Path(directory).iterdir()):
-                yield from _file_pieces(path)
+                yield from encode_file(path)
 
     def _run(self, run_id: str, field: str = "run_id") -> Run:
         """Raises InvalidFieldError for what is no name, NotFoundError where there is no run."""
@@ -314,84 +312,19 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
                 raise InvalidFieldError("run_id", f"must be given for {source} weights")
             return ModelWeights(self._model.parameters, None)
         run = self._run(run_id)
-        remaining = partial(remaining_seconds, context)
         if source == "base":
             return ModelWeights(self._model.parameters, None)
         if checkpoint is not None:
-            return run.checkpoint_weights(checkpoint, remaining)
-        return run.current_weights(remaining)
-
-    def _with_targets(
-        self, received: ReceivedBatch, context: grpc.ServicerContext
-    ) -> tuple[TrainingBatch, int, float]:
-        """The batch with its distributions, the bytes pulled, and the seconds it took."""
-        started = time.monotonic()
-        chunks, pulled_bytes = list(received.chunks), 0
-        if received.batch.HasField("pull"):
-            pull = received.batch.pull
-            chunks, pulled_bytes = self._teachers.pull(
-                pull.teacher, pull.scoring, context, max_bytes=self._limits.max_request_bytes
-            )
-        objective = OBJECTIVES[received.loss.objective]
-        prompts = assemble_prompts(chunks, self._limits, self._vocab_size, objective)
-        batch = TrainingBatch(
-            loss=received.loss, examples=attach_targets(received.examples, prompts)
-        )
-        check_result_size(batch, received.batch)
-        return batch, pulled_bytes, time.monotonic() - started
-
-    def _mutate(
-        self,
-        request: Message,
-        context: grpc.ServicerContext,
-        operation: Callable[[Run, MutationHeader], Answer],
-    ) -> Answer:
-        """Run a unary mutation exactly once."""
-        header = parse_mutation(request.mutation)  # type: ignore[attr-defined] # all have it
-        run = self._runs.get(header.run_id, "mutation.run_id")
-        ticket = _request_ticket(header, request)
-        return _apply(run, ticket, lambda: operation(run, header), context)
+            return run.checkpoint_weights(checkpoint, _caller(context))
+        return run.current_weights(_caller(context))
 
 
-def _ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:
-    return Ticket(
-        writer_epoch=header.writer_epoch,
-        sequence_number=header.sequence_number,
-        digest=operation.encode() + digest,
-    )
-
-
-def _request_ticket(header: MutationHeader, request: Message) -> Ticket:
-    """The ticket of a unary mutation."""
-    payload = type(request)()
-    payload.CopyFrom(request)
-    payload.ClearField("mutation")
-    digest = hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
-    return _ticket(header, type(request).__name__, digest)
-
-
-def _apply(
-    run: Run, ticket: Ticket, operation: Callable[[], Answer], context: grpc.ServicerContext
-) -> Answer:
-    """Run a mutation in its turn; see Sequencer.execute."""
-    # One that waits for its turn must notice when its caller leaves.
-    context.add_callback(run.sequencer.wake)
-    answer, replayed = run.sequencer.execute(
-        ticket,
-        operation,
-        timeout_seconds=remaining_seconds(context),
+def _caller(context: grpc.ServicerContext) -> Caller:
+    return Caller(
+        remaining_seconds=partial(remaining_seconds, context),
         is_active=context.is_active,
+        on_end=context.add_callback,
     )
-    return _replayed(answer) if replayed else answer
-
-
-def _replayed(answer: Answer) -> Answer:
-    """A copy of a kept answer that says what it is."""
-    copy = type(answer)()
-    copy.CopyFrom(answer)
-    if "replayed" in copy.DESCRIPTOR.fields_by_name:
-        copy.replayed = True  # type: ignore[attr-defined] # just looked up
-    return copy
 
 
 def _parse_checkpoint(reference: training_pb2.WeightsRef, field: str = "weights") -> str | None:
@@ -399,20 +332,3 @@ def _parse_checkpoint(reference: training_pb2.WeightsRef, field: str = "weights"
     if not reference.HasField("checkpoint"):
         return None
     return parse_name(reference.checkpoint, f"{field}.checkpoint")
-
-
-def _file_pieces(path: Path) -> Iterator[pb.ExportWeightsResponse]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        offset = 0
-        while True:
-            piece = file.read(EXPORT_PIECE_BYTES)
-            # An empty file still has one piece: the client learns that it exists.
-            if not piece and offset:
-                return
-            yield pb.ExportWeightsResponse(
-                file_name=path.name, byte_offset=offset, data=piece, file_bytes=size
-            )
-            offset += len(piece)
-            if offset >= size:
-                return

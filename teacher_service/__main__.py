@@ -70,7 +70,7 @@ def load_service(options: ServerOptions) -> Service:
         full_name=DESCRIPTOR.services_by_name["TeacherService"].full_name,
         description=describe_service(model),
         register=partial(add_TeacherServiceServicer_to_server, servicer),
-        close=queue.close,
+        close=lambda grace_seconds: queue.close(grace_seconds=grace_seconds),
     )
 
 

@@ -77,6 +77,10 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
             limits=self._limits,
             vocab_size=self._model.config.valid_vocab_size,
         )
-        samples = self._queue.stream(self._sampler.sample(job, self._weights))
+        # All of them may wait, and the task is not parked for it: a client that reads slowly must
+        # not hold the cache that other jobs wait for, and samples are small.
+        samples = self._queue.stream(
+            self._sampler.sample(job, self._weights), window=job.sample_count + 1
+        )
         for sample in stream_results(samples, context):
             yield pb.TeacherServiceSampleResponse(sequence=encode_sample(sample))

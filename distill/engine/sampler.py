@@ -10,8 +10,10 @@ from collections.abc import Generator, Iterator
 import jax
 
 from distill.engine.buckets import cache_slots, power_of_two_at_least, power_of_two_at_most
+from distill.engine.cache_budget import CacheBudget
 from distill.engine.decode_slots import DecodeSlots
 from distill.engine.decoding_functions import DecodingFunctions
+from distill.engine.device_queue import Rest
 from distill.engine.prompt_reader import PromptReader
 from distill.engine.samples import GrowingSample, Sample, SampleEnds, SampleJob, growing_samples
 from distill.engine.weights import ModelWeights
@@ -23,6 +25,13 @@ _MAX_BATCH = 32
 
 _CACHE_BYTES = 2 << 30
 """Bound on the key-value cache of a batch, at its longest."""
+
+_ALL_CACHES_BYTES = 2 * _CACHE_BYTES
+"""Bound on those of all jobs under way together. The prompts that a job has read and not yet placed
+come on top: no more than its batch again."""
+
+_REST_SECONDS = 0.02
+"""How often a job that waits for memory looks whether there is some."""
 
 _FIRST_TOKENS = 64
 """Generated tokens that the cache has room for before it grows: every step reads all its slots."""
@@ -38,13 +47,14 @@ class Sampler:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._functions = DecodingFunctions()
+        self._budget = CacheBudget(_ALL_CACHES_BYTES)
 
     @property
     def compile_count(self) -> int:
         """Shapes compiled so far. It stands still once the shapes of the traffic are warm."""
         return self._functions.compile_count
 
-    def sample(self, job: SampleJob, weights: ModelWeights) -> Iterator[Sample | None]:
+    def sample(self, job: SampleJob, weights: ModelWeights) -> Iterator[Sample | Rest | None]:
         """Generate all samples of a job.
 
         Every `next()` reads a bounded number of prompt tokens or generates one block of tokens.
@@ -56,7 +66,7 @@ class Sampler:
 
         Yields:
             Samples as they finish, each (prompt, sample) exactly once; None for a piece that
-            finished none.
+            finished none; a Rest while the jobs before it leave no memory for its cache.
         """
         tokenizer = self._model.tokenizer
         samples = growing_samples(job, max_position_count=self._model.config.max_position_count)
@@ -71,7 +81,25 @@ class Sampler:
         )
         if not waiting:
             return
-        slots = self._empty_slots(waiting, job, weights)
+        row_count, byte_count = self._batch_size(waiting, weights)
+        lease = self._budget.ask(byte_count)
+        try:
+            while not lease.is_granted:
+                yield Rest(seconds=_REST_SECONDS)
+            yield from self._decode(job, weights, waiting, row_count)
+        finally:
+            lease.release()
+
+    def _decode(
+        self,
+        job: SampleJob,
+        weights: ModelWeights,
+        waiting: deque[GrowingSample],
+        row_count: int,
+    ) -> Iterator[Sample | None]:
+        """Generate the samples that wait, so many side by side."""
+        tokenizer = self._model.tokenizer
+        slots = self._empty_slots(waiting, job, weights, row_count)
         reader = PromptReader(self._model, weights, self._functions)
         prompts: dict[int, Cache | None] = {}
         while waiting or not slots.is_empty:
@@ -89,9 +117,8 @@ class Sampler:
             for sample in ended:
                 yield sample.finished(tokenizer)
 
-    def _empty_slots(
-        self, waiting: deque[GrowingSample], job: SampleJob, weights: ModelWeights
-    ) -> DecodeSlots:
+    def _batch_size(self, waiting: deque[GrowingSample], weights: ModelWeights) -> tuple[int, int]:
+        """The rows of a batch, and the bytes of its cache at its longest."""
         config = self._model.config
         dtype = head_kernel(config, weights.parameters).dtype
         longest = max(len(sample.prompt) + sample.budget for sample in waiting)
@@ -101,6 +128,15 @@ class Sampler:
         row_count = min(
             _MAX_BATCH, power_of_two_at_least(len(waiting)), power_of_two_at_most(fitting)
         )
+        return row_count, row_count * row_bytes
+
+    def _empty_slots(
+        self,
+        waiting: deque[GrowingSample],
+        job: SampleJob,
+        weights: ModelWeights,
+        row_count: int,
+    ) -> DecodeSlots:
         first = list(waiting)[:row_count]
         return DecodeSlots(
             self._model,

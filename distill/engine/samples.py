@@ -51,6 +51,11 @@ class SampleJob:
     samples_per_prompt: int = 1
     """Samples of each prompt."""
 
+    @property
+    def sample_count(self) -> int:
+        """Samples of all prompts."""
+        return len(self.prompts) * self.samples_per_prompt
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

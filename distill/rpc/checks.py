@@ -72,3 +72,13 @@ def check_request_size(field: str, sequences: Sequence[object], limits: RequestL
     if not sequences:
         raise InvalidFieldError(field, "must not be empty")
     check_limit(field, len(sequences), limits.max_sequences)
+
+
+def check_distinct(field: str, token_ids: Int32Array) -> None:
+    """Raises InvalidFieldError where a row names a token twice; [R, K]."""
+    ordered = np.sort(token_ids, axis=-1)
+    repeated = ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]]
+    if len(repeated):
+        raise InvalidFieldError(
+            field, f"a row must not name a token twice, got {int(repeated[0])} again"
+        )

@@ -1,12 +1,11 @@
 """Scoring requests to jobs, and results to messages."""
 
-import numpy as np
-
 from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.supports import Candidates, Draws, Support
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.rpc.checks import (
+    check_distinct,
     check_limit,
     check_range,
     check_request_size,
@@ -124,9 +123,7 @@ def _parse_candidates(
         raise InvalidFieldError(
             field, f"must be in [0, {vocab_size}), got {int(ids[outside].flat[0])}"
         )
-    ordered = np.sort(ids, axis=-1)
-    if (ordered[:, 1:] == ordered[:, :-1]).any():
-        raise InvalidFieldError(field, "a row must not name a token twice")
+    check_distinct(field, ids)
     return Candidates(token_ids=ids)
 
 

@@ -59,8 +59,9 @@ class Service:
     register: Callable[[grpc.Server], object]
     """Adds the servicer to a server."""
 
-    close: Callable[[], object]
-    """Called once, after the last request has ended."""
+    close: Callable[[float], object]
+    """Called once, when no request is answered any more, with the seconds that are left of the time
+    to stop in; what is under way after them must be given up."""
 
 
 class StartError(Exception):
@@ -108,12 +109,14 @@ class RunningServer:
         """Report NOT_SERVING, refuse new requests, let those in progress finish, then close.
 
         Args:
-            grace_seconds: after this time the remaining requests are cancelled.
+            grace_seconds: after this time the remaining requests are cancelled, and what they
+                compute is given up.
         """
+        end = time.monotonic() + grace_seconds
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_seconds).wait()
         if self._service is not None:
-            self._service.close()
+            self._service.close(max(0.0, end - time.monotonic()))
 
 
 def serve(

@@ -22,7 +22,7 @@ from client.settings import (
 )
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from distill.errors import LimitExceededError, UnavailableError
+from distill.errors import AlreadyAppliedError, LimitExceededError, UnavailableError
 from distill.limits import MAX_MESSAGE_BYTES
 from distill.v1 import student_service_pb2, training_pb2
 from tests.client.fakes import FakeStudent
@@ -191,6 +191,27 @@ def _lose_every_answer(fake: FakeStudent):
         _always_unavailable()
 
     return apply
+
+
+def test_a_number_that_was_applied_though_its_answer_is_gone_is_not_given_again(
+    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = fake_student._apply
+
+    def lose_and_forget(*args):
+        if fake_student.last:
+            raise AlreadyAppliedError("mutation.sequence_number: 1 was already applied")
+        genuine(*args)
+        _always_unavailable()
+
+    monkeypatch.setattr(fake_student, "_apply", lose_and_forget)
+    with pytest.raises(ServiceError, match="OUT_OF_RANGE"):
+        run.optim_step(STEP)
+    monkeypatch.undo()
+    with pytest.raises(UncertainMutationError):
+        run.optim_step(STEP)
+    assert run.resynchronize() is True
+    assert run.optim_step(STEP).step == 2
 
 
 def test_threads_take_turns(run: StudentRun, fake_student: FakeStudent) -> None:

@@ -14,7 +14,7 @@ from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.limits import RequestLimits
-from distill.models.loading import load_model
+from distill.models.loading import LoadedModel, load_model
 from distill.rpc.server import RunningServer, Service
 from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
 from student_service.checkpoints import CheckpointStore
@@ -29,6 +29,7 @@ class StudentInProcess:
     """The parts of a student that tests reach into."""
 
     address: str
+    model: LoadedModel
     queue: DeviceQueue
     trainer: Trainer
     runs: RunRegistry
@@ -66,6 +67,8 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         queue=queue,
         store=CheckpointStore(runs_dir),
         max_waiting_requests=8,
+        first_epoch=1,
+        max_runs=64,
     )
     servicer = StudentServicer(
         model=model,
@@ -82,11 +85,16 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
             full_name="distill.v1.StudentService",
             description="the tiny model",
             register=lambda server: add_StudentServiceServicer_to_server(servicer, server),
-            close=lambda: queue.close(grace_seconds=20),
+            close=lambda grace_seconds: queue.close(grace_seconds=grace_seconds),
         )
     )
     yield StudentInProcess(
-        address=server.address, queue=queue, trainer=trainer, runs=runs, runs_dir=runs_dir
+        address=server.address,
+        model=model,
+        queue=queue,
+        trainer=trainer,
+        runs=runs,
+        runs_dir=runs_dir,
     )
     server.stop(0)
     teachers.close()

@@ -13,6 +13,7 @@ from distill.errors import (
 )
 from student_service import checkpoints
 from student_service.checkpoints import CheckpointStore
+from student_service.manifests import decode_manifest, encode_manifest
 
 INFO = {"name": "first", "step": 3, "sequence_number": 7, "weights_version": "run:6"}
 
@@ -108,6 +109,74 @@ def test_missing_state_is_data_loss_and_missing_manifest_is_not_found(store, tmp
         store.load("run", "first")
     with pytest.raises(NotFoundError, match="'second'"):
         store.load("run", "second")
+
+
+def manifest_of(tmp_path, name="first"):
+    return tmp_path / "run" / "checkpoints" / f"{name}.json"
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_data_loss(store, tmp_path):
+    save(store)
+    genuine, expected = manifest_of(tmp_path).read_bytes(), store.manifest("run", "first")
+    unnoticed = []
+    for position in range(len(genuine)):
+        for bit in range(8):
+            content = bytearray(genuine)
+            content[position] ^= 1 << bit
+            try:
+                # JSON may say the same in other letters: 1e9 and 1E9.
+                if decode_manifest(bytes(content), "first") != expected:
+                    unnoticed.append((position, bit))
+            except CorruptDataError:
+                pass
+    assert unnoticed == []
+
+
+def test_a_changed_number_or_a_missing_key_of_a_manifest_is_data_loss(store, tmp_path):
+    save(store)
+    path = manifest_of(tmp_path)
+    content = json.loads(path.read_text())
+    for key in content:
+        path.write_text(json.dumps({other: content[other] for other in content if other != key}))
+        with pytest.raises(CorruptDataError):
+            store.load("run", "first")
+    path.write_text(json.dumps(content | {"step": content["step"] + 1}))
+    with pytest.raises(CorruptDataError, match="digest"):
+        store.load("run", "first")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"step": "3"}, {"state_sha256": None}, {"state_file": 5}, {"name": "second"}]
+)
+def test_a_manifest_of_wrong_types_or_of_another_checkpoint_is_data_loss(store, tmp_path, fields):
+    save(store)
+    content = dict(store.manifest("run", "first")) | fields
+    manifest_of(tmp_path).write_text(encode_manifest(content))
+    with pytest.raises(
+        CorruptDataError, match=next(iter(fields)) if "name" not in fields else "of 's"
+    ):
+        store.load("run", "first")
+
+
+def test_a_damaged_manifest_takes_no_other_checkpoint_out_of_the_list(store, tmp_path, caplog):
+    for name in ("first", "second", "third"):
+        store.save("run", INFO | {"name": name}, arrays(), overwrite=False)
+    manifest_of(tmp_path, "second").write_text("{")
+    assert [info.name for info in store.list("run")] == ["first", "third"]
+    assert "'second'" in caplog.text
+
+
+def test_a_damaged_checkpoint_can_be_overwritten_and_only_so(store, tmp_path):
+    save(store)
+    store.save("run", INFO | {"name": f"first-{'0' * 32}"}, arrays(), overwrite=False)
+    manifest_of(tmp_path).write_text("{")
+    with pytest.raises(AlreadyExistsError):
+        save(store)
+    save(store, value=2.0, overwrite=True)
+    assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 2.0
+    # The state of the damaged one is gone, that of its neighbour is not.
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 4
+    assert store.load("run", f"first-{'0' * 32}")
 
 
 def test_broken_or_foreign_manifest_is_data_loss(store, tmp_path):

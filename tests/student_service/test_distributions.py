@@ -127,6 +127,22 @@ def test_a_tail_of_nothing_is_refused_where_the_student_could_reach_it():
             assert assemble([chunk], name)
 
 
+def test_a_tail_beside_the_whole_vocabulary_is_refused_before_the_student_pays_for_it():
+    for tail in (-40.0, -17.0):
+        chunk = changed(
+            token_ids=encode_int32(np.arange(4)[None]),
+            log_probs=encode_floats(np.log(np.full((1, 4), 0.25))),
+            tail_log_probs=encode_floats(np.array([tail])),
+            entropies=encode_floats(np.ones(1)),
+        )
+        for spec in OBJECTIVES.values():
+            if spec.needs_distribution:
+                with pytest.raises(
+                    InvalidFieldError, match=rf"tail_log_probs: must be -inf with K = 4.*got {tail}"
+                ):
+                    assemble_prompts([chunk], LIMITS, 4, spec)
+
+
 positive = st.floats(0, 2, width=32)
 
 
@@ -206,7 +222,7 @@ def with_value(array, value):
         (changed(position_offset=0), r"position_offset: must be at least 1"),
         (changed(token_ids=encode_int32(with_value(GOOD[0], VOCAB))), r"must be in \[0, 40\)"),
         (changed(token_ids=encode_int32(with_value(GOOD[0], -1))), r"must be in \[0, 40\)"),
-        (changed(token_ids=encode_int32(np.zeros((2, 4)))), r"name a token twice"),
+        (changed(token_ids=encode_int32(np.full((2, 4), 7))), r"name a token twice, got 7 again"),
         (changed(token_ids=encode_int32(GOOD[0][:, :0])), r"K in \[1, 8\]"),
         (changed(token_ids=encode_int32(np.arange(18).reshape(2, 9))), r"K in \[1, 8\]"),
         (changed(token_ids=encode_int32(GOOD[0][0])), r"must have 2 dimensions"),
@@ -219,7 +235,10 @@ def with_value(array, value):
         (changed(tail_log_probs=encode_floats(with_value(GOOD[2], np.nan))), r"tail_log_probs"),
         (changed(tail_log_probs=encode_floats(with_value(GOOD[2], 1.0))), r"tail_log_probs"),
         (changed(tail_log_probs=encode_floats(GOOD[2][:1])), r"tail_log_probs.shape"),
-        (changed(entropies=encode_floats(with_value(GOOD[3], np.nan))), r"entropies"),
+        (
+            changed(entropies=encode_floats(with_value(GOOD[3], np.nan))),
+            r"entropies: must be finite, got nan",
+        ),
     ],
 )
 def test_bad_chunks_are_refused(chunk, message):

@@ -11,6 +11,7 @@ from student_service.__main__ import main
         (["--teacher", "main"], "must be NAME=HOST:PORT, got 'main'"),
         (["--teacher", "a=h:1", "--teacher", "a=h:2"], "the name 'a' is given twice"),
         (["--micro-batch-tokens", "0"], "must be at least 1, got 0"),
+        (["--max-runs", "0"], "must be at least 1, got 0"),
         (["--listen", "0.0.0.0:1"], "give --insecure-bind"),
     ],
 )
@@ -25,6 +26,13 @@ def test_help_names_every_argument_with_its_default(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for argument in ("--teacher", "--runs-dir", "--micro-batch-tokens", "--remat", "--model"):
+    for argument in (
+        "--teacher",
+        "--runs-dir",
+        "--micro-batch-tokens",
+        "--max-runs",
+        "--remat",
+        "--model",
+    ):
         assert argument in text
     assert text.count("(default") >= 15

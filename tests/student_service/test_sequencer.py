@@ -78,6 +78,21 @@ def test_answer_that_is_no_longer_kept_is_reported_as_applied():
     assert apply(sequencer, 2)[1]
 
 
+def test_kept_answers_stay_within_their_bytes_and_the_latest_is_always_kept():
+    sequencer = Sequencer(measure=len, answer_bytes=25)
+    sizes = (10, 10, 10, 100, 5, 20, 1)
+    # Before each, the answers kept so far shrink to 25 bytes; the fourth is more than that alone.
+    kept_after = [(1,), (1, 2), (1, 2, 3), (2, 3, 4), (5,), (5, 6), (5, 6, 7)]
+    for number, (size, kept) in enumerate(zip(sizes, kept_after, strict=True), start=1):
+        apply(sequencer, number, lambda size=size: "x" * size)
+        for earlier in range(1, number + 1):
+            if earlier in kept:
+                assert apply(sequencer, earlier) == ("x" * sizes[earlier - 1], True)
+            else:
+                with pytest.raises(AlreadyAppliedError, match="already applied"):
+                    apply(sequencer, earlier)
+
+
 def test_missing_predecessor_ends_in_the_deadline_and_leaves_the_number_free():
     sequencer = Sequencer()
     with pytest.raises(DeadlineError, match="2 still waits for 1"):

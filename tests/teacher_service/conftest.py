@@ -64,7 +64,7 @@ def stub(servicer: TeacherServicer) -> Iterator[TeacherServiceStub]:
             full_name="distill.v1.TeacherService",
             description="the tiny model",
             register=lambda server: add_TeacherServiceServicer_to_server(servicer, server),
-            close=lambda: None,
+            close=lambda _grace_seconds: None,
         )
     )
     with grpc.insecure_channel(server.address) as channel:

@@ -1,6 +1,7 @@
 """How sampling is scheduled: refilled rows, shared reading, bounded pieces, few programs."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+from distill.engine.cache_budget import CacheBudget
 from distill.engine.decoding import BLOCK_STEPS
-from distill.engine.device_queue import DeviceQueue
+from distill.engine.device_queue import DeviceQueue, Rest
 from distill.engine.sampler import Sampler
-from distill.engine.samples import SampleJob
+from distill.engine.samples import Sample, SampleJob
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
@@ -201,3 +203,57 @@ def test_samples_of_a_cut_stack_are_those_of_a_whole_one(
     monkeypatch.setattr("distill.engine.decode_slots.decode_parts", lambda _: None)
     for index, sample in run_job(job).items():
         assert_same(sample, cut[index])
+
+
+@pytest.fixture
+def narrow(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> Sampler:
+    """The sampler with memory for one job at a time."""
+    monkeypatch.setattr(sampler, "_budget", CacheBudget(1))
+    return sampler
+
+
+def samples_of(pieces: Iterable[Sample | Rest | None]) -> list[Sample]:
+    return [piece for piece in pieces if isinstance(piece, Sample)]
+
+
+@pytest.fixture
+def job(prompts: list[Int32Array]) -> SampleJob:
+    return SampleJob(prompts=prompts[:1], max_tokens=20, ignore_end_tokens=True)
+
+
+def test_a_job_begins_when_the_jobs_before_it_leave_memory_for_its_cache(
+    narrow: Sampler, weights: ModelWeights, job: SampleJob
+) -> None:
+    first, second = narrow.sample(job, weights), narrow.sample(job, weights)
+    assert not isinstance(next(first), Rest)
+    assert [isinstance(next(second), Rest) for _ in range(3)] == [True] * 3
+    (alone,) = samples_of(first)
+    assert not isinstance(next(second), Rest)
+    assert_same(*samples_of(second), alone)
+
+
+def test_a_job_that_is_dropped_leaves_its_memory_to_the_next(
+    narrow: Sampler, weights: ModelWeights, job: SampleJob
+) -> None:
+    first = narrow.sample(job, weights)
+    next(first)
+    second = narrow.sample(job, weights)
+    assert isinstance(next(second), Rest)
+    del first
+    gc.collect()
+    assert not isinstance(next(second), Rest)
+
+
+def test_jobs_that_share_a_budget_all_end_with_the_samples_they_have_alone(
+    narrow: Sampler, weights: ModelWeights, job: SampleJob
+) -> None:
+    jobs = [replace(job, seed=seed) for seed in range(4)]
+    queue = DeviceQueue()
+    # Nobody reads the first: a slow reader must not keep the others waiting.
+    streams = [
+        queue.stream(narrow.sample(job, weights), window=job.sample_count + 1) for job in jobs
+    ]
+    shared = [list(stream) for stream in reversed(streams)]
+    queue.close()
+    for one, samples in zip(reversed(jobs), shared, strict=True):
+        assert_same(*samples, *samples_of(narrow.sample(one, weights)))

@@ -109,7 +109,7 @@ GOOD = ([[7, 3], [0, 99]], [[5, 6]])
         ((GOOD[0], [[5, 6, 7]]), "prompts[1].candidate_ids.shape", "K must be 2"),
         (([[7, 100], [0, 9]], GOOD[1]), "prompts[0].candidate_ids", "[0, 100), got 100"),
         (([[7, -1], [0, 9]], GOOD[1]), "prompts[0].candidate_ids", "[0, 100), got -1"),
-        (([[7, 3], [9, 9]], GOOD[1]), "prompts[0].candidate_ids", "twice"),
+        (([[7, 3], [9, 9]], GOOD[1]), "prompts[0].candidate_ids", "twice, got 9 again"),
         (([7, 3], GOOD[1]), "prompts[0].candidate_ids.shape", "2 dimensions"),
         (([[], []], GOOD[1]), "prompts[0].candidate_ids.shape", "[1, 50], got 0"),
         ((GOOD[0], [list(range(51))]), "prompts[1].candidate_ids.shape", "[1, 50], got 51"),

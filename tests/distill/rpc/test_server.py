@@ -22,9 +22,11 @@ class Echo:
         self.started = threading.Event()
         self.release = threading.Event()
         self.closed = 0
+        self.grace_seconds: float | None = None
 
-    def close(self) -> None:
+    def close(self, grace_seconds: float) -> None:
         self.closed += 1
+        self.grace_seconds = grace_seconds
 
     def answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:  # noqa: ARG002
         self.started.set()
@@ -184,3 +186,19 @@ def test_a_bad_argument_is_a_usage_error(
         options_of(*arguments)
     assert caught.value.code == 2
     assert f"argument {arguments[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("in_progress", [True, False])
+def test_the_service_closes_in_what_the_requests_leave_of_the_grace(
+    echo: Echo, server: RunningServer, channel: grpc.Channel, in_progress: bool
+) -> None:
+    if in_progress:
+        call = channel.unary_unary(f"/{NAME}/Answer").future(b"never answered", timeout=20)
+        assert echo.started.wait(20)
+    server.stop(0.2 if in_progress else 20)
+    assert echo.grace_seconds is not None
+    if in_progress:
+        assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        assert echo.grace_seconds == 0
+    else:
+        assert 10 < echo.grace_seconds <= 20

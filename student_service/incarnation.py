@@ -1,0 +1,40 @@
+"""Epochs that no earlier process of the service has given to a writer.
+
+Runs live in memory: after a restart a run may be made again under the name of a lost one. The lost
+one's writer, whose requests may still be on their way, must not be taken for the new one's.
+"""
+
+import os
+from pathlib import Path
+
+FILE_NAME = ".incarnation"
+"""Below the directory of runs. No run has this name: names start with no dot."""
+
+_EPOCHS_OF_A_PROCESS = 1 << 32
+"""More than a process can use up: each is a run taken over or deleted."""
+
+
+def first_epoch(runs_dir: Path) -> int:
+    """The epoch at which this process starts; 1 for the first one on a directory.
+
+    The number of processes so far is on disk, durably, before this returns.
+
+    Raises:
+        OSError: the directory cannot be written to.
+        ValueError: the file holds something else.
+    """
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    path = runs_dir / FILE_NAME
+    earlier = int(path.read_text()) if path.exists() else 0
+    aside = path.with_suffix(".tmp")
+    with aside.open("w") as file:
+        file.write(f"{earlier + 1}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    descriptor = os.open(runs_dir, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return 1 + earlier * _EPOCHS_OF_A_PROCESS
