@@ -44,7 +44,7 @@ def read_weights(
     parameters = _allocate(tree)
     digest = hashlib.blake2b(digest_size=16)
     with ExitStack() as stack:
-        files = _open_files(directory, stack)
+        files = open_files(directory, stack)
         entries = {entry.hf_name: entry for entry in model_weight_entries(config)}
         _check_names(set(files), set(entries), tied_head=config.tied_head)
         # Sorted: the digest must not depend on the layout of the files.
@@ -69,7 +69,7 @@ def read_weights(
     return parameters, digest.hexdigest()
 
 
-def _open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
+def open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
     """Each tensor's name with the open file that holds it."""
     if (directory / INDEX_FILE).is_file():
         index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
