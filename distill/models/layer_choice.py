@@ -4,6 +4,7 @@ Layers are counted from 0.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from distill.errors import InvalidFieldError
 
@@ -54,7 +55,7 @@ def check_layers(layers: Sequence[int], layer_count: int) -> None:
     for layer in layers:
         if not 0 <= layer < layer_count:
             raise _outside(layer, layer_count)
-    for layer, following in zip(layers, layers[1:], strict=False):
+    for layer, following in pairwise(layers):
         if following == layer:
             raise InvalidFieldError(FIELD, f"names layer {layer} twice")
         if following < layer:
@@ -63,5 +64,24 @@ def check_layers(layers: Sequence[int], layer_count: int) -> None:
 
 def _outside(layer: int, layer_count: int) -> InvalidFieldError:
     return InvalidFieldError(
-        FIELD, f"must be in [0, {layer_count - 1}], for the model has {layer_count} layers; got {layer}"
+        FIELD,
+        f"must be in [0, {layer_count - 1}], for the model has {layer_count} layers; got {layer}",
     )
+
+
+def spread_layers(count: int, layer_count: int) -> tuple[int, ...]:
+    """`count` layers, evenly spaced, the first and the last among them.
+
+    Raises:
+        InvalidFieldError: none, or more than the model has.
+    """
+    if not 1 <= count <= layer_count:
+        raise InvalidFieldError(
+            FIELD,
+            f"must be in [1, {layer_count}], for the model has {layer_count} layers; got {count}",
+        )
+    if count == 1:
+        return (0,)
+    last = layer_count - 1
+    # Rounded half up in integers: Python's round would go to the even neighbour.
+    return tuple((2 * place * last + count - 1) // (2 * (count - 1)) for place in range(count))
