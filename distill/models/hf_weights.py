@@ -23,6 +23,12 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 FLOAT_TYPES: tuple[Any, ...] = (np.float32, np.float16, ml_dtypes.bfloat16)
 
+MAX_SHARD_BYTES = 2 << 30
+"""Largest file of weights that is written: the most memory that it takes beside the weights."""
+
+FILE_METADATA = {"format": "pt"}
+"""Transformers reads only files that say which library's layout they have."""
+
 
 def read_weights(
     directory: Path, config: ModelConfig, tree: Mapping[str, Any]

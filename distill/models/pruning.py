@@ -16,9 +16,14 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from distill.errors import ModelError
-from distill.models.export import FILE_METADATA, MAX_SHARD_BYTES
 from distill.models.hf_families import model_weight_entries, parse_hf_config
-from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE, open_files
+from distill.models.hf_weights import (
+    FILE_METADATA,
+    INDEX_FILE,
+    MAX_SHARD_BYTES,
+    SINGLE_FILE,
+    open_files,
+)
 from distill.models.layer_choice import check_layers, parse_layers
 from distill.models.new_directory import check_vacant, new_directory
 from distill.models.references import resolve_reference
