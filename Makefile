@@ -12,6 +12,9 @@ VENV_SKYRL := .venv-skyrl
 # On PyTorch only because the package imports it; version 0.4 of skyrl needs Python 3.12.
 SKYRL := 'torch==2.13.0' 'skyrl[jax,tinker]==0.3.0'
 PYTEST := $(VENV)/bin/python -m pytest
+# Mostly compilation, one core each. A file stays in one process: its fixtures are set up once.
+# A process takes up to 4 GB.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-parity test-docker lint format protos bench bench-peer clean environment-demo environment-dev environment-parity
@@ -33,12 +36,12 @@ demo: environment-demo ## distil a small model into itself and print what it lea
 	@$(VENV)/bin/distill demo $(ARGS)
 
 test: environment-dev ## the tests that every change must pass
-	@echo "==> pytest"
-	@$(PYTEST) $(ARGS)
+	@echo "==> pytest $(PARALLEL)"
+	@$(PYTEST) $(PARALLEL) $(ARGS)
 
 test-all: environment-dev environment-parity ## test, with the slow suites and the comparison with PyTorch
-	@echo "==> pytest --run-slow"
-	@$(PYTEST) --run-slow $(ARGS)
+	@echo "==> pytest --run-slow $(PARALLEL)"
+	@$(PYTEST) $(PARALLEL) --run-slow $(ARGS)
 	@$(MAKE) test-parity
 
 test-parity: environment-parity ## compare models, gradients and exports with Transformers on PyTorch
