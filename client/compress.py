@@ -125,8 +125,10 @@ def _clear(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in RESULT_FILES:
         (out / name).unlink(missing_ok=True)
-    for name in RESULT_DIRECTORIES:
-        shutil.rmtree(out / name, ignore_errors=True)
+    # Directories only where an earlier run made them: these names may be anybody's.
+    if (out / "pruned" / "pruning.json").is_file():
+        for name in RESULT_DIRECTORIES:
+            shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _prune(settings: CompressSettings, directory: Path) -> tuple[int, ...]:

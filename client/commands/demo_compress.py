@@ -15,6 +15,10 @@ from client.compress_summary import print_compress_summary
 from client.recipes.batches import Targets
 from client.settings import DISTRIBUTION_OBJECTIVES, Objective
 
+MEASURED_LAYERS = "0-2,8-11,20-24,27-29"
+"""Of the default model: what is left when, one after the other, the layer goes without which the
+perplexity is lowest (https://arxiv.org/abs/2402.09025); docs/compress.md compares the choices."""
+
 _OBJECTIVE_NAMES = [one.value for one in DISTRIBUTION_OBJECTIVES]
 
 
@@ -25,9 +29,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="directory of the results (default: %(default)s)")  # fmt: skip
     add("--model", default=DEFAULT_MODEL, metavar="REF",
         help="the teacher, and the model that is pruned (default: %(default)s)")  # fmt: skip
-    add("--keep-layers", default="15", metavar="LAYERS",
+    add("--keep-layers", metavar="LAYERS",
         help="layers of it that the student has, counted from 0, such as 0-6,22-29; or how many "
-        "(default: %(default)s)")  # fmt: skip
+        f"(default: {MEASURED_LAYERS}, the best measured; for {DEFAULT_MODEL} alone)")  # fmt: skip
     add("--steps", type=positive_int, default=defaults.step_count, metavar="COUNT",
         help="optimizer steps (default: %(default)s)")  # fmt: skip
     add("--sequences-per-step", type=positive_int, default=defaults.sequences_per_step,
@@ -62,12 +66,17 @@ def _execute(arguments: argparse.Namespace) -> None:
     )
     if warmup_steps < 0:
         arguments.fail(f"--warmup-steps must be 0 or more, got {warmup_steps}")
+    keep_layers = arguments.keep_layers
+    if keep_layers is None:
+        if arguments.model != DEFAULT_MODEL:
+            arguments.fail(f"--keep-layers must be given for a model other than {DEFAULT_MODEL}")
+        keep_layers = MEASURED_LAYERS
     defaults = default_training()
     summary = run_compress(
         CompressSettings(
             out=arguments.out,
             model=arguments.model,
-            keep_layers=arguments.keep_layers,
+            keep_layers=keep_layers,
             text_file=arguments.text_file,
             sequence_tokens=arguments.sequence_tokens,
             max_heldout_sequences=arguments.heldout_sequences,

@@ -18,7 +18,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-layers",
         required=True,
         metavar="LAYERS",
-        help="layers that stay, counted from 0, such as 0-6,22-29; or how many, such as 15: SPREAD",
+        help="layers that stay, counted from 0, such as 0-6,22-29; or how many, such as 15: then "
+        "a block in the middle goes, with a third of what stays before it",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the directory to make"

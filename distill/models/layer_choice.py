@@ -14,7 +14,7 @@ FIELD = "keep_layers"
 def parse_layers(text: str, layer_count: int) -> tuple[int, ...]:
     """What "15" (a count), "0-6,22-29" or "0,2,29" (layers, ranges with both ends) mean.
 
-    A single layer is written "4-4"; a number alone is a count, for which `spread_layers` chooses.
+    A single layer is written "4-4"; a number alone is a count, for which `middle_cut` chooses.
 
     Args:
         text: as a person types it.
@@ -25,7 +25,7 @@ def parse_layers(text: str, layer_count: int) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 1 and parts[0].isdecimal():
-        return spread_layers(int(parts[0]), layer_count)
+        return middle_cut(int(parts[0]), layer_count)
     layers: list[int] = []
     for part in parts:
         first, dash, last = (piece.strip() for piece in part.partition("-"))
@@ -69,8 +69,13 @@ def _outside(layer: int, layer_count: int) -> InvalidFieldError:
     )
 
 
-def spread_layers(count: int, layer_count: int) -> tuple[int, ...]:
-    """`count` layers, evenly spaced, the first and the last among them.
+def middle_cut(count: int, layer_count: int) -> tuple[int, ...]:
+    """`count` layers without a block in the middle: of those that stay a third lies before it.
+
+    Neighbouring layers do similar things, the first and the last do not
+    (https://arxiv.org/abs/2403.17887). docs/compress.md compares this choice with others, among
+    them evenly spaced layers and those that change their input most; a choice that is measured for
+    a model is better still.
 
     Raises:
         InvalidFieldError: none, or more than the model has.
@@ -80,8 +85,6 @@ def spread_layers(count: int, layer_count: int) -> tuple[int, ...]:
             FIELD,
             f"must be in [1, {layer_count}], for the model has {layer_count} layers; got {count}",
         )
-    if count == 1:
-        return (0,)
-    last = layer_count - 1
-    # Rounded half up in integers: Python's round would go to the even neighbour.
-    return tuple((2 * place * last + count - 1) // (2 * (count - 1)) for place in range(count))
+    before = -(-count // 3)
+    after = count - before
+    return (*range(before), *range(layer_count - after, layer_count))

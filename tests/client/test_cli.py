@@ -113,6 +113,7 @@ def test_failures_are_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str
         ["demo", "--objective", "cross_entropy"],
         ["demo", "--teacher-address", "a:1"],
         ["demo-compress", "--sequence-tokens", "1"],
+        ["demo-compress", "--model", "another"],
         ["demo-compress", "--warmup-steps", "-1"],
         ["prune", "m", "--keep-layers", "2"],
         ["prune", "m", "--out", "d"],

@@ -133,3 +133,28 @@ def test_the_summary_says_what_was_won_back_or_that_nothing_was_lost(tmp_path: P
         assert said in text
         assert "100,000 tokens in 100 steps" in text
         assert "81.0 M" in text
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.timeout(900)
+def test_the_real_model_wins_back_a_good_part_in_a_few_steps(tmp_path: Path) -> None:
+    """Of the demo's course the first minutes; the README has the whole."""
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "client.cli", "demo-compress", "--steps", "16"),
+            *("--heldout-sequences", "8", "--out", str(out)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=850,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["teacher"]["layer_count"] == 30
+    assert summary["student"]["layer_count"] == 15
+    assert summary["teacher_perplexity"] < 30
+    assert summary["perplexity_before"] > 10 * summary["teacher_perplexity"]
+    assert summary["share_won_back"] > 0.3

@@ -1,13 +1,13 @@
 """Which layers stay."""
 
-from itertools import pairwise
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import InvalidFieldError
-from distill.models.layer_choice import check_layers, parse_layers, spread_layers
+from distill.models.layer_choice import check_layers, middle_cut, parse_layers
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from distill.models.layer_choice import check_layers, parse_layers, spread_layer
         (" 1 - 3 , 5 ", (1, 2, 3, 5)),
         ("4-4", (4,)),
         ("4,", None),
-        ("4", (0, 3, 6, 9)),
+        ("4", (0, 1, 8, 9)),
         ("10", tuple(range(10))),
     ],
 )
@@ -62,13 +62,11 @@ def test_no_layer_and_layers_out_of_order_are_refused():
 
 
 @given(st.integers(1, 130).flatmap(lambda total: st.tuples(st.integers(1, total), st.just(total))))
-def test_a_count_keeps_the_first_and_the_last_layer_and_gaps_that_differ_by_one(case):
+def test_a_count_leaves_out_one_block_with_a_third_of_what_stays_before_it(case):
     count, total = case
-    layers = spread_layers(count, total)
+    layers = middle_cut(count, total)
     check_layers(layers, total)
     assert len(layers) == count
-    assert layers[0] == 0
-    if count > 1:
-        assert layers[-1] == total - 1
-        gaps = {after - before for before, after in pairwise(layers)}
-        assert max(gaps) - min(gaps) <= 1
+    before = math.ceil(count / 3)
+    assert layers[:before] == tuple(range(before))
+    assert layers[before:] == tuple(range(total))[total - (count - before) :]
