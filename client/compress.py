@@ -46,12 +46,13 @@ RESULT_DIRECTORIES = ("pruned", "student")
 def default_training() -> OffPolicySettings:
     """What won back most in the time of the demo; docs/compress.md has the measurements."""
     return OffPolicySettings(
-        step_count=100,
+        step_count=80,
         sequences_per_step=4,
         top_k=20,
         adamw=AdamW(learning_rate=5e-4, max_gradient_norm=1.0),
-        warmup_steps=10,
+        warmup_steps=8,
         final_learning_rate_factor=0.05,
+        max_seconds=540.0,
     )
 
 
@@ -169,17 +170,17 @@ class _Work:
         self._reporter.line(f"the teacher: perplexity {teacher.perplexity:.2f}")
         run = pair.student.create_run(time.strftime("compress-%Y%m%d-%H%M%S"), lora=None)
         before = self._measure(run, step=0)
-        every = max(1, settings.training.step_count // settings.measurements)
-        last = settings.training.step_count
+        marks = [share / settings.measurements for share in range(1, settings.measurements)]
 
         def on_step(metrics: StepMetrics) -> None:
             append_json_line(settings.out / "metrics.jsonl", metrics.flat())
             self._reporter.step(metrics)
             self._tokens += metrics.student_token_count
             self._training_seconds += metrics.step_seconds
-            # The last ones are left to the measurement after the training.
-            if metrics.step % every == 0 and metrics.step + every <= last:
+            done = self._share_done(metrics.step)
+            if done < 1 and marks and done >= marks[0]:
                 self._measure(run, step=metrics.step)
+                marks[:] = [mark for mark in marks if mark > done]
 
         history = train_off_policy(
             run=run,
@@ -188,7 +189,7 @@ class _Work:
             settings=settings.training,
             on_step=on_step,
         )
-        after = self._measure(run, step=last)
+        after = self._measure(run, step=len(history))
         run.export_weights(settings.out / "student")
         teacher_info, student_info = pair.teacher.model_info(), pair.student.model_info()
         state = run.state()
@@ -232,6 +233,14 @@ class _Work:
                 "targets": settings.targets,
             },
         }
+
+    def _share_done(self, step: int) -> float:
+        """How much of the training is done, by steps or by time, whichever ends it first."""
+        training = self._settings.training
+        by_steps = step / training.step_count
+        if training.max_seconds is None:
+            return by_steps
+        return max(by_steps, self._training_seconds / training.max_seconds)
 
     def _cut(self, blocks: Sequence[str], what: str) -> list[list[int]]:
         length = self._settings.sequence_tokens

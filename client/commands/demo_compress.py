@@ -8,6 +8,7 @@ from client.commands.command import (
     DEFAULT_MODEL,
     Command,
     non_negative_float,
+    positive_float,
     positive_int,
 )
 from client.compress import CompressSettings, default_training, run_compress
@@ -33,7 +34,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layers of it that the student has, counted from 0, such as 0-6,22-29; or how many "
         f"(default: {MEASURED_LAYERS}, the best measured; for {DEFAULT_MODEL} alone)")  # fmt: skip
     add("--steps", type=positive_int, default=defaults.step_count, metavar="COUNT",
-        help="optimizer steps (default: %(default)s)")  # fmt: skip
+        help="most optimizer steps (default: %(default)s)")  # fmt: skip
+    add("--max-seconds", type=positive_float, default=defaults.max_seconds, metavar="SECONDS",
+        help="most time for training, at the end of a step (default: %(default)s)")  # fmt: skip
     add("--sequences-per-step", type=positive_int, default=defaults.sequences_per_step,
         metavar="COUNT", help="sequences in a step (default: %(default)s)")  # fmt: skip
     add("--sequence-tokens", type=positive_int, default=CompressSettings.sequence_tokens,
@@ -89,6 +92,7 @@ def _execute(arguments: argparse.Namespace) -> None:
                 objective=Objective(arguments.objective),
                 adamw=replace(defaults.adamw, learning_rate=arguments.learning_rate),
                 warmup_steps=warmup_steps,
+                max_seconds=arguments.max_seconds,
                 seed=arguments.seed,
             ),
         )

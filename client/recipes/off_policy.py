@@ -25,7 +25,7 @@ class OffPolicySettings:
     """How to train."""
 
     step_count: int = 100
-    """Optimizer steps."""
+    """Most optimizer steps."""
 
     sequences_per_step: int = 8
     """Sequences in a step."""
@@ -47,6 +47,10 @@ class OffPolicySettings:
 
     final_learning_rate_factor: float = 1.0
     """After that it falls linearly to this share in the last step."""
+
+    max_seconds: float | None = None
+    """The training ends with the step in which so much time has been spent on steps, and the
+    learning rate has fallen by then. None: with its last step."""
 
     seed: int = 0
     """Of the order of the sequences."""
@@ -85,7 +89,8 @@ def train_off_policy(
     )
     batches = shuffled_batches(len(sequences), settings.sequences_per_step, settings.seed)
     batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
-    history = []
+    history: list[StepMetrics] = []
+    time_share = 0.0
     for index, chosen in zip(range(settings.step_count), batches, strict=False):
         started = time.monotonic()
         batch = align([sequences[position] for position in chosen])
@@ -97,7 +102,8 @@ def train_off_policy(
             submit=partial(run.forward_backward, batch.examples, batch_settings),
         )
         step = run.optim_step(
-            schedule.adamw(settings.adamw, index), normalization=Normalization.ROWS
+            schedule.adamw(settings.adamw, index, time_share=time_share),
+            normalization=Normalization.ROWS,
         )
         metrics = step_metrics(
             transfer,
@@ -109,6 +115,11 @@ def train_off_policy(
         )
         history.append(metrics)
         on_step(metrics)
+        if settings.max_seconds is not None:
+            spent_seconds = sum(one.step_seconds for one in history)
+            if spent_seconds >= settings.max_seconds:
+                break
+            time_share = spent_seconds / settings.max_seconds
     return history
 
 

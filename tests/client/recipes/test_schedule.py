@@ -22,6 +22,13 @@ def test_it_rises_through_the_warmup_and_falls_after_it(steps, warmup, final):
         assert falling[-1] == pytest.approx(final)
 
 
+def test_where_time_passes_faster_than_steps_the_fall_keeps_up_with_it():
+    schedule = Schedule(step_count=101, final_factor=0.0)
+    assert schedule.factor(50, time_share=0.2) == 0.5
+    assert schedule.factor(10, time_share=0.75) == 0.25
+    assert Schedule(step_count=9, warmup_steps=3).factor(0, time_share=0.5) == 0.25
+
+
 def test_only_the_learning_rate_changes():
     schedule = Schedule(step_count=5, warmup_steps=1, final_factor=0.1)
     settings = AdamW(learning_rate=0.2, weight_decay=0.3)
