@@ -17,11 +17,11 @@ PYTEST := $(VENV)/bin/python -m pytest
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-parity test-docker lint format protos bench bench-peer clean environment-demo environment-dev environment-parity
+.PHONY: help demo demo-compress test test-all test-parity test-docker lint format protos bench bench-peer clean environment-demo environment-dev environment-parity
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 environment-demo:
 	@scripts/environment.sh $(VENV) plot
@@ -34,6 +34,10 @@ environment-parity:
 demo: environment-demo ## distil a small model into itself and print what it learned (ARGS="--steps 3 --out DIR")
 	@echo "==> distill demo $(ARGS)"
 	@$(VENV)/bin/distill demo $(ARGS)
+
+demo-compress: environment-demo ## prune a small model to half its layers and win back what it lost (ARGS="--steps 3 --out DIR")
+	@echo "==> distill demo-compress $(ARGS)"
+	@$(VENV)/bin/distill demo-compress $(ARGS)
 
 test: environment-dev ## the tests that every change must pass
 	@echo "==> pytest $(PARALLEL)"

@@ -43,7 +43,10 @@ class LocalPair:
     """Services to start, on free loopback ports, and to stop at the end."""
 
     model: str
-    """Reference of the model of both."""
+    """Reference of the teacher's model."""
+
+    student_model: str | None = None
+    """Reference of the student's model. None: the teacher's."""
 
     directory: Path
     """Where teacher.log, student.log and runs/ go."""
@@ -94,7 +97,12 @@ def open_pair(
     with ExitStack() as stack:
         services: list[LocalService] = []
         if isinstance(source, LocalPair):
-            say(f"starting the teacher and the student with {source.model}")
+            student_model = source.student_model
+            say(
+                f"starting the teacher and the student with {source.model}"
+                if student_model is None
+                else f"starting the teacher with {source.model}, the student with {student_model}"
+            )
             addresses = _start(source, teacher_name, stack, services)
         else:
             addresses = (source.teacher, source.student)
@@ -122,7 +130,7 @@ def _start(
     student = LocalService(
         STUDENT_MODULE,
         [
-            *("--model", source.model),
+            *("--model", source.student_model or source.model),
             *("--teacher", f"{teacher_name}={teacher.address}"),
             *("--runs-dir", str(source.directory / "runs")),
         ],
@@ -155,7 +163,13 @@ def _check(
             f"the student knows no teacher named {teacher_name!r} (it knows: {known}); start it "
             f"with --teacher {teacher_name}=HOST:PORT, or use --targets inline"
         )
+    sizes = [
+        f"{one.parameter_count / 1e6:.1f} M parameters" for one in (teacher_info, student_info)
+    ]
     say(
-        f"teacher {teacher_info.name}, student {student_info.name}: "
-        f"{student_info.parameter_count / 1e6:.1f} M parameters, {student_info.compute_dtype}"
+        f"teacher {teacher_info.name}, student {student_info.name}: {sizes[1]}, "
+        f"{student_info.compute_dtype}"
+        if teacher_info.parameter_count == student_info.parameter_count
+        else f"teacher {teacher_info.name}: {sizes[0]}, student {student_info.name}: {sizes[1]}, "
+        f"{student_info.compute_dtype}"
     )

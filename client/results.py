@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from client.errors import MismatchedPairError
 from distill.tensors import FloatArray, Int32Array
+from distill.tokenizer import describe_mismatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +72,19 @@ class ModelInfo:
 def check_pair(teacher: ModelInfo, student: ModelInfo) -> None:
     """Refuse a teacher and a student that name tokens differently.
 
+    Their vocabulary sizes may differ: models of one tokenizer are padded to different sizes.
+
     Raises:
-        MismatchedPairError: another vocabulary size or tokenizer fingerprint; names both values.
+        MismatchedPairError: another tokenizer; names both fingerprints and what to do.
     """
-    if teacher.vocab_size != student.vocab_size:
-        raise MismatchedPairError(
-            f"vocab_size: the teacher {teacher.name} has {teacher.vocab_size}, "
-            f"the student {student.name} has {student.vocab_size}"
-        )
     if teacher.tokenizer_fingerprint != student.tokenizer_fingerprint:
         raise MismatchedPairError(
-            f"tokenizer_fingerprint: the teacher {teacher.name} has "
-            f"{teacher.tokenizer_fingerprint}, the student {student.name} has "
-            f"{student.tokenizer_fingerprint}"
+            describe_mismatch(
+                teacher=f"the teacher {teacher.name}",
+                teacher_fingerprint=teacher.tokenizer_fingerprint,
+                student=f"the student {student.name}",
+                student_fingerprint=student.tokenizer_fingerprint,
+            )
         )
 
 

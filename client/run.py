@@ -4,7 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from client.connection import Connection, Deadline
-from client.decoding import decode_batch_result, decode_checkpoint, decode_run, decode_step
+from client.decoding import (
+    decode_batch_result,
+    decode_checkpoint,
+    decode_model_info,
+    decode_run,
+    decode_step,
+)
 from client.encoding import (
     NORMALIZATIONS,
     encode_adamw,
@@ -13,7 +19,7 @@ from client.encoding import (
     encode_weights,
 )
 from client.export import write_files
-from client.results import BatchResult, CheckpointInfo, RunInfo, StepResult
+from client.results import BatchResult, CheckpointInfo, ModelInfo, RunInfo, StepResult
 from client.sequence import MutationSequence
 from client.settings import (
     AdamW,
@@ -55,6 +61,15 @@ class StudentRun:
             writer_epoch=created.writer_epoch,
             last_sequence_number=created.last_sequence_number,
         )
+
+    def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
+        """Describe the base model of the run."""
+        request = messages.StudentServiceGetModelInfoRequest()
+        response: messages.StudentServiceGetModelInfoResponse = self._connection.call(
+            lambda timeout: self._stub.GetModelInfo(request, timeout=timeout),
+            self._connection.deadline(timeout_seconds),
+        )
+        return decode_model_info(response.model, tuple(response.teachers))
 
     def state(self, *, timeout_seconds: float | None = None) -> RunInfo:
         """Ask for the run's state."""

@@ -197,6 +197,25 @@ def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
 
 
+def describe_mismatch(
+    *, teacher: str, teacher_fingerprint: str, student: str, student_fingerprint: str
+) -> str:
+    """Why a teacher and a student whose tokenizers differ cannot work together, and what to do.
+
+    Args:
+        teacher: which teacher, in words.
+        teacher_fingerprint: of its tokenizer.
+        student: which student, in words.
+        student_fingerprint: of its tokenizer.
+    """
+    return (
+        f"tokenizer_fingerprint: {teacher} has {teacher_fingerprint}, {student} has "
+        f"{student_fingerprint}: a token id is another text for each, so that their distributions "
+        "cannot be compared; start both with models of one tokenizer, as are most models of one "
+        "family and what `distill prune` makes of them"
+    )
+
+
 def _fingerprint(vocabulary: Mapping[str, int]) -> str:
     # Added tokens are in the vocabulary; flags on them vary between files of one vocabulary.
     digest = hashlib.blake2b(digest_size=16)

@@ -15,6 +15,7 @@ from distill.errors import (
 )
 from distill.rpc.channel import CHANNEL_OPTIONS
 from distill.rpc.deadline import remaining_seconds
+from distill.tokenizer import describe_mismatch
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
 
 INFO_TIMEOUT_SECONDS = 10.0
@@ -68,7 +69,7 @@ class TeacherPool:
             CallEndedError: the call ended meanwhile.
             InvalidFieldError: the teacher refused the request.
             LimitExceededError: more than `max_bytes`.
-            WrongStateError: its vocabulary is not the student's.
+            WrongStateError: its tokenizer is not the student's.
         """
         stub = teacher_service_pb2_grpc.TeacherServiceStub(self._channels[name])
         try:
@@ -102,11 +103,15 @@ class TeacherPool:
         if timeout_seconds is not None:
             timeout = min(timeout, timeout_seconds)
         request = teacher_service_pb2.TeacherServiceGetModelInfoRequest()
-        theirs = stub.GetModelInfo(request, timeout=timeout).model.tokenizer_fingerprint
-        if theirs != self._fingerprint:
+        model = stub.GetModelInfo(request, timeout=timeout).model
+        if model.tokenizer_fingerprint != self._fingerprint:
             raise WrongStateError(
-                f"teacher {name!r} has another vocabulary: its tokenizer fingerprint is {theirs}, "
-                f"the student's is {self._fingerprint}"
+                describe_mismatch(
+                    teacher=f"teacher {name!r} ({model.name})",
+                    teacher_fingerprint=model.tokenizer_fingerprint,
+                    student="the student",
+                    student_fingerprint=self._fingerprint,
+                )
             )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from client.results import BatchResult
-from client.run import Chunks
+from client.results import BatchResult, check_pair
+from client.run import Chunks, StudentRun
 from client.settings import DistributionExample, PulledTargets, ScoredPrompt, Tokens
 from client.teacher import TeacherClient
 from distill.v1 import scoring_pb2
@@ -51,6 +51,18 @@ class TeacherLink:
 
     targets: Targets
     """Which of the two ways."""
+
+
+def check_teacher(link: TeacherLink, run: StudentRun) -> None:
+    """Refuse to relay the distributions of a teacher whose tokenizer is not the student's.
+
+    A student that pulls asks its teacher itself, each time: the client may not even reach it.
+
+    Raises:
+        MismatchedPairError: names both fingerprints and what to do.
+    """
+    if link.targets is Targets.INLINE:
+        check_pair(link.client.model_info(), run.model_info())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from client.recipes.batches import AlignedSequence, TeacherLink, align, run_batch, shuffled_batches
+from client.recipes.batches import (
+    AlignedSequence,
+    TeacherLink,
+    align,
+    check_teacher,
+    run_batch,
+    shuffled_batches,
+)
 from client.recipes.metrics import StepMetrics, step_metrics
+from client.recipes.schedule import Schedule
 from client.run import StudentRun
 from client.settings import AdamW, BatchSettings, Normalization, Objective, Tokens
 from distill.tokenizer import TextTokenizer
@@ -17,7 +25,7 @@ class OffPolicySettings:
     """How to train."""
 
     step_count: int = 100
-    """Optimizer steps."""
+    """Most optimizer steps."""
 
     sequences_per_step: int = 8
     """Sequences in a step."""
@@ -33,6 +41,16 @@ class OffPolicySettings:
 
     adamw: AdamW = field(default_factory=lambda: AdamW(learning_rate=1e-4, max_gradient_norm=1.0))
     """Optimizer settings of every step."""
+
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises to its full value."""
+
+    final_learning_rate_factor: float = 1.0
+    """After that it falls linearly to this share in the last step."""
+
+    max_seconds: float | None = None
+    """The training ends with the step in which so much time has been spent on steps, and the
+    learning rate has fallen by then. None: with its last step."""
 
     seed: int = 0
     """Of the order of the sequences."""
@@ -59,13 +77,21 @@ def train_off_policy(
         The metrics of all steps.
 
     Raises:
+        MismatchedPairError: the teacher has another tokenizer.
         ValueError: an empty corpus, or a sequence without a token to predict.
     """
     sequences = list(_sequences(corpus))
+    check_teacher(teacher, run)
+    schedule = Schedule(
+        step_count=settings.step_count,
+        warmup_steps=settings.warmup_steps,
+        final_factor=settings.final_learning_rate_factor,
+    )
     batches = shuffled_batches(len(sequences), settings.sequences_per_step, settings.seed)
     batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
-    history = []
-    for _, chosen in zip(range(settings.step_count), batches, strict=False):
+    history: list[StepMetrics] = []
+    time_share = 0.0
+    for index, chosen in zip(range(settings.step_count), batches, strict=False):
         started = time.monotonic()
         batch = align([sequences[position] for position in chosen])
         transfer = run_batch(
@@ -75,7 +101,10 @@ def train_off_policy(
             temperature=settings.temperature,
             submit=partial(run.forward_backward, batch.examples, batch_settings),
         )
-        step = run.optim_step(settings.adamw, normalization=Normalization.ROWS)
+        step = run.optim_step(
+            schedule.adamw(settings.adamw, index, time_share=time_share),
+            normalization=Normalization.ROWS,
+        )
         metrics = step_metrics(
             transfer,
             step,
@@ -86,6 +115,11 @@ def train_off_policy(
         )
         history.append(metrics)
         on_step(metrics)
+        if settings.max_seconds is not None:
+            spent_seconds = sum(one.step_seconds for one in history)
+            if spent_seconds >= settings.max_seconds:
+                break
+            time_share = spent_seconds / settings.max_seconds
     return history
 
 

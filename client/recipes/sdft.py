@@ -7,17 +7,19 @@ minimises the reverse KL; here the teacher is the first argument, as in all our 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from client.recipes.batches import (
     AlignedSequence,
     TeacherLink,
     align,
+    check_teacher,
     run_batch,
     shuffled_batches,
 )
 from client.recipes.metrics import StepMetrics, step_metrics
+from client.recipes.schedule import Schedule
 from client.results import BatchResult, Completion
 from client.run import StudentRun
 from client.settings import (
@@ -99,10 +101,18 @@ def train_sdft(
 
     Returns:
         The metrics of all steps.
+
+    Raises:
+        MismatchedPairError: the teacher has another tokenizer.
+        ValueError: no prompts.
     """
     if not prompts:
         raise ValueError("prompts: must not be empty")
+    check_teacher(teacher, run)
     batches = shuffled_batches(len(prompts), settings.prompts_per_step, settings.seed)
+    schedule = Schedule(
+        step_count=settings.step_count, final_factor=settings.final_learning_rate_factor
+    )
     batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
     history = []
     for index, chosen in zip(range(settings.step_count), batches, strict=False):
@@ -120,7 +130,9 @@ def train_sdft(
             temperature=settings.temperature,
             submit=partial(run.forward_backward, batch.examples, batch_settings),
         )
-        step = run.optim_step(_adamw_of_step(settings, index), normalization=Normalization.ROWS)
+        step = run.optim_step(
+            schedule.adamw(settings.adamw, index), normalization=Normalization.ROWS
+        )
         metrics = step_metrics(
             transfer,
             step,
@@ -132,12 +144,6 @@ def train_sdft(
         history.append(metrics)
         on_step(metrics)
     return history
-
-
-def _adamw_of_step(settings: SdftSettings, index: int) -> AdamW:
-    progress = index / max(settings.step_count - 1, 1)
-    factor = 1 + (settings.final_learning_rate_factor - 1) * progress
-    return replace(settings.adamw, learning_rate=settings.adamw.learning_rate * factor)
 
 
 def compare_with_teacher(
@@ -152,6 +158,7 @@ def compare_with_teacher(
 
     Nothing is trained. The result's metrics are means over all tokens of all completions.
     """
+    check_teacher(teacher, run)
     batch = align(pair_completions(prompts, completions))
     batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
     transfer = run_batch(

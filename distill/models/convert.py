@@ -6,18 +6,15 @@ that could be taken for a model.
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from distill.errors import AlreadyExistsError, ModelError
+from distill.errors import ModelError
 from distill.models.config import ModelConfig
 from distill.models.gguf_config import ROPE_FACTORS, parse_gguf_config
 from distill.models.gguf_file import GgufFile
@@ -25,6 +22,7 @@ from distill.models.gguf_tokenizer import rebuild_tokenizer
 from distill.models.gguf_tokens import token_by_role
 from distill.models.hf_families import family_files, hf_config, model_weight_entries
 from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE
+from distill.models.new_directory import locked, new_directory, written_aside
 from distill.models.references import EMBEDDED_NAME, embedded_gguf
 from distill.models.weight_map import WeightEntry
 
@@ -52,11 +50,10 @@ def convert(source: str, destination: Path, progress: Progress | None = None) ->
     path = embedded_gguf() if source == EMBEDDED_NAME else Path(source).expanduser()
     if path.suffix != ".gguf" or not path.is_file():
         raise ModelError(f"{path.name!r} is not a .gguf file, nor {EMBEDDED_NAME!r}")
-    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
-        raise AlreadyExistsError(f"{destination.name!r} exists and is not an empty directory")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(destination.parent / f".{destination.name}.lock"):
-        _convert_aside(path, destination, progress or _ignore)
+    say = progress or _ignore
+    with new_directory(destination) as directory:
+        _write_directory(path, directory, say)
+    say("done")
 
 
 def convert_once(source: Path, cache: Path, progress: Progress | None = None) -> Path:
@@ -78,31 +75,19 @@ def convert_once(source: Path, cache: Path, progress: Progress | None = None) ->
     target = cache / f"{source.stem}-{digest}-v{CONVERSION_VERSION}"
     if target.is_dir():
         return target
+    say = progress or _ignore
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{target.name}.lock"):
+    with locked(target):
         if not target.is_dir():
-            _convert_aside(source, target, progress or _ignore)
+            with written_aside(target) as directory:
+                _write_directory(source, directory, say)
+            say("done")
     return target
 
 
-def _convert_aside(source: Path, target: Path, progress: Progress) -> None:
-    """Convert beside the target, then rename. The caller holds the target's lock."""
-    aside = target.parent / f".{target.name}.partial"
-    # Only a killed conversion leaves one: this process has the lock.
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        progress(f"reading {source.name}")
-        _write_directory(GgufFile(source), aside, progress)
-        _sync(aside)
-        # An empty directory in the target's place is replaced, any other stops the rename.
-        aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    progress("done")
-
-
-def _write_directory(file: GgufFile, directory: Path, progress: Progress) -> None:
+def _write_directory(source: Path, directory: Path, progress: Progress) -> None:
+    progress(f"reading {source.name}")
+    file = GgufFile(source)
     config = parse_gguf_config(file)
     progress("rebuilding the tokenizer")
     tokenizer = rebuild_tokenizer(file)
@@ -200,16 +185,6 @@ def _hf_tensor(file: GgufFile, config: ModelConfig, entry: WeightEntry) -> NDArr
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sync(directory: Path) -> None:
-    """Put the files on the disk, so that a power cut after the rename cannot empty them."""
-    for path in (*directory.iterdir(), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _ignore(_line: str) -> None:

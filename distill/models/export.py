@@ -17,7 +17,7 @@ from distill.models.adapters import LoraSpec
 from distill.models.config import ModelConfig
 from distill.models.functional import HEAD_TARGET
 from distill.models.hf_families import hf_config, model_weight_entries
-from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE
+from distill.models.hf_weights import FILE_METADATA, INDEX_FILE, MAX_SHARD_BYTES, SINGLE_FILE
 from distill.tokenizer import TextTokenizer
 
 ExportDtype = Literal["float32", "bfloat16", "float16"]
@@ -27,12 +27,6 @@ DTYPES: dict[ExportDtype, Any] = {
     "bfloat16": ml_dtypes.bfloat16,
     "float16": np.float16,
 }
-
-MAX_SHARD_BYTES = 2 << 30
-"""Largest file of weights: the most memory that an export takes beside the weights is two."""
-
-# Transformers reads only files that say which library's layout they have.
-FILE_METADATA = {"format": "pt"}
 
 
 def hf_tensors(

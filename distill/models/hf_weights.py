@@ -31,6 +31,12 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 FLOAT_TYPES: tuple[Any, ...] = (np.float32, np.float16, ml_dtypes.bfloat16)
 
+MAX_SHARD_BYTES = 2 << 30
+"""Largest file of weights that is written: the most memory that it takes beside the weights."""
+
+FILE_METADATA = {"format": "pt"}
+"""Transformers reads only files that say which library's layout they have."""
+
 
 def read_weights(
     directory: Path, config: ModelConfig, tree: Mapping[str, Any]
@@ -53,7 +59,7 @@ def read_weights(
     digest = hashlib.blake2b(digest_size=16)
     with ExitStack() as stack:
         weight_map = family_files(config.family).weights
-        files, skipped = _text_names(_open_files(directory, stack), weight_map)
+        files, skipped = _text_names(open_files(directory, stack), weight_map)
         files = split_fused_experts(files)
         entries = {entry.hf_name: entry for entry in model_weight_entries(config)}
         _check_names(set(files), set(entries), tied_head=config.tied_head)
@@ -110,7 +116,7 @@ def _text_names(
     return found, skipped
 
 
-def _open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
+def open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
     """Each tensor's name with the open file that holds it."""
     if (directory / INDEX_FILE).is_file():
         index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))

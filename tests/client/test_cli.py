@@ -112,6 +112,11 @@ def test_failures_are_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str
         ["demo", "--steps", "0"],
         ["demo", "--objective", "cross_entropy"],
         ["demo", "--teacher-address", "a:1"],
+        ["demo-compress", "--sequence-tokens", "1"],
+        ["demo-compress", "--model", "another"],
+        ["demo-compress", "--warmup-steps", "-1"],
+        ["prune", "m", "--keep-layers", "2"],
+        ["prune", "m", "--out", "d"],
         ["score", "--text", "x", "--model", "m", "--teacher-address", "a:1"],
     ],
 )
@@ -122,6 +127,26 @@ def test_wrong_arguments_exit_with_code_2(
         main(argv)
     assert caught.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_prune_makes_a_directory_and_says_which_layers_it_kept(
+    tiny_model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "half"
+    argv = ["prune", str(tiny_model_directory), "--keep-layers", "1", "--out", str(out)]
+    main(argv)
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    assert printed.err.splitlines()[-1] == "kept 1 layers: 0"
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
+    for wrong, problem in (
+        (argv, "'half' exists and is not an empty directory"),
+        ([*argv[:-1], str(tmp_path / "new"), "--keep-layers", "0-2"], "keep_layers: must be in"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 1
+        assert problem in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [command.name for command in COMMANDS])

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from client.errors import MismatchedPairError
 from client.recipes.batches import Targets, TeacherLink
 from client.recipes.metrics import StepMetrics
 from client.recipes.off_policy import OffPolicySettings, tokenize_corpus, train_off_policy
@@ -130,6 +131,40 @@ def test_off_policy_targets_every_token_but_the_first(
     assert sorted(list(one.input_tokens.values) for one in examples) == [[1, 2, 3], [5]]
     assert {one.distribution_targets.prompt_offset for one in examples} == {1}
     assert sum(len(chunk.entropies.values) for chunk in chunks) == 4
+
+
+def test_training_ends_with_the_step_in_which_its_time_is_over(
+    student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient
+) -> None:
+    settings = OffPolicySettings(
+        step_count=50, sequences_per_step=1, top_k=3, max_seconds=1e-6, adamw=AdamW(learning_rate=1)
+    )
+    history = train_off_policy(
+        run=student.create_run("run", lora=None),
+        teacher=link(teacher, Targets.PULL),
+        corpus=[[1, 2, 3]],
+        settings=settings,
+    )
+    assert len(history) == 1
+    assert fake_student.learning_rates == [1]
+
+
+def test_a_teacher_of_another_tokenizer_is_not_relayed(
+    student: StudentClient,
+    fake_student: FakeStudent,
+    teacher: TeacherClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = student.create_run("run", lora=None)
+    monkeypatch.setattr(fake_student.tokenizer, "fingerprint", "another")
+    with pytest.raises(MismatchedPairError, match=r"another.*start both with models of one"):
+        train_off_policy(
+            run=run,
+            teacher=link(teacher, Targets.INLINE),
+            corpus=[[1, 2, 3]],
+            settings=OffPolicySettings(step_count=1),
+        )
+    assert fake_student.calls == []
 
 
 def test_a_corpus_without_anything_to_predict_is_refused(

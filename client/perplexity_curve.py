@@ -1,0 +1,60 @@
+"""Perplexity over the course of a training, as a picture."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """A measurement in the course of a training."""
+
+    step: int
+    """Optimizer steps so far."""
+
+    tokens: int
+    """Tokens trained on so far."""
+
+    seconds: float
+    """Time of training so far, without the measurements."""
+
+    perplexity: float
+    """On held-out text."""
+
+
+def draw_perplexity(points: Sequence[CurvePoint], teacher_perplexity: float, path: Path) -> bool:
+    """Draw held-out perplexity over tokens and over seconds as a PNG.
+
+    Returns:
+        False, with a note on standard error, when matplotlib is not installed.
+    """
+    try:
+        # Without pyplot: no global state and no display.
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import ScalarFormatter
+    except ImportError:
+        print(
+            "no curve: matplotlib is not installed (pip install 'topk-distill[plot]')",
+            file=sys.stderr,
+        )
+        return False
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    perplexities = [point.perplexity for point in points]
+    tokens = [float(point.tokens) for point in points]
+    seconds = [point.seconds for point in points]
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, places, label in (
+        (left, tokens, "tokens trained"),
+        (right, seconds, "seconds of training"),
+    ):
+        axes.plot(places, perplexities, marker="o", label="student")
+        axes.axhline(teacher_perplexity, color="gray", linestyle="--", label="teacher")
+        axes.set_xlabel(label)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    left.set_ylabel("held-out perplexity")
+    left.yaxis.set_major_formatter(ScalarFormatter())
+    figure.savefig(path, dpi=110)
+    return True

@@ -1,0 +1,216 @@
+"""A smaller model from some of the layers of another. Knows no JAX.
+
+The tensors are copied as they are stored, a file at a time, and config.json keeps all that it says
+about other things than layers.
+"""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from distill.errors import ModelError
+from distill.models.hf_families import model_weight_entries, parse_hf_config
+from distill.models.hf_weights import (
+    FILE_METADATA,
+    INDEX_FILE,
+    MAX_SHARD_BYTES,
+    SINGLE_FILE,
+    open_files,
+)
+from distill.models.layer_choice import check_layers, parse_layers
+from distill.models.new_directory import check_vacant, new_directory
+from distill.models.references import resolve_reference
+
+RECORD_FILE = "pruning.json"
+"""Says in the new directory where its layers come from."""
+
+_LAYER = re.compile(r"(?<=\blayers\.)\d+(?=\.)")
+
+_OTHER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+"""What a model directory holds besides weights: tokenizer, chat template, token ids."""
+
+_MADE_ANEW = ("config.json", INDEX_FILE, RECORD_FILE)
+
+
+def prune(
+    reference: str,
+    keep_layers: str,
+    destination: Path,
+    *,
+    cache_dir: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[int, ...]:
+    """Write a model that has only some of the layers of another.
+
+    Args:
+        reference: the model, as in `load_model`.
+        keep_layers: which layers stay, as in `parse_layers`: "15" or "0-6,22-29".
+        destination: the Hugging Face directory to make; its parent is made where needed.
+        cache_dir: as in `load_model`.
+        progress: called with a line of text at each step.
+
+    Returns:
+        The layers that stayed, as they are counted in the model.
+
+    Raises:
+        AlreadyExistsError: the destination exists and is not an empty directory.
+        InvalidFieldError: layers that the model does not have, twice, or none.
+        ModelError: there is no such model, or layers of several kinds are left that do not fit.
+    """
+    check_vacant(destination)  # before the model is downloaded or converted
+    source = resolve_reference(reference, cache_dir, progress)
+    raw = _read_config(source.directory)
+    layer_count = parse_hf_config(raw).layer_count
+    layers = parse_layers(keep_layers, layer_count)
+    pruned = pruned_config(raw, layers)
+    with new_directory(destination) as directory:
+        for pattern in _OTHER_FILES:
+            for path in source.directory.glob(pattern):
+                if path.name not in _MADE_ANEW:
+                    shutil.copyfile(path, directory / path.name)
+        _write_json(directory / "config.json", pruned)
+        _write_json(
+            directory / RECORD_FILE,
+            {"source": source.name, "source_layer_count": layer_count, "kept_layers": layers},
+        )
+        _copy_weights(source.directory, directory, raw, pruned, layers, progress or _ignore)
+    return layers
+
+
+def pruned_config(raw: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """The config.json of a model with only some of its layers.
+
+    Lists with an entry for each layer keep those of the layers that stay; a list of layers is
+    renumbered.
+
+    Raises:
+        InvalidFieldError: layers that the model does not have, twice, or none.
+        ModelError: the model is a part of a larger one, or a layer's kind follows from its place
+            alone, so that it would change; names the key.
+    """
+    if "text_config" in raw:
+        raise ModelError(
+            "config.json: text_config: only a text model by itself can be pruned, this one is a "
+            "part of a larger model"
+        )
+    layer_count = raw["num_hidden_layers"]
+    check_layers(layers, layer_count)
+    pruned = {
+        key: [value[layer] for layer in layers]
+        if isinstance(value, list) and len(value) == layer_count and key != "mlp_only_layers"
+        else value
+        for key, value in raw.items()
+    }
+    if raw.get("mlp_only_layers"):
+        dense = set(raw["mlp_only_layers"])
+        pruned["mlp_only_layers"] = [new for new, old in enumerate(layers) if old in dense]
+    for key, overruled_by, harmless in _KINDS_BY_PLACE:
+        if raw.get(key, harmless) not in (harmless, None) and not raw.get(overruled_by):
+            raise ModelError(
+                f"config.json: {key} {raw[key]!r} gives each layer its kind by its place, which "
+                f"would change; to be pruned it must have {overruled_by}, a list of the kinds"
+            )
+    pruned["num_hidden_layers"] = len(layers)
+    return pruned
+
+
+_KINDS_BY_PLACE: tuple[tuple[str, str, Any], ...] = (
+    ("sliding_window_pattern", "layer_types", 1),
+    ("full_attention_interval", "layer_types", 1),
+    ("use_sliding_window", "layer_types", False),
+    ("no_rope_layer_interval", "no_rope_layers", None),
+    ("decoder_sparse_step", "mlp_layer_types", 1),
+)
+"""Keys of config.json by which a layer's kind follows from its place; the key that names the kinds
+instead; and the value that makes all layers equal."""
+
+
+def _copy_weights(
+    source: Path,
+    directory: Path,
+    raw: Mapping[str, Any],
+    pruned: Mapping[str, Any],
+    layers: Sequence[int],
+    say: Callable[[str], None],
+) -> None:
+    def old_name(name: str) -> str:
+        return _LAYER.sub(lambda found: str(layers[int(found[0])]), name, count=1)
+
+    known = {entry.hf_name for entry in model_weight_entries(parse_hf_config(raw))}
+    sources = {
+        entry.hf_name: old_name(entry.hf_name)
+        for entry in model_weight_entries(parse_hf_config(pruned))
+    }
+    misfits = [new for new, old in sources.items() if old not in known]
+    if misfits:
+        raise ModelError(
+            f"the layers are of several kinds, and those that stay do not fit config.json: it asks "
+            f"for {misfits[0]} ({len(misfits)} tensors in all), which layer "
+            f"{old_name(misfits[0]).split('.')[2]} of the model does not have"
+        )
+    with ExitStack() as stack:
+        files = open_files(source, stack)
+        missing = sorted(set(sources.values()) - set(files))
+        if missing:
+            raise ModelError(f"the weights lack {missing[0]} ({len(missing)} tensors in all)")
+        shards = _shards({new: files[old].get_slice(old) for new, old in sources.items()})
+        file_of: dict[str, str] = {}
+        total_bytes = 0
+        for index, names in enumerate(shards, start=1):
+            say(f"copying weights, file {index} of {len(shards)}")
+            file_name = (
+                SINGLE_FILE
+                if len(shards) == 1
+                else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+            )
+            tensors = {name: files[sources[name]].get_tensor(sources[name]) for name in names}
+            save_file(tensors, directory / file_name, FILE_METADATA)
+            # The library makes it for its owner alone.
+            (directory / file_name).chmod(0o644)
+            file_of |= dict.fromkeys(names, file_name)
+            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+    if len(shards) > 1:
+        content = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
+        _write_json(directory / INDEX_FILE, content)
+
+
+def _shards(tensors: Mapping[str, Any]) -> list[list[str]]:
+    """Names of the tensors of each file, by their sizes; nothing is read."""
+    shards: list[list[str]] = [[]]
+    shard_bytes = 0
+    for name, tensor in tensors.items():
+        # At most: the types that are read have 2 or 4 bytes.
+        tensor_bytes = 4 * math.prod(tensor.get_shape())
+        if shards[-1] and shard_bytes + tensor_bytes > MAX_SHARD_BYTES:
+            shards.append([])
+            shard_bytes = 0
+        shards[-1].append(name)
+        shard_bytes += tensor_bytes
+    return shards
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise ModelError("the model directory has no config.json") from None
+    except ValueError as error:
+        raise ModelError(f"config.json cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError("config.json must hold a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _ignore(_line: str) -> None:
+    pass
