@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--max-runs",
         type=int,
-        default=64,
+        default=256,
         metavar="COUNT",
         help="runs at a time; each holds its trained parameters three times in float32, and their "
         "gradient (default: %(default)s)",

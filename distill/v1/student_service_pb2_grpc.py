@@ -131,7 +131,8 @@ class StudentServiceServicer(object):
 
     def CreateRun(self, request, context):
         """Creates a run. Repeating the call with the same configuration returns the
-        run as it is; with another, ALREADY_EXISTS.
+        run as it is; with another, ALREADY_EXISTS. One more run than the service
+        was started for is RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,7 +215,9 @@ class StudentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListCheckpoints(self, request, context):
-        """Lists the checkpoints of a run, oldest first.
+        """Lists the checkpoints of a run, oldest first, without those whose
+        description is damaged; loading such a one is DATA_LOSS, and it can be
+        overwritten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

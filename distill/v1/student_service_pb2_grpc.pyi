@@ -385,7 +385,8 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
 
     CreateRun: _StudentServiceCreateRunType
     """Creates a run. Repeating the call with the same configuration returns the
-    run as it is; with another, ALREADY_EXISTS.
+    run as it is; with another, ALREADY_EXISTS. One more run than the service
+    was started for is RESOURCE_EXHAUSTED.
     """
 
     GetRun: _StudentServiceGetRunType
@@ -429,7 +430,10 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
     """Replaces the state of a run by a checkpoint's. The run's sequence goes on."""
 
     ListCheckpoints: _StudentServiceListCheckpointsType
-    """Lists the checkpoints of a run, oldest first."""
+    """Lists the checkpoints of a run, oldest first, without those whose
+    description is damaged; loading such a one is DATA_LOSS, and it can be
+    overwritten.
+    """
 
     ExportWeights: _StudentServiceExportWeightsType
     """Streams the weights as files that Transformers and PEFT load: an adapter
@@ -521,7 +525,8 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[distill.v1.student_service_pb2.CreateRunResponse, collections.abc.Awaitable[distill.v1.student_service_pb2.CreateRunResponse]]:
         """Creates a run. Repeating the call with the same configuration returns the
-        run as it is; with another, ALREADY_EXISTS.
+        run as it is; with another, ALREADY_EXISTS. One more run than the service
+        was started for is RESOURCE_EXHAUSTED.
         """
 
     @abc.abstractmethod
@@ -620,7 +625,10 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
         request: distill.v1.student_service_pb2.ListCheckpointsRequest,
         context: _ServicerContext,
     ) -> typing.Union[distill.v1.student_service_pb2.ListCheckpointsResponse, collections.abc.Awaitable[distill.v1.student_service_pb2.ListCheckpointsResponse]]:
-        """Lists the checkpoints of a run, oldest first."""
+        """Lists the checkpoints of a run, oldest first, without those whose
+        description is damaged; loading such a one is DATA_LOSS, and it can be
+        overwritten.
+        """
 
     @abc.abstractmethod
     def ExportWeights(

@@ -3,6 +3,7 @@
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,10 @@ from client.settings import AdamW, BatchSettings, LoraSettings, Objective, Token
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.scoring_scheduler import ScoringScheduler
+from student_service.batch import BatchOutcome
 from student_service.caller import Caller
+from student_service.optimizer import StepOutcome
+from student_service.trainer import GradientOutcome
 
 HARD = BatchSettings(objective=Objective.CROSS_ENTROPY)
 EXAMPLE = TokenExample(input_tokens=np.arange(3, 12), target_offset=0, token_ids=np.arange(4, 13))
@@ -50,6 +54,23 @@ def test_streams_under_the_weights_of_a_run_share_calls_of_the_model(in_process,
     assert scheduler.call_count == 1
 
 
+@pytest.fixture
+def instant_training(in_process, monkeypatch):
+    """A gradient that costs nothing, and a step that adds 1 to every parameter."""
+
+    def forward_backward(trainable, *_):
+        outcome = BatchOutcome(loss=0.0, row_count=1, token_count=1, metrics=None, examples=())
+        yield GradientOutcome(gradients=trainable, batch=outcome)
+
+    def optim_step(trainable, optimizer_state, *_):
+        stepped = jax.tree.map(lambda leaf: leaf + 1, trainable)
+        return StepOutcome(stepped, optimizer_state, np.float32(1), np.float32(1))
+
+    monkeypatch.setattr(in_process.trainer, "forward_backward", forward_backward)
+    monkeypatch.setattr(in_process.trainer, "optim_step", optim_step)
+
+
+@pytest.mark.usefixtures("instant_training")
 def test_the_weights_of_a_run_are_made_once_until_they_change(run, handle):
     handle.save_checkpoint("before")
     first = run.current_weights(CALLER)
