@@ -63,8 +63,7 @@ SPECS = {
         "qwen3",
         "gemma3",
         "qwen3-moe-mixed",
-        "qwen3_5-untied",
-        "qwen3_5-moe",
+        "qwen3_5",
     ],
 )
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
