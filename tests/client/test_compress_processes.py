@@ -116,6 +116,7 @@ def test_the_summary_says_what_was_won_back_or_that_nothing_was_lost(tmp_path: P
         "step_count": 100,
         "heldout_tokens": 6000,
         "curve_drawn": True,
+        "settings": {"step_count": 100},
         **dict.fromkeys(
             [
                 *("tokens_per_second_teacher", "tokens_per_second_student"),
@@ -133,6 +134,10 @@ def test_the_summary_says_what_was_won_back_or_that_nothing_was_lost(tmp_path: P
         assert said in text
         assert "100,000 tokens in 100 steps" in text
         assert "81.0 M" in text
+    console = Console(record=True, width=120)
+    slow = {**summary, "share_won_back": 0.85, "step_count": 40}
+    print_compress_summary(slow, tmp_path, console)
+    assert "in 40 of 100 steps, when the time was over" in console.export_text()
 
 
 @pytest.mark.slow
