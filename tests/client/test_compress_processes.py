@@ -161,5 +161,5 @@ def test_the_real_model_wins_back_a_good_part_in_a_few_steps(tmp_path: Path) -> 
     assert summary["teacher"]["layer_count"] == 30
     assert summary["student"]["layer_count"] == 15
     assert summary["teacher_perplexity"] < 30
-    assert summary["perplexity_before"] > 10 * summary["teacher_perplexity"]
+    assert summary["perplexity_before"] > 5 * summary["teacher_perplexity"]
     assert summary["share_won_back"] > 0.3
