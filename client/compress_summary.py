@@ -37,7 +37,7 @@ def print_compress_summary(
             if share is None
             else f"{share:.0%} of the lost log-perplexity won back with "
         )
-        + f"{summary['tokens_trained']:,} tokens in {summary['step_count']} steps "
+        + f"{summary['tokens_trained']:,} tokens in {_steps(summary)} "
         f"({summary['heldout_tokens']:,} tokens held out)",
         f"kept layers: {', '.join(map(str, summary['kept_layers']))}",
         f"teacher scores {summary['tokens_per_second_teacher']:.0f} tokens/s, student trains "
@@ -53,3 +53,8 @@ def print_compress_summary(
         + "pruned/ and student/ (Hugging Face)",
     ):
         console.print(text, markup=False, highlight=False)
+
+
+def _steps(summary: Mapping[str, Any]) -> str:
+    done, most = summary["step_count"], summary["settings"]["step_count"]
+    return f"{done} steps" if done == most else f"{done} of {most} steps, when the time was over"

@@ -55,6 +55,8 @@ def draw_perplexity(points: Sequence[CurvePoint], teacher_perplexity: float, pat
         axes.grid(alpha=0.3, which="both")
         axes.legend()
     left.set_ylabel("held-out perplexity")
+    # Plain numbers: 40, not 4 x 10^1.
     left.yaxis.set_major_formatter(ScalarFormatter())
+    left.yaxis.set_minor_formatter(ScalarFormatter())
     figure.savefig(path, dpi=110)
     return True

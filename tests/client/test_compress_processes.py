@@ -116,6 +116,7 @@ def test_the_summary_says_what_was_won_back_or_that_nothing_was_lost(tmp_path: P
         "step_count": 100,
         "heldout_tokens": 6000,
         "curve_drawn": True,
+        "settings": {"step_count": 100},
         **dict.fromkeys(
             [
                 *("tokens_per_second_teacher", "tokens_per_second_student"),
@@ -133,6 +134,10 @@ def test_the_summary_says_what_was_won_back_or_that_nothing_was_lost(tmp_path: P
         assert said in text
         assert "100,000 tokens in 100 steps" in text
         assert "81.0 M" in text
+    console = Console(record=True, width=120)
+    slow = {**summary, "share_won_back": 0.85, "step_count": 40}
+    print_compress_summary(slow, tmp_path, console)
+    assert "in 40 of 100 steps, when the time was over" in console.export_text()
 
 
 @pytest.mark.slow
@@ -156,5 +161,5 @@ def test_the_real_model_wins_back_a_good_part_in_a_few_steps(tmp_path: Path) -> 
     assert summary["teacher"]["layer_count"] == 30
     assert summary["student"]["layer_count"] == 15
     assert summary["teacher_perplexity"] < 30
-    assert summary["perplexity_before"] > 10 * summary["teacher_perplexity"]
+    assert summary["perplexity_before"] > 5 * summary["teacher_perplexity"]
     assert summary["share_won_back"] > 0.3
