@@ -1,6 +1,7 @@
 """What all tests share: the suites that run only when asked for, and the tiny model."""
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="skip the docker suite where no container engine can be used, instead of failing",
     )
+
+
+def pytest_configure() -> None:
+    # A shell that runs the suite in the background ignores SIGINT, and processes inherit that: the
+    # tests that press Ctrl-C would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

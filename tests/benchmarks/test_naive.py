@@ -57,8 +57,15 @@ def test_scoring_alone_gives_what_scoring_together_gives(tiny_model: LoadedModel
     )
 
 
-@pytest.mark.parametrize("is_hard", [False, True])
-@pytest.mark.parametrize("is_lora", [False, True])
+@pytest.mark.parametrize(
+    ("is_lora", "is_hard"),
+    [
+        (True, False),
+        (False, True),
+        pytest.param(True, True, marks=pytest.mark.slow),
+        pytest.param(False, False, marks=pytest.mark.slow),
+    ],
+)
 def test_naive_losses_and_gradients_are_ours(tiny_model: LoadedModel, is_lora: bool, is_hard: bool):
     load = training_load(LENGTHS, tiny_model.config.vocab_size, top_k=5, is_hard=is_hard)
     own = OwnTrainer(tiny_model, is_lora=is_lora, token_budget=64)

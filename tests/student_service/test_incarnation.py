@@ -31,6 +31,7 @@ def start(in_process, tmp_path, monkeypatch):
             ready_file=None,
             exit_when_stdin_closes=False,
             dtype="float32",
+            mask_padded_vocabulary=True,
             max_top_k=None,
             max_sequence_tokens=None,
             cache_dir=None,

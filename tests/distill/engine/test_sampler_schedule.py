@@ -200,7 +200,7 @@ def test_samples_of_a_cut_stack_are_those_of_a_whole_one(
     job = SampleJob(prompts=prompts, max_tokens=150, seed=2, samples_per_prompt=2)
     cut = run_job(job)
     # As on accelerators.
-    monkeypatch.setattr("distill.engine.decode_slots.decode_parts", lambda _: None)
+    monkeypatch.setattr("distill.engine.decode_slots.decode_parts", lambda *_: None)
     for index, sample in run_job(job).items():
         assert_same(sample, cut[index])
 

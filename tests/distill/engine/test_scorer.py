@@ -15,7 +15,7 @@ from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.scoring_plan import plan_packs
 from distill.engine.weights import ModelWeights
-from distill.models.adapters import ALL_TARGETS, LoraSpec, init_adapter
+from distill.models.adapters import LoraSpec, init_adapter, model_targets
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
 
@@ -154,7 +154,7 @@ def test_full_support_is_the_whole_distribution(
 def test_an_adapter_changes_the_scores_as_it_changes_the_model(
     scorer: Scorer, model: LoadedModel, weights: ModelWeights, dense_logits: DenseLogits
 ) -> None:
-    spec = LoraSpec(rank=3, alpha=6.0, target_modules=ALL_TARGETS, seed=1)
+    spec = LoraSpec(rank=3, alpha=6.0, target_modules=model_targets(model.config), seed=1)
     adapter = jax.tree.map(lambda leaf: leaf + 0.05, init_adapter(model.config, spec, np.float32))
     token_ids = tokens(model, 30)
     adapted = joined(scorer.score([job(token_ids)], ModelWeights(model.parameters, adapter)))

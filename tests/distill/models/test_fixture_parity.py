@@ -111,7 +111,7 @@ def test_tiny_log_probs_equal_the_reference(tiny: tuple[str, LoadedModel, Fixtur
     )
 
 
-@pytest.mark.parametrize("loss", ["hard", "soft"])
+@pytest.mark.parametrize("loss", [pytest.param("hard", marks=pytest.mark.slow), "soft"])
 def test_tiny_gradients_equal_the_reference(
     tiny: tuple[str, LoadedModel, Fixture], loss: str
 ) -> None:
