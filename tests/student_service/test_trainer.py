@@ -102,13 +102,23 @@ def assert_trees_equal(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("objective", "sequence_mean"),
+    ("lora", "objective", "sequence_mean"),
     [
-        ("tail_bucket", False),
-        ("cross_entropy", True),
-        pytest.param("tail_bucket", True, marks=pytest.mark.slow),
-        pytest.param("cross_entropy", False, marks=pytest.mark.slow),
+        ("lora", "tail_bucket", False),
+        ("full", "cross_entropy", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("lora", "cross_entropy", True),
+                ("lora", "cross_entropy", False),
+                ("lora", "tail_bucket", True),
+                ("full", "tail_bucket", True),
+                ("full", "tail_bucket", False),
+                ("full", "cross_entropy", False),
+            )
+        ),
     ],
+    indirect=["lora"],
 )
 def test_gradient_of_a_ragged_batch_equals_the_dense_one(
     model, trainer, rng, lora, objective, sequence_mean

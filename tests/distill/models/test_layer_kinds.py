@@ -63,7 +63,14 @@ def random_adapter(config: Any, targets: tuple[str, ...] = ADAPTER_TARGETS) -> A
 IDS = jnp.asarray(np.random.default_rng(1).integers(0, 512, (2, 9)), jnp.int32)
 
 
-@pytest.mark.parametrize("name", PERIODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aab",
+        pytest.param("ab", marks=pytest.mark.slow),
+        pytest.param("abbaab", marks=pytest.mark.slow),
+    ],
+)
 def test_states_and_gradients_are_those_of_one_stack(name: str, one_kind: Any) -> None:
     config = tiny_config(layer_count=6, period=PERIODS[name])
     graph, shapes = build_graph(config, "float32")

@@ -287,6 +287,7 @@ def test_packed_equals_alone(model: LoadedModel) -> None:
         first += len(alone)
 
 
+@pytest.mark.slow  # what `test_cached_forward_equals_the_whole` implies
 def test_greedy_samples_are_the_argmax_of_an_uncached_forward_pass(model: LoadedModel) -> None:
     prompts = [np.asarray(random_ids(model.config, length), np.int32) for length in (5, 17)]
     job = SampleJob(prompts=prompts, max_tokens=9, temperature=0.0, ignore_end_tokens=True)
