@@ -50,7 +50,7 @@ test-all: environment-dev environment-parity ## test, with the slow suites and t
 
 test-parity: environment-parity ## compare models, gradients and exports with Transformers on PyTorch
 	@echo "==> pytest --run-parity"
-	@$(VENV_PARITY)/bin/python -m pytest --run-parity -m parity $(ARGS)
+	@$(VENV_PARITY)/bin/python -m pytest $(PARALLEL) --run-parity -m parity $(ARGS)
 
 test-docker: environment-dev ## build the images and run the compose file on a container engine
 	@echo "==> pytest --run-docker"
