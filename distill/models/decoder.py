@@ -31,6 +31,7 @@ from jax.typing import DTypeLike
 
 from distill.models.attention import Attention, CachePlace, PackPlace
 from distill.models.config import LayerAttention, ModelConfig, RotaryBase
+from distill.models.gradient_memory import kept_for_gradient
 from distill.models.layer_kinds import LayerKind
 from distill.models.layer_stack import StackedAdapter, Stacks, run_layers
 from distill.models.layers import Embedding, GatedMLP, LayerAdapter, model_norm
@@ -236,8 +237,7 @@ class Decoder(nnx.Module):
                 angles, window = numbers.of_layer(own)
                 return layer(hidden, PackPlace(segments, angles, window), adapter)
 
-            # A scan is its own barrier against merging the recomputation with the forward pass.
-            run = jax.checkpoint(compute, prevent_cse=False) if remat else compute
+            run = kept_for_gradient(compute, kind, remat=remat)
             result: jax.Array = run(hidden, parameters, adapter, own)
             return result
 

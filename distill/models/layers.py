@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from distill.models.config import ModelConfig
+from distill.models.gradient_memory import keep
 from distill.models.layer_kinds import LayerKind, kind_projections
 
 LoraPair = Mapping[str, jax.Array]
@@ -86,9 +87,9 @@ class Linear(nnx.Module):
             outputs = outputs + self.bias[...]
         if lora is not None:
             # The adapter may be float32 beside bfloat16 weights: it is the optimizer's copy.
-            down = product(rows, lora["a"].astype(rows.dtype))
+            down = keep(product(rows, lora["a"].astype(rows.dtype)))
             outputs = outputs + product(down, lora["b"].astype(rows.dtype))
-        return outputs.reshape(*inputs.shape[:-1], -1)
+        return keep(outputs).reshape(*inputs.shape[:-1], -1)
 
 
 class Embedding(nnx.Module):

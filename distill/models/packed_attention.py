@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from distill.models.gradient_memory import keep
 from distill.models.packing import Segments, pad_segments
 
 BLOCK_SLOTS = 256
@@ -210,6 +211,7 @@ def _forward(
         return _Statistics(mixed / total[..., None], peak + jnp.log(total))
 
     statistics = lax.map(attend_block, jnp.arange(block_count))
+    statistics = _Statistics(*(keep(array) for array in statistics))
     output = _queries_by_slot(statistics.outputs, block_slots).astype(query.dtype)
     return output, (query, key, value, segments, statistics)
 
