@@ -1,10 +1,8 @@
 """The compression demo with real service processes and a tiny random model."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from client.compress_summary import print_compress_summary
-from tests.client.test_demo_processes import processes_with
+from tests.support.processes import interrupt_while_training, processes_with
 from tests.support.tiny_models import write_tiny_model
 
 
@@ -66,25 +64,7 @@ def test_a_pruned_student_learns_and_leaves_as_a_model(
 
 
 def test_ctrl_c_while_training_leaves_no_process(arguments: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with subprocess.Popen(
-        [*arguments, "--steps", "10000", "--targets", "inline", "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        deadline = time.monotonic() + 200
-        while not (out / "metrics.jsonl").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert len(processes_with(str(out))) == 2  # this demo and its student
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error == "distill: interrupted\n"
-    assert processes_with(str(out)) == []
-    assert not (out / "summary.json").exists()
+    interrupt_while_training(arguments, tmp_path / "out")
 
 
 def test_layers_that_the_model_does_not_have_are_refused_before_anything_starts(

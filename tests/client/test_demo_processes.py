@@ -1,17 +1,15 @@
 """The demo with real service processes and a tiny random model."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.client.test_demo import REQUIRED_KEYS, write_questions
+from tests.support.processes import interrupt_while_training, processes_with
 from tests.support.tiny_models import write_tiny_model
 
 
@@ -27,19 +25,6 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("--training-file", str(training), "--heldout-file", str(heldout)),
         *("--max-completion-tokens", "4", "--prompts-per-step", "2", "--rank", "4"),
     ]
-
-
-def processes_with(text: str) -> list[str]:
-    """Command lines of running processes that contain a text."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue  # it ended meanwhile
-        if text in line and int(path.parent.name) != os.getpid():
-            found.append(line)
-    return found
 
 
 def test_a_pair_of_processes_runs_the_recipe(arguments: list[str], tmp_path: Path) -> None:
@@ -65,25 +50,7 @@ def test_a_pair_of_processes_runs_the_recipe(arguments: list[str], tmp_path: Pat
 
 
 def test_ctrl_c_while_training_leaves_no_process(arguments: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with subprocess.Popen(
-        [*arguments, "--steps", "10000", "--targets", "inline", "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        deadline = time.monotonic() + 200
-        while not (out / "metrics.jsonl").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert len(processes_with(str(out))) == 2  # this demo and its student, which has runs there
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error == "distill: interrupted\n"
-    assert processes_with(str(out)) == []
-    assert not (out / "summary.json").exists()
+    interrupt_while_training(arguments, tmp_path / "out")
 
 
 def test_a_model_that_is_not_there_is_reported_with_the_log(
