@@ -8,6 +8,7 @@ nor is the look-up of an embedding, nor an adapter, which is a small share.
 from dataclasses import dataclass
 
 from distill.models.config import ModelConfig
+from distill.models.layer_kinds import kind_projections
 
 SCORING_PASSES = 1
 LORA_PASSES = 2
@@ -37,6 +38,13 @@ class Work:
 
 
 def body_parameter_count(config: ModelConfig) -> int:
-    """Weights of the layers' projections; those of the norms are none of a matrix product."""
-    projections = sum(inputs * outputs for inputs, outputs in config.projection_shapes.values())
-    return config.layer_count * projections
+    """Weights of the layers' projections, each layer by its kind.
+
+    Those of the norms are none of a matrix product, and those of experts are left out: how many a
+    token meets is the router's choice.
+    """
+    return sum(
+        inputs * outputs
+        for layer in range(config.layer_count)
+        for inputs, outputs in kind_projections(config, config.kind_of(layer)).values()
+    )

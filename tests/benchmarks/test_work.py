@@ -1,4 +1,5 @@
 from benchmarks.work import FULL_PASSES, LORA_PASSES, SCORING_PASSES, Work, body_parameter_count
+from distill.models.layer_kinds import LayerKind
 from tests.support.tiny_models import tiny_config
 
 CONFIG = tiny_config(
@@ -18,6 +19,21 @@ HEAD = 4 * 10
 
 def test_the_bodys_parameters_are_those_of_its_projections():
     assert body_parameter_count(CONFIG) == BODY
+
+
+def test_layers_of_several_kinds_count_each_as_its_own():
+    narrow = LayerKind(name="narrow", intermediate_size=3)
+    config = tiny_config(
+        hidden_size=4,
+        intermediate_size=6,
+        layer_count=2,
+        head_count=2,
+        key_value_head_count=1,
+        head_dim=4,
+        vocab_size=10,
+        period=(LayerKind(name="wide"), narrow),
+    )
+    assert body_parameter_count(config) == BODY - 3 * 12
 
 
 def test_scoring_needs_two_operations_for_each_parameter_and_token():
