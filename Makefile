@@ -17,7 +17,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-compress test test-all test-parity test-docker lint format protos bench bench-peer clean environment-demo environment-dev environment-parity
+.PHONY: help demo demo-compress test test-all test-parity test-docker lint format protos bench bench-peer clean environment-demo environment-dev environment-slow environment-parity
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
@@ -27,6 +27,8 @@ environment-demo:
 	@scripts/environment.sh $(VENV) plot
 environment-dev:
 	@scripts/environment.sh $(VENV) dev,plot
+environment-slow:
+	@scripts/environment.sh $(VENV) dev,plot,slow
 # Apart from .venv: `make test` thereby keeps proving that nothing but this suite needs PyTorch.
 environment-parity:
 	@scripts/environment.sh $(VENV_PARITY) dev,parity
@@ -43,7 +45,7 @@ test: environment-dev ## the tests that every change must pass
 	@echo "==> pytest $(PARALLEL)"
 	@$(PYTEST) $(PARALLEL) $(ARGS)
 
-test-all: environment-dev environment-parity ## test, with the slow suites and the comparison with PyTorch
+test-all: environment-slow environment-parity ## test, with the slow suites and the comparison with PyTorch
 	@echo "==> pytest --run-slow $(PARALLEL)"
 	@$(PYTEST) $(PARALLEL) --run-slow $(ARGS)
 	@$(MAKE) test-parity

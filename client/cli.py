@@ -60,15 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _reported_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the person at the terminal."""
-    from client.datasets import DatasetError
-    from client.demo import DemoError
+    from client.demos.errors import DemoError
     from client.errors import ClientError
     from client.services import ServiceStartError
     from distill.errors import DistillError
 
     return (
         ClientError,
-        DatasetError,
         DemoError,
         DistillError,
         ServiceStartError,

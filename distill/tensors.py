@@ -31,6 +31,9 @@ _SHAPE_NUMBER = tensor_pb2.FloatTensor.SHAPE_FIELD_NUMBER
 _VALUES_NUMBER = tensor_pb2.FloatTensor.VALUES_FIELD_NUMBER
 _VALUE_BYTES = 4
 
+_MAX_EXTENT = 2**31 - 1
+"""Of a dimension: beside an empty one any other fits the number of values, but no array has it."""
+
 
 def encode_floats(array: NDArray[np.floating]) -> tensor_pb2.FloatTensor:
     """Encode an array of any rank as float32, row-major."""
@@ -95,8 +98,8 @@ def decode_floats(tensor: tensor_pb2.FloatTensor, field: str, ranks: tuple[int, 
         ranks: the allowed numbers of dimensions.
 
     Raises:
-        InvalidFieldError: wrong rank, a negative dimension, or a shape that does not match the
-            number of values.
+        InvalidFieldError: wrong rank, a dimension below 0 or above 2^31 - 1, or a shape that does
+            not match the number of values.
     """
     shape = _checked_shape(tensor.shape, len(tensor.values), field, ranks)
     return np.asarray(tensor.values, dtype=np.float32).reshape(shape)
@@ -124,6 +127,10 @@ def _checked_shape(
     for extent in shape:
         if extent < 0:
             raise InvalidFieldError(f"{field}.shape", f"must not be negative, got {list(shape)}")
+        if extent > _MAX_EXTENT:
+            raise InvalidFieldError(
+                f"{field}.shape", f"must be at most {_MAX_EXTENT} each, got {list(shape)}"
+            )
     # math.prod has no overflow: Python integers.
     if math.prod(shape) != value_count:
         raise InvalidFieldError(

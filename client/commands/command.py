@@ -7,7 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.recipes.batches import Targets
 from client.services import TEACHER_MODULE, LocalService
+from client.settings import DISTRIBUTION_OBJECTIVES, Objective
 from client.student import StudentClient
 from client.teacher import TeacherClient
 
@@ -71,6 +73,18 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="deadline of each call (default: %(default)s)",
     )
+
+
+def add_distributions(parser: argparse.ArgumentParser, *, top_k: int, objective: Objective) -> None:
+    """What of the teacher's distributions travels, how, and what is done with it."""
+    add = parser.add_argument
+    add("--top-k", type=positive_int, default=top_k, metavar="K",
+        help="tokens of each distribution that travel (default: %(default)s)")  # fmt: skip
+    add("--objective", choices=[one.value for one in DISTRIBUTION_OBJECTIVES],
+        default=objective.value, help="what is minimised (default: %(default)s)")  # fmt: skip
+    add("--targets", choices=[one.value for one in Targets], default=Targets.PULL.value,
+        help="the student pulls the distributions from the teacher, or the client relays them "
+        "inline (default: %(default)s)")  # fmt: skip
 
 
 @contextmanager

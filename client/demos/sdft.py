@@ -5,7 +5,7 @@ with their demonstrated answers and the question with its own, as earlier turns 
 student's prompt is the question alone. The student samples answers, the teacher scores them under
 its longer prompt, and the student trains on the teacher's distributions (client/recipes/sdft.py).
 
-What is reported for held-out questions, before and after training, client/heldout.py defines.
+What is reported for held-out questions, before and after training, client/demos/heldout.py defines.
 """
 
 import random
@@ -15,35 +15,35 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.datasets import (
+from client.demos.datasets import (
     Question,
     check_disjoint,
     load_questions,
     student_messages,
     teacher_messages,
 )
-from client.heldout import Evaluation, ask_teacher, evaluate_student
-from client.pair import LocalPair, Pair, RunningPair, open_pair
-from client.recipes.batches import Targets
-from client.recipes.metrics import StepMetrics
-from client.recipes.sdft import PrivilegedPrompt, SdftSettings, train_sdft
-from client.report import (
+from client.demos.errors import DemoError
+from client.demos.heldout import Evaluation, ask_teacher, evaluate_student
+from client.demos.pair import LocalPair, Pair, RunningPair, open_pair
+from client.demos.report import (
     Reporter,
     append_json_line,
     draw_curves,
     open_reporter,
+    remove_files,
     tokens_per_second,
     write_json,
 )
+from client.recipes.batches import Targets
+from client.recipes.metrics import StepMetrics
+from client.recipes.sdft import PrivilegedPrompt, SdftSettings, train_sdft
 from client.settings import LoraSettings
 from distill.tokenizer import TextTokenizer
 
 SHOWN_QUESTIONS = 2
 """Other questions whose demonstrations the teacher sees."""
 
-
-class DemoError(Exception):
-    """The demo cannot run; the message is for the person who started it."""
+RESULT_FILES = ("summary.json", "metrics.jsonl", "curves.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """Run the demo; returns what it wrote to summary.json.
 
     Raises:
-        DemoError, DatasetError, ServiceStartError, ClientError: the message is for a person.
+        DemoError, ServiceStartError, ClientError: the message is for a person.
     """
     started = time.monotonic()
     training = load_questions(settings.training_file)
@@ -87,7 +87,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     check_disjoint(training, heldout)
     if len(training) <= SHOWN_QUESTIONS:
         raise DemoError(f"{settings.training_file}: must have over {SHOWN_QUESTIONS} questions")
-    _clear(settings.out)
+    remove_files(settings.out, RESULT_FILES)
     with (
         open_reporter(settings.training.step_count) as reporter,
         open_pair(
@@ -100,13 +100,6 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         summary = _run_recipe(settings, pair, training, heldout, reporter, started)
     write_json(settings.out / "summary.json", summary)
     return summary
-
-
-def _clear(out: Path) -> None:
-    """Remove an earlier demo's results, so that none of them can be taken for this one's."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("summary.json", "metrics.jsonl", "curves.png"):
-        (out / name).unlink(missing_ok=True)
 
 
 def _run_recipe(

@@ -5,11 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.demos.errors import DatasetError
+
 _FIELDS = ("question", "demonstration")
-
-
-class DatasetError(Exception):
-    """A file cannot be used; the message names the file, the line and the problem."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from client.datasets import Question
+from client.demos.datasets import Question
 from client.results import Completion, StopReason
 
 ANSWER_FORMAT = re.compile(r"Answer: [^\n.]+\.")

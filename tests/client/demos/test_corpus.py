@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from client.corpus import BLOCK_CHARACTERS, cut_blocks, cut_sequences, help_topics, load_corpus
-from client.datasets import DatasetError
+from client.demos.corpus import (
+    BLOCK_CHARACTERS,
+    cut_blocks,
+    cut_sequences,
+    help_topics,
+    load_corpus,
+)
+from client.demos.errors import DatasetError
 from tests.client.fakes import fake_tokenizer
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from client.datasets import Question
-from client.evaluation import score_answers
+from client.demos.datasets import Question
+from client.demos.evaluation import score_answers
 from client.results import Completion, StopReason
 
 PARIS = Question(question="What is the capital of France?", demonstration="Answer: Paris.")

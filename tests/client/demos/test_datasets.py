@@ -2,14 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from client.datasets import (
-    DatasetError,
+from client.demos.datasets import (
     Question,
     check_disjoint,
     load_questions,
     student_messages,
     teacher_messages,
 )
+from client.demos.errors import DatasetError
 
 GOOD = '{"question": "What is 1 plus 1?", "demonstration": "Answer: 2."}\n'
 

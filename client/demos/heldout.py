@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from client.datasets import Question
-from client.evaluation import AnswerScores, score_answers
-from client.pair import Pair
+from client.demos.datasets import Question
+from client.demos.evaluation import AnswerScores, score_answers
+from client.demos.pair import Pair
 from client.recipes.sdft import PrivilegedPrompt, SdftSettings, compare_with_teacher
 from client.results import Completion
 from client.run import StudentRun

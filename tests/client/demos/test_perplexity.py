@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from client.perplexity import Prediction, share_won_back, teacher_prediction
+from client.demos.perplexity import Prediction, share_won_back, teacher_prediction
 from client.teacher import TeacherClient
 from tests.client.fakes import row_log_probs
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from client.perplexity_curve import CurvePoint, draw_perplexity
+from client.demos.perplexity_curve import CurvePoint, draw_perplexity
 
 POINTS = [
     CurvePoint(step=step, tokens=1000 * step, seconds=10.0 * step, perplexity=200.0 / (1 + step))

@@ -122,6 +122,13 @@ def tokens_per_second(
     )
 
 
+def remove_files(directory: Path, names: Sequence[str]) -> None:
+    """Make the directory, and remove what an earlier run left there under these names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object so that a reader sees the whole file or none."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.test_demo import REQUIRED_KEYS, write_questions
+from tests.client.demos.test_sdft import REQUIRED_KEYS, write_questions
 from tests.support.processes import interrupt_while_training, processes_with
 from tests.support.tiny_models import write_tiny_model
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from client.recipes.metrics import StepMetrics
-from client.report import (
+from client.demos.report import (
     append_json_line,
     describe_step,
     draw_curves,
@@ -13,6 +12,7 @@ from client.report import (
     tokens_per_second,
     write_json,
 )
+from client.recipes.metrics import StepMetrics
 from client.results import BatchMetrics
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from client.datasets import DatasetError
-from client.demo import DemoSettings, run_demo
-from client.demo_summary import print_summary
+from client.demos.errors import DatasetError
+from client.demos.pair import PairError, RunningPair
+from client.demos.sdft import DemoSettings, run_demo
+from client.demos.sdft_summary import print_summary
 from client.errors import MismatchedPairError, ServiceError
-from client.pair import PairError, RunningPair
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
 from client.settings import LoraSettings

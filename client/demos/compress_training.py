@@ -1,148 +1,30 @@
-"""A model of half the layers learns to speak again: pruning, then off-policy distillation.
-
-The student is the teacher without some of its layers, all of whose weights are trained on the
-teacher's top-K distributions over a text. Both are measured on other parts of that text.
-"""
+"""A pruned student trained off-policy on a text, and measured on other parts of it."""
 
 import platform
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from client.corpus import Corpus, cut_sequences, load_corpus
-from client.demo import DemoError
-from client.pair import LocalPair, Pair, open_pair
-from client.perplexity import (
+from client.demos.compress_settings import CompressSettings
+from client.demos.corpus import Corpus, cut_sequences
+from client.demos.errors import DemoError
+from client.demos.pair import Pair
+from client.demos.perplexity import (
     Prediction,
     share_won_back,
     student_prediction,
     teacher_prediction,
 )
-from client.perplexity_curve import CurvePoint, draw_perplexity
-from client.recipes.batches import Targets
+from client.demos.perplexity_curve import CurvePoint, draw_perplexity
+from client.demos.report import Reporter, append_json_line, tokens_per_second
 from client.recipes.metrics import StepMetrics
-from client.recipes.off_policy import OffPolicySettings, train_off_policy
-from client.report import (
-    Reporter,
-    append_json_line,
-    open_reporter,
-    tokens_per_second,
-    write_json,
-)
+from client.recipes.off_policy import train_off_policy
 from client.run import StudentRun
-from client.settings import AdamW
-from distill.errors import ModelError
-
-TEACHER_NAME = "main"
-"""The student's name for the teacher."""
-
-RESULT_FILES = ("summary.json", "metrics.jsonl", "perplexity.png")
-RESULT_DIRECTORIES = ("pruned", "student")
 
 
-def default_training() -> OffPolicySettings:
-    """What won back most in the time of the demo; docs/compress.md has the measurements."""
-    return OffPolicySettings(
-        step_count=80,
-        sequences_per_step=4,
-        top_k=20,
-        adamw=AdamW(learning_rate=5e-4, max_gradient_norm=1.0),
-        warmup_steps=8,
-        final_learning_rate_factor=0.05,
-        max_seconds=540.0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompressSettings:
-    """What to run and where the results go."""
-
-    out: Path
-    """Directory of the results; what an earlier run left there is replaced."""
-
-    model: str
-    """Reference of the teacher, whose layers the student is made of."""
-
-    keep_layers: str
-    """Which of them, as in `distill prune`."""
-
-    text_file: Path | None = None
-    """Text to train and measure on. None: the topics of Python's help()."""
-
-    sequence_tokens: int = 256
-    """Length of the sequences that the text is cut into."""
-
-    max_heldout_sequences: int = 24
-    """Most sequences of held-out text to measure on."""
-
-    measurements: int = 5
-    """Measurements in the course of the training, the last one at its end."""
-
-    targets: Targets = Targets.PULL
-    """How the distributions travel."""
-
-    training: OffPolicySettings = field(default_factory=default_training)
-    """How the student is trained."""
-
-
-def run_compress(settings: CompressSettings) -> dict[str, Any]:
-    """Prune, train and measure; returns what it wrote to summary.json.
-
-    Raises:
-        DemoError, DatasetError, DistillError, ServiceStartError, ClientError: the message is for
-            a person.
-    """
-    started = time.monotonic()
-    corpus = load_corpus(settings.text_file)
-    _clear(settings.out)
-    pruned = settings.out / "pruned"
-    layers = _prune(settings, pruned)
-    with (
-        open_reporter(settings.training.step_count) as reporter,
-        open_pair(
-            LocalPair(model=settings.model, student_model=str(pruned), directory=settings.out),
-            teacher_name=TEACHER_NAME,
-            targets=settings.targets,
-            say=reporter.line,
-        ) as pair,
-    ):
-        work = _Work(settings, corpus, pair, reporter)
-        ready_seconds = time.monotonic() - started
-        summary = work.run()
-    summary |= {
-        "kept_layers": layers,
-        "ready_seconds": ready_seconds,
-        "wall_seconds": time.monotonic() - started,
-    }
-    write_json(settings.out / "summary.json", summary)
-    return summary
-
-
-def _clear(out: Path) -> None:
-    """Remove an earlier run's results, so that none of them can be taken for this one's."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in RESULT_FILES:
-        (out / name).unlink(missing_ok=True)
-    # Directories only where an earlier run made them: these names may be anybody's.
-    if (out / "pruned" / "pruning.json").is_file():
-        for name in RESULT_DIRECTORIES:
-            shutil.rmtree(out / name, ignore_errors=True)
-
-
-def _prune(settings: CompressSettings, directory: Path) -> tuple[int, ...]:
-    try:
-        # Only here: a client may be installed without what reads models.
-        from distill.models.pruning import prune
-    except ModuleNotFoundError as error:
-        raise ModelError(f"pruning needs the package {error.name}") from None
-    return prune(settings.model, settings.keep_layers, directory)
-
-
-class _Work:
-    """The measurements and the training, once both services run."""
+class CompressTraining:
+    """The training and the measurements of one demo, once both services run."""
 
     def __init__(
         self, settings: CompressSettings, corpus: Corpus, pair: Pair, reporter: Reporter
@@ -159,6 +41,7 @@ class _Work:
         self._training_seconds = 0.0
 
     def run(self) -> dict[str, Any]:
+        """Train, measure and export; returns the numbers of it for summary.json."""
         settings, pair = self._settings, self._pair
         started = time.monotonic()
         teacher = teacher_prediction(pair.teacher, self._heldout)

@@ -1,0 +1,1 @@
+"""The two demos: what they run, measure and print."""
