@@ -99,7 +99,7 @@ def _micro_batch(
     slot_count = slots_within(token_budget, token_count)
     support_size = batch.examples[0].targets.token_ids.shape[1]
     padded_count = _padded_rows(sum(len(rows) for _, rows, _ in items), slot_count, support_size)
-    writer = PackWriter()
+    writer = PackWriter(spare_slots=slot_count - token_count)
     row_slots = np.zeros(padded_count, np.int32)
     target_ids = np.zeros((padded_count, support_size), np.int32)
     target_values = np.zeros((padded_count, support_size), np.float32)

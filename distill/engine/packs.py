@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.engine.buckets import length_bucket
+from distill.models.packed_attention import BLOCK_SLOTS
 from distill.models.packing import Segments
 from distill.tensors import Int32Array
 
@@ -57,21 +58,26 @@ class Pack:
     """The arrays of a pack of N slots."""
 
     token_ids: Int32Array
-    """[N]; 0 in the slots after the last token."""
+    """[N]; 0 in the slots without a token."""
 
     segments: Segments
-    """What each slot sees; a slot after the last token sees itself."""
+    """What each slot sees; a slot without a token sees itself."""
 
 
 class PackWriter:
     """Lays sequences into one pack after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, spare_slots: int = 0) -> None:
+        """Args:
+        spare_slots: how many slots may be left out between sequences. Attention goes over
+            blocks of slots, and a sequence that begins with a block has a part in fewer of them.
+        """
         self._tokens: list[Int32Array] = []
         self._positions: list[Int32Array] = []
         self._starts: list[Int32Array] = []
         self._prefixes: list[tuple[int, int, int]] = []
-        self.token_count = 0
+        self._slot_count = 0
+        self._spare_slots = spare_slots
 
     def add(self, token_ids: Int32Array, prefix: tuple[int, int] | None = None) -> int:
         """Append a sequence and return the slot of its first token.
@@ -80,35 +86,60 @@ class PackWriter:
             token_ids: [T].
             prefix: the slots [start, end) of the sequence that this one continues; None: none.
         """
-        start, length = self.token_count, len(token_ids)
+        self._align(len(token_ids))
+        start, length = self._slot_count, len(token_ids)
         prefix_start, prefix_end = (0, 0) if prefix is None else prefix
         offset = prefix_end - prefix_start
-        self._tokens.append(token_ids)
-        self._positions.append(np.arange(offset, offset + length, dtype=np.int32))
-        self._starts.append(np.full(length, start, np.int32))
-        self._prefixes.append((length, prefix_start, prefix_end))
-        self.token_count += length
+        self._append(
+            token_ids,
+            positions=np.arange(offset, offset + length, dtype=np.int32),
+            starts=np.full(length, start, np.int32),
+            prefix=(prefix_start, prefix_end),
+        )
         return start
 
     def pack(self, slot_count: int) -> Pack:
-        """The arrays, with `slot_count` slots."""
-        padding = slot_count - self.token_count
+        """The arrays, with `slot_count` slots, at most the spare ones more than tokens."""
+        self._skip(slot_count - self._slot_count)
         lengths = [length for length, _, _ in self._prefixes]
-
-        def padded(parts: Sequence[Int32Array]) -> Int32Array:
-            return np.concatenate([*parts, np.zeros(padding, np.int32)])
-
-        own = np.arange(self.token_count, slot_count, dtype=np.int32)
-        bounds = [
+        prefix_starts, prefix_ends = (
             np.repeat(np.array([item[column] for item in self._prefixes], np.int32), lengths)
             for column in (1, 2)
-        ]
+        )
         return Pack(
-            token_ids=padded(self._tokens),
+            token_ids=np.concatenate(self._tokens),
             segments=Segments(
-                positions=padded(self._positions),
-                starts=np.concatenate([*self._starts, own]),
-                prefix_starts=padded([bounds[0]]),
-                prefix_ends=padded([bounds[1]]),
+                positions=np.concatenate(self._positions),
+                starts=np.concatenate(self._starts),
+                prefix_starts=prefix_starts,
+                prefix_ends=prefix_ends,
             ),
         )
+
+    def _align(self, length: int) -> None:
+        """Go on to the next block where that is allowed and spares the sequence a block."""
+        gap = -self._slot_count % BLOCK_SLOTS
+        touched = -(-(self._slot_count % BLOCK_SLOTS + length) // BLOCK_SLOTS)
+        if gap <= self._spare_slots and -(-length // BLOCK_SLOTS) < touched:
+            self._skip(gap)
+            self._spare_slots -= gap
+
+    def _skip(self, count: int) -> None:
+        """Append slots without a token, each of which sees itself."""
+        nothing = np.zeros(count, np.int32)
+        own = np.arange(self._slot_count, self._slot_count + count, dtype=np.int32)
+        self._append(nothing, positions=nothing, starts=own, prefix=(0, 0))
+
+    def _append(
+        self,
+        token_ids: Int32Array,
+        *,
+        positions: Int32Array,
+        starts: Int32Array,
+        prefix: tuple[int, int],
+    ) -> None:
+        self._tokens.append(token_ids)
+        self._positions.append(positions)
+        self._starts.append(starts)
+        self._prefixes.append((len(token_ids), *prefix))
+        self._slot_count += len(token_ids)

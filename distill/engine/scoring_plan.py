@@ -79,9 +79,10 @@ def plan_packs(
     grouped = _families(jobs) if shares_prefixes else (_family([job], 0) for job in jobs)
     families = [part for family in grouped for part in _fitting_parts(family, token_budget)]
     for items in first_fit([family.token_count for family in families], token_budget):
-        writer = PackWriter()
+        token_count = sum(families[item].token_count for item in items)
+        slot_count = slots_within(token_budget, token_count)
+        writer = PackWriter(spare_slots=slot_count - token_count)
         placed = [place for item in items for place in _write(families[item], writer)]
-        slot_count = slots_within(token_budget, writer.token_count)
         yield ScoringPack(pack=writer.pack(slot_count), jobs=tuple(placed))
 
 
