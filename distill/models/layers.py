@@ -117,6 +117,46 @@ class Embedding(nnx.Module):
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), rows.dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_normalize(inputs: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x / sqrt(mean(x²) + epsilon) · scale over the last axis, float32 in and out.
+
+    Its gradient is written out for the sum over features in it, a product of rows with rows: what
+    JAX derives multiplies and then sums, for which XLA's CPU backend takes 15 times as long.
+    """
+    return _rms_forward(inputs, scale, epsilon)[0]
+
+
+def _rms_forward(
+    inputs: jax.Array, scale: jax.Array, epsilon: float
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return inputs * _inverse_rms(inputs, epsilon) * scale, (inputs, scale)
+
+
+def _rms_backward(
+    epsilon: float, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    inputs, scale = residuals
+    inverse = _inverse_rms(inputs, epsilon)
+    direct = cotangent * scale
+    along = _row_products(direct, inputs)[..., None] / inputs.shape[-1]
+    rows = (cotangent * inputs * inverse).reshape(-1, inputs.shape[-1])
+    return inverse * (direct - inputs * inverse * inverse * along), rows.sum(0)
+
+
+rms_normalize.defvjp(_rms_forward, _rms_backward)
+
+
+def _inverse_rms(inputs: jax.Array, epsilon: float) -> jax.Array:
+    mean_square = _row_products(inputs, inputs)[..., None] / inputs.shape[-1]
+    return jax.lax.rsqrt(mean_square + epsilon)
+
+
+def _row_products(left: jax.Array, right: jax.Array) -> jax.Array:
+    """[..., F] and [..., F] to [...]."""
+    return jnp.einsum("...f,...f->...", left, right, precision=jax.lax.Precision.HIGHEST)
+
+
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x²) + epsilon) · scale over the last axis (https://arxiv.org/abs/1910.07467).
 
@@ -132,10 +172,8 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalise [..., features]; the dtype is kept."""
-        wide = inputs.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         scale = 1.0 + self.scale[...] if self.is_zero_centered else self.scale[...]
-        return (wide * inverse * scale).astype(inputs.dtype)
+        return rms_normalize(inputs.astype(jnp.float32), scale, self.epsilon).astype(inputs.dtype)
 
 
 def model_norm(config: ModelConfig, features: int | None = None) -> RMSNorm:
