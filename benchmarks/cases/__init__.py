@@ -4,7 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.bench import Bench
-from benchmarks.cases import codec, delta_net, experts, memory, sampling, student, teacher
+from benchmarks.cases import (
+    codec,
+    delta_net,
+    experts,
+    memory,
+    sampling,
+    second_start,
+    student,
+    teacher,
+)
 from benchmarks.models import LARGE_VOCABULARY, MODEL_NAMES
 from benchmarks.results import CaseResult
 from distill.models.references import EMBEDDED_NAME
@@ -52,6 +61,12 @@ CASES = (
         is_quick=False,
     ),
     Case(name="experts_layer", run=experts.experts_layer, models=(EMBEDDED_NAME,), is_quick=False),
+    Case(
+        name="second_start",
+        run=second_start.second_start,
+        models=(EMBEDDED_NAME,),
+        is_quick=False,
+    ),
     Case(name="codec", run=codec.codec, models=(EMBEDDED_NAME,)),
     Case(
         name="head_memory",
