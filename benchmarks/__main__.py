@@ -27,6 +27,7 @@ from benchmarks.results import CaseResult, print_table, read_json, updated, writ
 from benchmarks.rounds import RoundPlan
 from benchmarks.sizes import FULL, QUICK
 from distill.engine.allocator import keep_freed_memory
+from distill.engine.precision import use_full_precision
 
 FULL_PLAN = RoundPlan(most_rounds=5, most_seconds=40)
 QUICK_PLAN = RoundPlan(most_rounds=3, most_seconds=3)
@@ -49,6 +50,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     peers = _peers(arguments, console)
     keep_freed_memory()  # as the services do; the naive side gains as much
+    use_full_precision()
     started = time.monotonic()
     failed: list[str] = []
     results: list[CaseResult] = []

@@ -78,7 +78,10 @@ class MutationSequence:
                 if not _is_refusal(error):
                     self._uncertain = operation
                 raise
-            except KeyboardInterrupt:
+            except Exception:
+                raise  # of the caller's own data, before the request was whole
+            except BaseException:
+                # Ctrl-C, or SIGTERM as SystemExit: raised wherever the program was.
                 self._uncertain = operation
                 raise
             self._last += 1

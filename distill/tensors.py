@@ -127,14 +127,14 @@ def _checked_shape(
     for extent in shape:
         if extent < 0:
             raise InvalidFieldError(f"{field}.shape", f"must not be negative, got {list(shape)}")
-        if extent > _MAX_EXTENT:
-            raise InvalidFieldError(
-                f"{field}.shape", f"must be at most {_MAX_EXTENT} each, got {list(shape)}"
-            )
     # math.prod has no overflow: Python integers.
     if math.prod(shape) != value_count:
         raise InvalidFieldError(
             f"{field}.shape",
             f"its product must be the number of values {value_count}, got {list(shape)}",
+        )
+    if max(shape, default=0) > _MAX_EXTENT:
+        raise InvalidFieldError(
+            f"{field}.shape", f"must be at most {_MAX_EXTENT} each, got {list(shape)}"
         )
     return shape

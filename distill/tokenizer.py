@@ -42,6 +42,9 @@ class TextTokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.vocab_size = max(vocabulary.values()) + 1
+        base = self._tokenizer.get_vocab(with_added_tokens=False)
+        self.base_vocab_size = max(base.values(), default=-1) + 1
+        """Without the tokens that were added: a model need not have rows for those."""
         eos_id = vocabulary.get(eos_token)
         ends = [*end_token_ids, *([] if eos_id is None else [eos_id])]
         self.end_token_ids = tuple(dict.fromkeys(ends))

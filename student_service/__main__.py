@@ -109,6 +109,7 @@ def load_service(
     from distill.engine.allocator import keep_freed_memory
     from distill.engine.compilation_cache import enable_compilation_cache
     from distill.engine.device_queue import DeviceQueue
+    from distill.engine.precision import use_full_precision
     from distill.engine.sampler import Sampler
     from distill.engine.scorer import Scorer
     from distill.engine.scoring_scheduler import ScoringScheduler
@@ -128,6 +129,7 @@ def load_service(
     except (OSError, ValueError) as error:
         raise StartError(f"cannot use --runs-dir {runs_dir}: {error}") from error
     keep_freed_memory()
+    use_full_precision()
     enable_compilation_cache(options.cache_dir)
     model = load_model(
         options.model,

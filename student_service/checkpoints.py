@@ -123,7 +123,11 @@ class CheckpointStore:
         state_name = re.compile(rf"{re.escape(name)}-[0-9a-f]{{32}}\.safetensors")
         for path in directory.iterdir():
             if path != kept and state_name.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    # The new checkpoint is saved: this must not fail it.
+                    _LOGGER.warning("cannot remove the old state %s: %s", path.name, error)
 
     def load(self, run_id: str, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
         """The manifest and the arrays of a checkpoint.

@@ -118,6 +118,8 @@ class PackWriter:
 
     def _align(self, length: int) -> None:
         """Go on to the next block where that is allowed and spares the sequence a block."""
+        if not length:
+            return
         gap = -self._slot_count % BLOCK_SLOTS
         touched = -(-(self._slot_count % BLOCK_SLOTS + length) // BLOCK_SLOTS)
         if gap <= self._spare_slots and -(-length // BLOCK_SLOTS) < touched:

@@ -148,7 +148,13 @@ class Scorer:
         pack = planned.pack
         self.body_tokens_computed += sum(
             len(placed.job.token_ids) - 1 - placed.prefix_length for placed in planned.jobs
-        ) + sum({placed.prefix_slot: placed.prefix_length for placed in planned.jobs}.values())
+        ) + sum(
+            {
+                placed.prefix_slot: placed.prefix_length
+                for placed in planned.jobs
+                if placed.prefix_length
+            }.values()
+        )
         hidden: jax.Array = self._body(
             self._graph,
             weights.parameters,

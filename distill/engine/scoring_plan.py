@@ -1,4 +1,4 @@
-"""How prompts are laid into packs: without padding, and what they share only once.
+"""How prompts are laid into packs, what they share only once.
 
 Letters: T tokens of a prompt, N slots of a pack.
 """

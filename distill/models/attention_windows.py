@@ -28,11 +28,17 @@ def layer_types(reader: ConfigReader, layer_count: int, default: Sequence[str]) 
     return types
 
 
+def optional_window(reader: ConfigReader) -> int | None:
+    """The window of families with `use_sliding_window`; of 4096 tokens where no size is given."""
+    size = reader.get("sliding_window") if reader.has("sliding_window") else 4096
+    is_used = reader.get("use_sliding_window", False)
+    return int(size) if is_used and size is not None else None
+
+
 def read_optional_windows(reader: ConfigReader) -> dict[str, Any]:
     """`layer_attention` of families with `use_sliding_window`: later layers may have windows."""
     layer_count = int(reader.require("num_hidden_layers"))
-    is_used, size = reader.get("use_sliding_window", False), reader.get("sliding_window")
-    window = size if is_used else None
+    window = optional_window(reader)
     first = int(reader.get("max_window_layers", 28))
     default = [
         SLIDING if window is not None and layer >= first else FULL for layer in range(layer_count)
@@ -44,7 +50,7 @@ def read_optional_windows(reader: ConfigReader) -> dict[str, Any]:
         raise ModelError("config.json: layer_types has sliding_attention without sliding_window")
     return {
         "layer_attention": tuple(
-            LayerAttention(window=int(window) if kind == SLIDING else None) for kind in types
+            LayerAttention(window=window if kind == SLIDING else None) for kind in types
         )
     }
 

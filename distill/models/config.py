@@ -3,8 +3,8 @@
 Knows no JAX: conversion and the export tools use it too.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from distill.errors import ModelError
@@ -15,6 +15,7 @@ from distill.models.layer_kinds import (
     LayerKind,
     Projections,
     kind_projections,
+    shortest_period,
 )
 
 
@@ -235,6 +236,19 @@ class ModelConfig:
     def layers_of(self, kind: LayerKind) -> tuple[int, ...]:
         """The layers of a kind, in the order of its stack."""
         return tuple(layer for layer in range(self.layer_count) if self.kind_of(layer) == kind)
+
+    def with_layers(self, layers: Sequence[int]) -> "ModelConfig":
+        """The model with only these of its layers, in this order; what each has is spelt out."""
+        kinds = [self.kind_of(layer) for layer in layers]
+        attention = self.layer_attention or (LayerAttention(),) * self.layer_count
+        return replace(
+            self,
+            layer_count=len(layers),
+            layer_attention=tuple(attention[layer] for layer in layers),
+            period=shortest_period(kinds),
+            experts=self.experts if any(kind.mlp == "sparse" for kind in kinds) else None,
+            delta_net=self.delta_net if any(kind.mixer == "delta_net" for kind in kinds) else None,
+        )
 
     @property
     def projection_shapes(self) -> Projections:

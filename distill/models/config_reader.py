@@ -1,5 +1,6 @@
 """Reads a config.json so that no key of it is ignored unknowingly. Knows no JAX."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -133,6 +134,25 @@ class ConfigReader:
         value = self.get(name)
         return require({name: value}, name)
 
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number; must be there unless there is a default.
+
+        Raises:
+            ModelError: it is not there, or something else is.
+        """
+        value = self.require(name) if default is None else self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ModelError(f"config.json: {name} must be a whole number, got {value!r}")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A number greater than 0.
+
+        Raises:
+            ModelError: it is something else.
+        """
+        return positive_number(name, self.get(name, default))
+
     def only(self, name: str, allowed: Collection[Any]) -> None:
         """Take an option that is not computed here: absent, null, or one of a few values.
 
@@ -156,6 +176,18 @@ class ConfigReader:
                 f"config.json: {name} {self._raw[name]!r} is not known to the family "
                 f"{self._family}; known: {', '.join(sorted(self.taken))}"
             )
+
+
+def positive_number(name: str, value: Any) -> float:
+    """The value of a key as a float.
+
+    Raises:
+        ModelError: it is no number, or not greater than 0.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise ModelError(f"config.json: {name} must be a number greater than 0, got {value!r}")
+    return float(value)
 
 
 def _is_same(value: Any, other: Any) -> bool:

@@ -118,19 +118,19 @@ def parse_decoder_config(raw: Mapping[str, Any], family: HfFamily) -> ModelConfi
     activation = reader.get(family.activation_key, family.activation)
     if activation != family.activation:
         raise refuse(family.activation_key, activation, family.activation)
-    head_count = int(reader.require("num_attention_heads"))
-    hidden_size = int(reader.require("hidden_size"))
+    head_count = reader.integer("num_attention_heads")
+    hidden_size = reader.integer("hidden_size")
     fields: Fields = {
-        "vocab_size": int(reader.require("vocab_size")),
+        "vocab_size": reader.integer("vocab_size"),
         "hidden_size": hidden_size,
-        "intermediate_size": int(reader.require("intermediate_size")),
-        "layer_count": int(reader.require("num_hidden_layers")),
+        "intermediate_size": reader.integer("intermediate_size"),
+        "layer_count": reader.integer("num_hidden_layers"),
         "head_count": head_count,
-        "key_value_head_count": int(reader.get("num_key_value_heads", head_count)),
-        "head_dim": int(reader.get("head_dim", hidden_size // max(head_count, 1))),
-        "norm_epsilon": float(reader.get("rms_norm_eps", 1e-6)),
+        "key_value_head_count": reader.integer("num_key_value_heads", head_count),
+        "head_dim": reader.integer("head_dim", hidden_size // max(head_count, 1)),
+        "norm_epsilon": reader.number("rms_norm_eps", 1e-6),
         "tied_head": bool(reader.get("tie_word_embeddings", False)),
-        "max_position_count": int(reader.require("max_position_embeddings")),
+        "max_position_count": reader.integer("max_position_embeddings"),
         "activation": ACTIVATIONS[activation],
         **family.read_rope(reader),
         **family.read(reader),

@@ -12,7 +12,7 @@ from distill.models.config import (
     refuse,
     require,
 )
-from distill.models.config_reader import ConfigReader
+from distill.models.config_reader import ConfigReader, positive_number
 
 ROPE_TYPES = ("default", "linear", "llama3")
 
@@ -29,11 +29,26 @@ _SHARED_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 def read_rope(reader: ConfigReader) -> dict[str, Any]:
     """The fields of a model with one kind of rotary positions."""
     # Transformers 4 keeps rope_theta beside rope_scaling; 5 puts both into rope_parameters.
-    new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
-    rope: Mapping[str, Any] = new or old or {}
-    theta = reader.get("rope_theta", 10000.0)
-    theta = float(rope.get("rope_theta") or theta)
+    rope = rope_parameters(reader)
+    theta = reader.number("rope_theta", 10000.0)
+    if rope.get("rope_theta") is not None:
+        theta = positive_number("rope_theta", rope["rope_theta"])
     return {"rope_theta": theta, "rope_scaling": parse_scaling(rope)}
+
+
+def rope_parameters(reader: ConfigReader) -> Mapping[str, Any]:
+    """What the file says of frequencies, under whichever of the two names.
+
+    Raises:
+        ModelError: it says something under each: which one counts depends on the version.
+    """
+    new, old = reader.get("rope_parameters") or {}, reader.get("rope_scaling") or {}
+    if new and old and parse_scaling(new) != parse_scaling(old):
+        raise ModelError(
+            "config.json: rope_parameters and rope_scaling must say the same where both are given, "
+            f"got {new} and {old}"
+        )
+    return new or old
 
 
 def parse_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -54,9 +69,9 @@ def parse_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     if rope_type == "default":
         return None
     if rope_type == "linear":
-        return LinearRopeScaling(factor=float(require(rope, "factor")))
+        return LinearRopeScaling(factor=positive_number("factor", require(rope, "factor")))
     scaling = Llama3RopeScaling(
-        factor=float(require(rope, "factor")),
+        factor=positive_number("factor", require(rope, "factor")),
         low_frequency_factor=float(require(rope, "low_freq_factor")),
         high_frequency_factor=float(require(rope, "high_freq_factor")),
         original_position_count=int(require(rope, "original_max_position_embeddings")),

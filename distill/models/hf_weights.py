@@ -139,6 +139,8 @@ def open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
         except safetensors.SafetensorError as error:
             raise ModelError(f"{file_name} cannot be read: {error}") from error
         for name in opened.keys():  # noqa: SIM118 - not a mapping
+            if name in files:
+                raise ModelError(f"{file_name} has {name}, which another file has as well")
             files[name] = opened
     return files
 

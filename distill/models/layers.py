@@ -154,7 +154,7 @@ def _inverse_rms(inputs: jax.Array, epsilon: float) -> jax.Array:
 
 def _row_products(left: jax.Array, right: jax.Array) -> jax.Array:
     """[..., F] and [..., F] to [...]."""
-    return jnp.einsum("...f,...f->...", left, right, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("...f,...f->...", left, right)
 
 
 class RMSNorm(nnx.Module):

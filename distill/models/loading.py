@@ -74,10 +74,18 @@ def load_model(
     resolved = resolve_reference(reference, cache_dir)
     config = parse_hf_config(_read_config(resolved.directory))
     tokenizer = TextTokenizer.from_directory(resolved.directory)
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.base_vocab_size > config.vocab_size:
         raise ModelError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, "
+            f"the tokenizer has {tokenizer.base_vocab_size} ids, "
             f"more than the model's vocabulary of {config.vocab_size}"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        # Gemma 3's tokenizer has a token for pictures, its text models no row for it.
+        _LOGGER.warning(
+            "the tokenizer has added tokens of ids up to %d, beyond the model's vocabulary of %d: "
+            "a request that names one is refused",
+            tokenizer.vocab_size - 1,
+            config.vocab_size,
         )
     if mask_padded_vocabulary and tokenizer.vocab_size < config.vocab_size:
         config = replace(config, known_vocab_size=tokenizer.vocab_size)

@@ -1,6 +1,7 @@
-"""Several sequences on one axis of tokens, without padding between them.
+"""Several sequences on one axis of tokens.
 
-A *pack* is a row of N token slots. It holds sequences one after the other; a token sees the tokens
+A *pack* is a row of N token slots. It holds sequences one after the other, with empty slots
+between them only where a pack has some to spare and attention gains by it; a token sees the tokens
 of its own sequence up to itself and, where its sequence continues a prefix that others of the pack
 continue too, the slots of that prefix.
 """

@@ -16,7 +16,8 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from distill.errors import ModelError
-from distill.models.hf_families import model_weight_entries, parse_hf_config
+from distill.models.config import ModelConfig
+from distill.models.hf_families import family_files, model_weight_entries, parse_hf_config
 from distill.models.hf_weights import (
     FILE_METADATA,
     INDEX_FILE,
@@ -85,51 +86,44 @@ def prune(
 
 
 def pruned_config(raw: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """The config.json of a model with only some of its layers.
+    """The config.json of a model with only some of its layers, each of its own kind.
 
-    Lists with an entry for each layer keep those of the layers that stay; a list of layers is
-    renumbered.
+    Where a layer's kind follows from its place, the kinds are written out.
 
     Raises:
         InvalidFieldError: layers that the model does not have, twice, or none.
-        ModelError: the model is a part of a larger one, or a layer's kind follows from its place
-            alone, so that it would change; names the key.
+        ModelError: the model is a part of a larger one, or of a kind that is not supported.
     """
     if "text_config" in raw:
         raise ModelError(
             "config.json: text_config: only a text model by itself can be pruned, this one is a "
             "part of a larger model"
         )
-    layer_count = raw["num_hidden_layers"]
-    check_layers(layers, layer_count)
-    pruned = {
-        key: [value[layer] for layer in layers]
-        if isinstance(value, list) and len(value) == layer_count and key != "mlp_only_layers"
-        else value
-        for key, value in raw.items()
+    whole = parse_hf_config(raw)
+    check_layers(layers, whole.layer_count)
+    wanted = whole.with_layers(layers)
+    pruned = {**raw, "num_hidden_layers": len(layers)} | {
+        name: [raw[name][layer] for layer in layers] for name in _LISTS_OF_LAYERS if raw.get(name)
     }
-    if raw.get("mlp_only_layers"):
-        dense = set(raw["mlp_only_layers"])
-        pruned["mlp_only_layers"] = [new for new, old in enumerate(layers) if old in dense]
-    for key, overruled_by, harmless in _KINDS_BY_PLACE:
-        if raw.get(key, harmless) not in (harmless, None) and not raw.get(overruled_by):
-            raise ModelError(
-                f"config.json: {key} {raw[key]!r} gives each layer its kind by its place, which "
-                f"would change; to be pruned it must have {overruled_by}, a list of the kinds"
-            )
-    pruned["num_hidden_layers"] = len(layers)
+    if not _describes(pruned, wanted):
+        pruned |= family_files(whole.family).config.write(wanted)
+    if not _describes(pruned, wanted):
+        raise ModelError(
+            f"config.json: a {whole.family} model of layers {list(layers)} of "
+            f"{whole.layer_count} cannot be written as one"
+        )
     return pruned
 
 
-_KINDS_BY_PLACE: tuple[tuple[str, str, Any], ...] = (
-    ("sliding_window_pattern", "layer_types", 1),
-    ("full_attention_interval", "layer_types", 1),
-    ("use_sliding_window", "layer_types", False),
-    ("no_rope_layer_interval", "no_rope_layers", None),
-    ("decoder_sparse_step", "mlp_layer_types", 1),
-)
-"""Keys of config.json by which a layer's kind follows from its place; the key that names the kinds
-instead; and the value that makes all layers equal."""
+_LISTS_OF_LAYERS = ("layer_types", "no_rope_layers")
+"""Keys of config.json that have an entry for each layer."""
+
+
+def _describes(raw: Mapping[str, Any], wanted: ModelConfig) -> bool:
+    try:
+        return parse_hf_config(raw).with_layers(range(wanted.layer_count)) == wanted
+    except ModelError:
+        return False
 
 
 def _copy_weights(
@@ -159,7 +153,14 @@ def _copy_weights(
         files = open_files(source, stack)
         missing = sorted(set(sources.values()) - set(files))
         if missing:
-            raise ModelError(f"the weights lack {missing[0]} ({len(missing)} tensors in all)")
+            raise ModelError(
+                f"the weights lack {missing[0]} ({len(missing)} tensors in all)"
+                + (
+                    ", for experts in one tensor are not pruned"
+                    if ".experts." in missing[0]
+                    else ""
+                )
+            )
         shards = _shards({new: files[old].get_slice(old) for new, old in sources.items()})
         file_of: dict[str, str] = {}
         total_bytes = 0

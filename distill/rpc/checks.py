@@ -66,7 +66,7 @@ def check_request_size(field: str, sequences: Sequence[object], limits: RequestL
     """Check the number of sequences before any of them is decoded.
 
     Raises:
-        InvalidFieldError: none.
+        InvalidFieldError: there is no sequence.
         LimitExceededError: more than the service accepts.
     """
     if not sequences:

@@ -7,7 +7,7 @@ import pytest
 from client.errors import ServiceError
 from client.settings import LoraSettings
 from client.student import StudentClient
-from distill.engine import allocator
+from distill.engine import allocator, precision
 from distill.engine import compilation_cache as cache
 from distill.models import loading
 from distill.rpc.options import ServerOptions
@@ -20,7 +20,11 @@ from student_service.incarnation import FILE_NAME, first_epoch
 def start(in_process, tmp_path, monkeypatch):
     """Starts the service as its process does, but with the model that is loaded already."""
     monkeypatch.setattr(loading, "load_model", lambda *_, **__: in_process.model)
-    for module, function in ((allocator, "keep_freed_memory"), (cache, "enable_compilation_cache")):
+    for module, function in (
+        (allocator, "keep_freed_memory"),
+        (cache, "enable_compilation_cache"),
+        (precision, "use_full_precision"),
+    ):
         monkeypatch.setattr(module, function, lambda *_: None)
 
     def start_service(port: int = 0) -> RunningServer:

@@ -46,7 +46,11 @@ def _read_rope(reader: ConfigReader) -> dict[str, Any]:
     names = ("rope_scaling", "rope_theta", "rope_local_base_freq")
     old = {name: reader.get(name) for name in names}
     if parse_scaling(local) is not None:
-        raise refuse(f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "default")
+        raise refuse(
+            f"rope_parameters.{SLIDING}.rope_type",
+            local.get("rope_type", local.get("type")),
+            "default",
+        )
     return {
         "rope_theta": float(everywhere.get("rope_theta") or old["rope_theta"] or GLOBAL_THETA),
         "rope_scaling": parse_scaling({**everywhere, **(old["rope_scaling"] or {})}),
@@ -66,9 +70,14 @@ def _write_rope(config: ModelConfig) -> dict[str, Any]:
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
     layer_count = int(reader.require("num_hidden_layers"))
-    patterns = [reader.get(name) for name in ("sliding_window_pattern", "_sliding_window_pattern")]
-    pattern = int(next((given for given in patterns if given), PATTERN))
+    # Transformers writes the second beside the list of types, and reads it never.
+    pattern = int(reader.get("sliding_window_pattern", PATTERN))
+    written = reader.get("_sliding_window_pattern", PATTERN)
+    if written != PATTERN and not reader.get("layer_types"):
+        raise refuse("_sliding_window_pattern", written, f"{PATTERN}, or layer_types")
     types = list(layer_types(reader, layer_count, default_types(layer_count, pattern)))
+    if reader.has("sliding_window") and reader.get("sliding_window") is None:
+        raise refuse("sliding_window", None, "a number of tokens")
     window = int(reader.get("sliding_window", 4096))
     return {
         "layer_attention": local_and_global(types, window),

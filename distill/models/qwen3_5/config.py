@@ -78,8 +78,13 @@ def read_partial_rope(reader: ConfigReader) -> dict[str, Any]:
     Raises:
         ModelError: frequencies are to be changed.
     """
-    new, old = reader.get("rope_parameters"), reader.get("rope_scaling")
-    rope: Mapping[str, Any] = new or old or {}
+    new, old = reader.get("rope_parameters") or {}, reader.get("rope_scaling") or {}
+    rope: Mapping[str, Any] = {**old, **new}
+    if any(rope[name] != value for name, value in old.items()):
+        raise ModelError(
+            "config.json: rope_parameters and rope_scaling must say the same where both are given, "
+            f"got {new} and {old}"
+        )
     for name, value in rope.items():
         if name not in _ROPE_KEYS and value is not None:
             raise refuse(f"rope_parameters.{name}", value, ", ".join(_ROPE_KEYS))
@@ -105,12 +110,18 @@ def write_partial_rope(config: ModelConfig) -> dict[str, Any]:
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": config.rope_theta,
-            "partial_rotary_factor": width / config.head_dim,
+            "partial_rotary_factor": _share(width, config.head_dim),
             # Transformers' default is of heads that turn 64 components.
             "mrope_section": _sections(width // 2),
             "mrope_interleaved": True,
         }
     }
+
+
+def _share(width: int, head_dim: int) -> float:
+    """A share of the head whose product with its width is cut to `width` again."""
+    share = width / head_dim
+    return share if int(head_dim * share) == width else (width + 0.5) / head_dim
 
 
 def _sections(pair_count: int) -> list[int]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from distill.errors import ModelError
+from distill.models.attention_windows import optional_window
 from distill.models.config import LayerAttention, ModelConfig
 from distill.models.config_reader import ConfigReader
 from distill.models.experts_config import ExpertsConfig
@@ -33,9 +34,9 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
     if SPARSE in kinds:
         fields["experts"] = ExpertsConfig(expert_count=expert_count, **experts)
     # Unlike the dense Qwen3, a window is that of all layers.
-    window = reader.get("sliding_window")
-    if reader.get("use_sliding_window", False) and window is not None:
-        fields["layer_attention"] = (LayerAttention(window=int(window)),) * layer_count
+    window = optional_window(reader)
+    if window is not None:
+        fields["layer_attention"] = (LayerAttention(window=window),) * layer_count
     return fields
 
 

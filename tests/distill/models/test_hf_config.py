@@ -7,6 +7,7 @@ import pytest
 
 from distill.errors import ModelError
 from distill.models.config import Llama3RopeScaling
+from distill.models.gemma3.config import default_types, local_and_global
 from distill.models.hf_families import hf_config, parse_hf_config
 from tests.support.tiny_models import LLAMA3_ROPE, tiny_config
 
@@ -74,6 +75,17 @@ def test_absent_fields_have_transformers_defaults() -> None:
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing"),
         ({"rope_scaling": LLAMA3_SCALING | {"high_freq_factor": 1.0}}, "high_freq_factor"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ({"hidden_size": "48"}, "hidden_size must be a whole number, got '48'"),
+        ({"rope_theta": 0}, "rope_theta must be a number greater than 0, got 0"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a number greater"),
+        ({"rms_norm_eps": None, "num_hidden_layers": 2.5}, "num_hidden_layers must be a whole"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            },
+            "rope_parameters and rope_scaling must say the same",
+        ),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"num_key_value_heads": 4}, "must divide the 6 query heads, got 4"),
         ({"head_dim": 7}, "must be even for rotary positions, got 7"),
@@ -91,3 +103,52 @@ def test_sliding_window_that_is_switched_off_is_no_obstacle() -> None:
     assert parse_hf_config(raw) == parse_hf_config(QWEN3)
     windows = parse_hf_config(raw | {"use_sliding_window": True}).layer_attention
     assert [layer.window for layer in windows] == [None, 4096]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
+def test_a_window_without_a_size_has_that_of_transformers(family: str) -> None:
+    raw = {
+        name: value
+        for name, value in hf_config(tiny_config(family)).items()
+        if name not in ("sliding_window", "layer_types")
+    } | {"use_sliding_window": True, "max_window_layers": 1}
+    windows = [layer.window for layer in parse_hf_config(raw).layer_attention]
+    assert windows == ([4096, 4096] if family == "qwen3_moe" else [None, 4096])
+    assert parse_hf_config(raw | {"sliding_window": None}).layer_attention == ()
+
+
+GEMMA3 = hf_config(
+    tiny_config(
+        "gemma3_text",
+        layer_attention=local_and_global(default_types(2), 7),
+        local_rope_theta=1e4,
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"layer_types": None, "_sliding_window_pattern": 3}, "_sliding_window_pattern 3"),
+        ({"sliding_window": None}, "sliding_window None"),
+        (
+            {"rope_parameters": {"sliding_attention": {"type": "linear", "factor": 2}}},
+            "rope_parameters.sliding_attention.rope_type 'linear'",
+        ),
+    ],
+)
+def test_what_gemma3_would_compute_otherwise_is_refused(change: dict[str, Any], named: str) -> None:
+    parse_hf_config(GEMMA3)
+    with pytest.raises(ModelError, match=re.escape(named)):
+        parse_hf_config(GEMMA3 | change)
+
+
+@pytest.mark.parametrize("head_dim", range(2, 130, 2))
+def test_a_part_of_a_head_that_turns_is_read_back_as_it_was_written(head_dim: int) -> None:
+    for width in range(2, head_dim + 1, 2):
+        config = tiny_config(
+            "qwen3_5_text",
+            head_dim=head_dim,
+            rotary_width=None if width == head_dim else width,
+        )
+        assert parse_hf_config(hf_config(config)) == config

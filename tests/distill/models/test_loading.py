@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 from distill.errors import ModelError
 from distill.models.functional import Parameters
@@ -268,6 +269,22 @@ def test_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Path) -> No
     (directory / "tokenizer.json").write_text((large / "tokenizer.json").read_text())
     with pytest.raises(ModelError, match="more than the model's vocabulary of 300"):
         load_model(str(directory))
+
+
+def test_tokens_that_were_added_beyond_the_model_are_no_obstacle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_tiny_model(tmp_path / "m")
+    vocab_size = load_model(str(directory)).config.vocab_size
+    path = directory / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    filler = [f"<filler-{i}>" for i in range(vocab_size - tokenizer.get_vocab_size())]
+    tokenizer.add_tokens([*filler, "<picture>"])
+    tokenizer.save(str(path))
+    model = load_model(str(directory))
+    assert model.config.valid_vocab_size == vocab_size
+    assert model.tokenizer.vocab_size == vocab_size + 1
+    assert f"added tokens of ids up to {vocab_size}" in caplog.text
 
 
 def test_unknown_compute_type_is_refused(tmp_path: Path) -> None:

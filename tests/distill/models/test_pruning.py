@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -12,10 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from distill.errors import AlreadyExistsError, InvalidFieldError, ModelError
 from distill.models import pruning
+from distill.models.config import LayerAttention, ModelConfig
+from distill.models.hf_families import hf_config, parse_hf_config
 from distill.models.loading import load_model
 from distill.models.pruning import prune, pruned_config
 from tests.support.gguf_files import write_tiny_gguf
-from tests.support.tiny_models import write_tiny_model
+from tests.support.tiny_models import tiny_config, write_tiny_model
 
 LAYERS = (0, 2, 3)
 
@@ -111,30 +114,72 @@ def test_weights_that_are_not_there_are_named_and_nothing_is_left(
 
 
 def test_lists_with_an_entry_for_each_layer_keep_those_of_the_layers_that_stay() -> None:
-    raw = {
-        "num_hidden_layers": 4,
-        "layer_types": ["full", "linear", "sliding", "full"],
-        "no_rope_layers": [1, 0, 1, 1],
-        "mlp_only_layers": [1, 3],
-        "eos_token_id": [1, 2],
-        "rope_theta": 1e4,
-    }
-    assert pruned_config(raw, (0, 2, 3)) == {
-        "num_hidden_layers": 3,
-        "layer_types": ["full", "sliding", "full"],
-        "no_rope_layers": [1, 1, 1],
-        "mlp_only_layers": [2],
-        "eos_token_id": [1, 2],
-        "rope_theta": 1e4,
+    kinds = (True, False, True, True)
+    config = tiny_config(
+        "smollm3",
+        layer_count=4,
+        layer_attention=tuple(
+            LayerAttention(rotary="default" if turns else "none") for turns in kinds
+        ),
+    )
+    # As long as the list of layers, and none of them.
+    raw = hf_config(config) | {"eos_token_id": [1, 2, 3, 4]}
+    pruned = pruned_config(raw, (1, 3))
+    assert pruned == raw | {
+        "num_hidden_layers": 2,
+        "no_rope_layers": [0, 1],
+        "layer_types": ["full_attention"] * 2,
     }
     assert raw["num_hidden_layers"] == 4
 
 
-def test_a_kind_that_follows_from_a_layers_place_is_refused_by_name() -> None:
-    raw = {"num_hidden_layers": 4, "full_attention_interval": 4}
-    with pytest.raises(ModelError, match=r"full_attention_interval 4 .* must have layer_types"):
-        pruned_config(raw, (0, 2))
-    kinds = {**raw, "layer_types": ["linear", "linear", "linear", "full"]}
-    assert pruned_config(kinds, (0, 3))["layer_types"] == ["linear", "full"]
+BY_PLACE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": ("gemma3_text", {"layer_types": None}),
+    "gemma3 of a pattern": ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 3}),
+    "smollm3": ("smollm3", {"layer_types": None, "no_rope_layers": None}),
+    "smollm3 of a longer list": (
+        "smollm3",
+        {"layer_types": None, "no_rope_layers": [1, 0] * 8},
+    ),
+    "qwen3_5": ("qwen3_5_text", {"layer_types": None}),
+    "qwen2": (
+        "qwen2",
+        {
+            "layer_types": None,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 5,
+        },
+    ),
+    "qwen3_moe": ("qwen3_moe", {"decoder_sparse_step": 3, "mlp_only_layers": [2]}),
+}
+
+
+@pytest.mark.parametrize("case", BY_PLACE)
+@pytest.mark.parametrize("layers", [(0, 1, 2, 5, 11), (3, 4, 7), (5, 11), (0, 1)])
+def test_each_layer_keeps_the_kind_that_its_place_gave_it(
+    case: str, layers: tuple[int, ...]
+) -> None:
+    family, change = BY_PLACE[case]
+    gemma3 = {"layer_attention": (LayerAttention(window=7, rotary="local"),) * 2}
+    fields = gemma3 | {"local_rope_theta": 1e4} if family == "gemma3_text" else {}
+    raw = {
+        name: value
+        for name, value in (hf_config(tiny_config(family, **fields)) | change).items()
+        if value is not None
+    } | {"num_hidden_layers": 12}
+    whole = parse_hf_config(raw)
+    assert len({(layer, whole.kind_of(i)) for i, layer in enumerate(attention_of(whole))}) > 1
+    pruned = parse_hf_config(pruned_config(raw, layers))
+    assert pruned.layer_count == len(layers)
+    assert attention_of(pruned) == [attention_of(whole)[layer] for layer in layers]
+    assert [pruned.kind_of(i) for i in range(len(layers))] == [whole.kind_of(i) for i in layers]
+
+
+def attention_of(config: ModelConfig) -> list[LayerAttention]:
+    return list(config.layer_attention or (LayerAttention(),) * config.layer_count)
+
+
+def test_a_part_of_a_larger_model_is_refused() -> None:
     with pytest.raises(ModelError, match="text_config: only a text model by itself"):
-        pruned_config({"text_config": raw}, (0,))
+        pruned_config({"text_config": {}}, (0,))

@@ -20,6 +20,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.started = threading.Event()
+        self.slots = threading.Semaphore(0)  # as many as have started
         self.release = threading.Event()
         self.closed = 0
         self.grace_seconds: float | None = None
@@ -30,6 +31,7 @@ class Echo:
 
     def answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:  # noqa: ARG002
         self.started.set()
+        self.slots.release()
         assert self.release.wait(20)
         return request
 
@@ -81,14 +83,11 @@ def test_health_answers_while_every_request_slot_is_taken(
 ) -> None:
     answer = channel.unary_unary(f"/{NAME}/Answer")
     calls = [answer.future(b"x", timeout=20) for _ in range(2)]
-    assert echo.started.wait(20)
-    while True:
-        try:
-            answer(b"x", timeout=0.5)
-        except grpc.RpcError as error:
-            # DEADLINE_EXCEEDED: it got a slot that the second call had not taken yet.
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                break
+    for _ in calls:
+        assert echo.slots.acquire(timeout=20)
+    with pytest.raises(grpc.RpcError) as caught:
+        answer(b"x", timeout=20)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert health_of(channel, NAME) == health_pb2.HealthCheckResponse.SERVING
     echo.release.set()
     assert [call.result() for call in calls] == [b"x", b"x"]
