@@ -5,7 +5,6 @@ import json
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
 
 from client.commands.command import Command
 from distill.errors import ModelError
@@ -13,7 +12,7 @@ from distill.errors import ModelError
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--json", action="store_true", help="print JSON (default: a table for people)"
+        "--json", action="store_true", help="print JSON (default: a list for people)"
     )
 
 
@@ -28,16 +27,15 @@ def _execute(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps([asdict(family) for family in families], indent=2))
         return
-    table = Table("family", "model_type", "GGUF", "checkpoints", "features", show_lines=True)
+    console = Console(highlight=False)
     for family in families:
-        table.add_row(
-            family.title,
-            "\n".join(family.model_types),
-            family.gguf_architecture or "",
-            "\n".join(family.checkpoints),
-            "\n".join(family.features),
+        gguf = f", GGUF {family.gguf_architecture}" if family.gguf_architecture else ""
+        console.print(
+            f"[bold]{family.title}[/bold]  (model_type {', '.join(family.model_types)}{gguf})"
         )
-    Console().print(table)
+        for heading, lines in (("checkpoints", family.checkpoints), ("features", family.features)):
+            for number, line in enumerate(lines):
+                console.print(f"  {'' if number else heading:12} {line}", markup=False)
 
 
 MODELS = Command(
