@@ -1,6 +1,7 @@
 """A channel to a service: its options, its deadlines and the one kind of retry."""
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ class RetryPolicy:
 
 
 DEFAULT_RETRY = RetryPolicy()
+
+CLOSE_SECONDS = 5.0
+"""Most time for closing a channel; it takes milliseconds."""
 
 
 class Deadline:
@@ -65,8 +69,14 @@ class Connection:
         self._retry = retry
 
     def close(self) -> None:
-        """Close the channel; calls in progress fail."""
-        self.channel.close()
+        """Close the channel; calls in progress fail.
+
+        Returns after `CLOSE_SECONDS` at most. gRPC waits for its calls' own thread to end them, and
+        where Ctrl-C came between a call and the start of that thread, it would wait for ever.
+        """
+        closing = threading.Thread(target=self.channel.close, name="close-channel", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
     def deadline(self, timeout_seconds: float | None) -> Deadline:
         """The deadline of a call that starts now."""

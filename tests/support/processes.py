@@ -29,13 +29,17 @@ def interrupt_while_training(arguments: list[str], out: Path) -> None:
         text=True,
     ) as process:
         deadline = time.monotonic() + 200
-        while not (out / "metrics.jsonl").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert len(processes_with(str(out))) == 2  # the demo and its student, which has runs there
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        try:
+            while not (out / "metrics.jsonl").exists():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            # The demo and its student, which has runs there.
+            assert len(processes_with(str(out))) == 2
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or the end of the block would wait for one that hangs
     assert process.returncode == 130
     assert error == "distill: interrupted\n"
     assert processes_with(str(out)) == []
