@@ -28,18 +28,23 @@ def layer_types(reader: ConfigReader, layer_count: int, default: Sequence[str]) 
     return types
 
 
+def window_size(reader: ConfigReader) -> int | None:
+    """`sliding_window`: None where it is null, Transformers' 4096 tokens where it is not said."""
+    is_null = reader.has("sliding_window") and reader.get("sliding_window") is None
+    return None if is_null else reader.integer("sliding_window", 4096)
+
+
 def optional_window(reader: ConfigReader) -> int | None:
-    """The window of families with `use_sliding_window`; of 4096 tokens where no size is given."""
-    size = reader.get("sliding_window") if reader.has("sliding_window") else 4096
-    is_used = reader.get("use_sliding_window", False)
-    return int(size) if is_used and size is not None else None
+    """The window of families with `use_sliding_window`; None: it is not used."""
+    size = window_size(reader)
+    return size if reader.get("use_sliding_window", False) else None
 
 
 def read_optional_windows(reader: ConfigReader) -> dict[str, Any]:
     """`layer_attention` of families with `use_sliding_window`: later layers may have windows."""
-    layer_count = int(reader.require("num_hidden_layers"))
+    layer_count = reader.integer("num_hidden_layers")
     window = optional_window(reader)
-    first = int(reader.get("max_window_layers", 28))
+    first = reader.integer("max_window_layers", 28)
     default = [
         SLIDING if window is not None and layer >= first else FULL for layer in range(layer_count)
     ]

@@ -134,16 +134,14 @@ class ConfigReader:
         value = self.get(name)
         return require({name: value}, name)
 
-    def integer(self, name: str, default: int | None = None) -> int:
+    def integer(self, name: str, default: int | None = None, *, least: int | None = None) -> int:
         """A whole number; must be there unless there is a default.
 
         Raises:
-            ModelError: it is not there, or something else is.
+            ModelError: it is not there, something else is, or it is below `least`.
         """
         value = self.require(name) if default is None else self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ModelError(f"config.json: {name} must be a whole number, got {value!r}")
-        return value
+        return whole_number(name, value, least=least)
 
     def number(self, name: str, default: float) -> float:
         """A number greater than 0.
@@ -176,6 +174,19 @@ class ConfigReader:
                 f"config.json: {name} {self._raw[name]!r} is not known to the family "
                 f"{self._family}; known: {', '.join(sorted(self.taken))}"
             )
+
+
+def whole_number(name: str, value: Any, *, least: int | None = None) -> int:
+    """The value of a key that is an integer.
+
+    Raises:
+        ModelError: it is none, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ModelError(f"config.json: {name} must be a whole number, got {value!r}")
+    if least is not None and value < least:
+        raise ModelError(f"config.json: {name} must be at least {least}, got {value}")
+    return value
 
 
 def positive_number(name: str, value: Any) -> float:

@@ -12,7 +12,7 @@ from distill.models.config import (
     refuse,
     require,
 )
-from distill.models.config_reader import ConfigReader, positive_number
+from distill.models.config_reader import ConfigReader, positive_number, whole_number
 
 ROPE_TYPES = ("default", "linear", "llama3")
 
@@ -29,26 +29,36 @@ _SHARED_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 def read_rope(reader: ConfigReader) -> dict[str, Any]:
     """The fields of a model with one kind of rotary positions."""
     # Transformers 4 keeps rope_theta beside rope_scaling; 5 puts both into rope_parameters.
-    rope = rope_parameters(reader)
+    rope = merged_parameters(reader.get("rope_parameters"), reader.get("rope_scaling"))
     theta = reader.number("rope_theta", 10000.0)
     if rope.get("rope_theta") is not None:
         theta = positive_number("rope_theta", rope["rope_theta"])
     return {"rope_theta": theta, "rope_scaling": parse_scaling(rope)}
 
 
-def rope_parameters(reader: ConfigReader) -> Mapping[str, Any]:
-    """What the file says of frequencies, under whichever of the two names.
+def merged_parameters(
+    new: Mapping[str, Any] | None, old: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """What a file says of frequencies as `rope_parameters` and as `rope_scaling`, together.
 
     Raises:
-        ModelError: it says something under each: which one counts depends on the version.
+        ModelError: the two contradict each other: which one counts depends on the version.
     """
-    new, old = reader.get("rope_parameters") or {}, reader.get("rope_scaling") or {}
-    if new and old and parse_scaling(new) != parse_scaling(old):
+    # "type" is the earlier name of "rope_type".
+    first, second = (
+        {
+            "rope_type" if name == "type" else name: value
+            for name, value in (given or {}).items()
+            if value is not None
+        }
+        for given in (new, old)
+    )
+    if any(first[name] != second[name] for name in first.keys() & second.keys()):
         raise ModelError(
             "config.json: rope_parameters and rope_scaling must say the same where both are given, "
             f"got {new} and {old}"
         )
-    return new or old
+    return first | second
 
 
 def parse_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -69,19 +79,27 @@ def parse_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     if rope_type == "default":
         return None
     if rope_type == "linear":
-        return LinearRopeScaling(factor=positive_number("factor", require(rope, "factor")))
+        return LinearRopeScaling(factor=_positive(rope, "factor"))
     scaling = Llama3RopeScaling(
-        factor=positive_number("factor", require(rope, "factor")),
-        low_frequency_factor=float(require(rope, "low_freq_factor")),
-        high_frequency_factor=float(require(rope, "high_freq_factor")),
-        original_position_count=int(require(rope, "original_max_position_embeddings")),
+        factor=_positive(rope, "factor"),
+        low_frequency_factor=_positive(rope, "low_freq_factor"),
+        high_frequency_factor=_positive(rope, "high_freq_factor"),
+        original_position_count=whole_number(
+            "rope_parameters.original_max_position_embeddings",
+            require(rope, "original_max_position_embeddings"),
+            least=1,
+        ),
     )
     if scaling.high_frequency_factor <= scaling.low_frequency_factor:
         raise ModelError(
-            "config.json: rope_scaling.high_freq_factor must be larger than low_freq_factor "
+            "config.json: rope_parameters.high_freq_factor must be larger than low_freq_factor "
             f"{scaling.low_frequency_factor}, got {scaling.high_frequency_factor}"
         )
     return scaling
+
+
+def _positive(rope: Mapping[str, Any], name: str) -> float:
+    return positive_number(f"rope_parameters.{name}", require(rope, name))
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import ModelError
-from distill.models.attention_windows import FULL, SLIDING, layer_types
+from distill.models.attention_windows import FULL, SLIDING, layer_types, window_size
 from distill.models.config import LayerAttention, ModelConfig, refuse
-from distill.models.config_reader import ConfigReader
+from distill.models.config_reader import ConfigReader, positive_number
 from distill.models.hf_config import About, HfFamily, HfWrapper
-from distill.models.hf_rope import format_scaling, parse_scaling
+from distill.models.hf_rope import format_scaling, merged_parameters, parse_scaling
 
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
 PATTERN = 6
@@ -43,8 +43,6 @@ def _read_rope(reader: ConfigReader) -> dict[str, Any]:
     if unknown:
         raise refuse("rope_parameters", unknown, f"{FULL}, {SLIDING}")
     everywhere, local = both.get(FULL) or {}, both.get(SLIDING) or {}
-    names = ("rope_scaling", "rope_theta", "rope_local_base_freq")
-    old = {name: reader.get(name) for name in names}
     if parse_scaling(local) is not None:
         raise refuse(
             f"rope_parameters.{SLIDING}.rope_type",
@@ -52,10 +50,13 @@ def _read_rope(reader: ConfigReader) -> dict[str, Any]:
             "default",
         )
     return {
-        "rope_theta": float(everywhere.get("rope_theta") or old["rope_theta"] or GLOBAL_THETA),
-        "rope_scaling": parse_scaling({**everywhere, **(old["rope_scaling"] or {})}),
-        "local_rope_theta": float(
-            local.get("rope_theta") or old["rope_local_base_freq"] or LOCAL_THETA
+        "rope_theta": positive_number(
+            "rope_theta", everywhere.get("rope_theta") or reader.get("rope_theta", GLOBAL_THETA)
+        ),
+        "rope_scaling": parse_scaling(merged_parameters(everywhere, reader.get("rope_scaling"))),
+        "local_rope_theta": positive_number(
+            "rope_local_base_freq",
+            local.get("rope_theta") or reader.get("rope_local_base_freq", LOCAL_THETA),
         ),
     }
 
@@ -69,19 +70,19 @@ def _write_rope(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
-    layer_count = int(reader.require("num_hidden_layers"))
+    layer_count = reader.integer("num_hidden_layers")
     # Transformers writes the second beside the list of types, and reads it never.
-    pattern = int(reader.get("sliding_window_pattern", PATTERN))
+    pattern = reader.integer("sliding_window_pattern", PATTERN, least=1)
     written = reader.get("_sliding_window_pattern", PATTERN)
     if written != PATTERN and not reader.get("layer_types"):
         raise refuse("_sliding_window_pattern", written, f"{PATTERN}, or layer_types")
     types = list(layer_types(reader, layer_count, default_types(layer_count, pattern)))
-    if reader.has("sliding_window") and reader.get("sliding_window") is None:
+    window = window_size(reader)
+    if window is None:
         raise refuse("sliding_window", None, "a number of tokens")
-    window = int(reader.get("sliding_window", 4096))
     return {
         "layer_attention": local_and_global(types, window),
-        "query_scalar": float(reader.get("query_pre_attn_scalar", 256)),
+        "query_scalar": reader.number("query_pre_attn_scalar", 256),
     }
 
 

@@ -2,17 +2,18 @@
 
 from typing import Any
 
+from distill.models.attention_windows import window_size
 from distill.models.config import LayerAttention, ModelConfig
 from distill.models.config_reader import ConfigReader
 from distill.models.hf_config import About, HfFamily
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
-    window = reader.get("sliding_window") if reader.has("sliding_window") else 4096
+    window = window_size(reader)
     if window is None:
         return {}
-    layer_count = int(reader.require("num_hidden_layers"))
-    return {"layer_attention": (LayerAttention(window=int(window)),) * layer_count}
+    layer_count = reader.integer("num_hidden_layers")
+    return {"layer_attention": (LayerAttention(window=window),) * layer_count}
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:

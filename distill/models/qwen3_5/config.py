@@ -1,14 +1,14 @@
 """Qwen3.5's config.json: which layers are recurrent, and rotary positions of a part of a head."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from distill.errors import ModelError
 from distill.models.config import ModelConfig, refuse
-from distill.models.config_reader import ConfigReader
+from distill.models.config_reader import ConfigReader, positive_number
 from distill.models.delta_net_config import DeltaNetConfig
 from distill.models.hf_config import About, HfFamily, HfWrapper
+from distill.models.hf_rope import merged_parameters
 from distill.models.layer_kinds import LayerKind, shortest_period
 
 KINDS = {
@@ -34,9 +34,9 @@ _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *_MROP
 
 def read_layers(reader: ConfigReader, mlp: str = "dense") -> dict[str, Any]:
     """The kinds of layers, all with one kind of MLP, and the sizes of the recurrent ones."""
-    layer_count = int(reader.require("num_hidden_layers"))
+    layer_count = reader.integer("num_hidden_layers")
     kinds = [replace(KINDS[name], mlp=mlp) for name in _layer_types(reader, layer_count)]
-    sizes = {field: int(reader.get(key)) for field, key in _DELTA_NET_KEYS.items()}
+    sizes = {field: reader.integer(key) for field, key in _DELTA_NET_KEYS.items()}
     fields: dict[str, Any] = {"period": shortest_period(kinds)}
     if any(kind.mixer == "delta_net" for kind in kinds):
         fields["delta_net"] = DeltaNetConfig(**sizes)
@@ -44,9 +44,7 @@ def read_layers(reader: ConfigReader, mlp: str = "dense") -> dict[str, Any]:
 
 
 def _layer_types(reader: ConfigReader, layer_count: int) -> list[str]:
-    interval = int(reader.get("full_attention_interval", 4))
-    if interval < 1:
-        raise ModelError(f"config.json: full_attention_interval must be at least 1, got {interval}")
+    interval = reader.integer("full_attention_interval", 4, least=1)
     types = reader.get("layer_types") or [
         "linear_attention" if (layer + 1) % interval else "full_attention"
         for layer in range(layer_count)
@@ -78,27 +76,23 @@ def read_partial_rope(reader: ConfigReader) -> dict[str, Any]:
     Raises:
         ModelError: frequencies are to be changed.
     """
-    new, old = reader.get("rope_parameters") or {}, reader.get("rope_scaling") or {}
-    rope: Mapping[str, Any] = {**old, **new}
-    if any(rope[name] != value for name, value in old.items()):
-        raise ModelError(
-            "config.json: rope_parameters and rope_scaling must say the same where both are given, "
-            f"got {new} and {old}"
-        )
+    rope = merged_parameters(reader.get("rope_parameters"), reader.get("rope_scaling"))
     for name, value in rope.items():
         if name not in _ROPE_KEYS and value is not None:
             raise refuse(f"rope_parameters.{name}", value, ", ".join(_ROPE_KEYS))
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    rope_type = rope.get("rope_type") or "default"
     if rope_type != "default":
         raise refuse("rope_type", rope_type, "default")
-    theta = reader.get("rope_theta", 10000.0)
+    theta = reader.number("rope_theta", 10000.0)
+    if rope.get("rope_theta") is not None:
+        theta = positive_number("rope_theta", rope["rope_theta"])
     share = reader.get("partial_rotary_factor", _ROTARY_SHARE)
     if rope.get("partial_rotary_factor") is not None:
         share = rope["partial_rotary_factor"]
-    head_dim = int(reader.get("head_dim"))
+    head_dim = reader.integer("head_dim")
     width = int(head_dim * float(share))
     return {
-        "rope_theta": float(rope.get("rope_theta") or theta),
+        "rope_theta": theta,
         "rotary_width": None if width == head_dim else width,
     }
 

@@ -28,7 +28,7 @@ _EXPERT_KEYS = {
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
-    sizes = {field: int(reader.get(key)) for field, key in _EXPERT_KEYS.items()}
+    sizes = {field: reader.integer(key) for field, key in _EXPERT_KEYS.items()}
     return {
         **read_layers(reader, mlp="sparse"),
         "experts": ExpertsConfig(is_normalized=True, **sizes),

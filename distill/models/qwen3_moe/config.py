@@ -5,7 +5,7 @@ from typing import Any
 from distill.errors import ModelError
 from distill.models.attention_windows import optional_window
 from distill.models.config import LayerAttention, ModelConfig
-from distill.models.config_reader import ConfigReader
+from distill.models.config_reader import ConfigReader, whole_number
 from distill.models.experts_config import ExpertsConfig
 from distill.models.hf_config import About, HfFamily
 from distill.models.layer_kinds import LayerKind, shortest_period
@@ -15,11 +15,9 @@ SPARSE = LayerKind(name="sparse", mlp="sparse")
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
-    layer_count = int(reader.require("num_hidden_layers"))
+    layer_count = reader.integer("num_hidden_layers")
     expert_count = _expert_count(reader)
-    step = int(reader.get("decoder_sparse_step", 1))
-    if step < 1:
-        raise ModelError(f"config.json: decoder_sparse_step must be at least 1, got {step}")
+    step = reader.integer("decoder_sparse_step", 1, least=1)
     dense_layers = set(reader.get("mlp_only_layers") or ())
     kinds = [
         SPARSE if expert_count and layer not in dense_layers and (layer + 1) % step == 0 else DENSE
@@ -27,8 +25,8 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
     ]
     fields: dict[str, Any] = {"period": shortest_period(kinds)}
     experts: dict[str, Any] = {
-        "choice_count": int(reader.get("num_experts_per_tok", 8)),
-        "expert_size": int(reader.get("moe_intermediate_size", 768)),
+        "choice_count": reader.integer("num_experts_per_tok", 8),
+        "expert_size": reader.integer("moe_intermediate_size", 768),
         "is_normalized": bool(reader.get("norm_topk_prob", False)),
     }
     if SPARSE in kinds:
@@ -43,7 +41,7 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
 def _expert_count(reader: ConfigReader) -> int:
     # Checkpoints have num_experts; Transformers 5 reads either name and writes the other.
     named = {
-        name: int(value)
+        name: whole_number(name, value)
         for name in ("num_experts", "num_local_experts")
         if (value := reader.get(name)) is not None
     }

@@ -5,13 +5,13 @@ from typing import Any
 from distill.errors import ModelError
 from distill.models.attention_windows import FULL, SLIDING, layer_types
 from distill.models.config import LayerAttention, ModelConfig
-from distill.models.config_reader import ConfigReader
+from distill.models.config_reader import ConfigReader, whole_number
 from distill.models.hf_config import About, HfFamily
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
-    layer_count = int(reader.require("num_hidden_layers"))
-    interval = int(reader.get("no_rope_layer_interval", 4))
+    layer_count = reader.integer("num_hidden_layers")
+    interval = reader.integer("no_rope_layer_interval", 4, least=1)
     # Against its name, 1 means that a layer has rotary positions.
     turning = reader.get("no_rope_layers") or [
         int((layer + 1) % interval != 0) for layer in range(layer_count)
@@ -21,8 +21,9 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
             f"config.json: no_rope_layers must be at least {layer_count}, got {len(turning)}"
         )
     turning = turning[:layer_count]
+    # Unlike in other families, a size that is not said is none.
     is_used, size = reader.get("use_sliding_window", False), reader.get("sliding_window")
-    window = int(size) if is_used and size is not None else None
+    window = None if size is None or not is_used else whole_number("sliding_window", size)
     default = [FULL if window is None or turns else SLIDING for turns in turning]
     types = layer_types(reader, layer_count, default)
     attention = tuple(

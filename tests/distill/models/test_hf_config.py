@@ -13,6 +13,13 @@ from tests.support.tiny_models import LLAMA3_ROPE, tiny_config
 
 LLAMA = hf_config(tiny_config("llama"))
 QWEN3 = hf_config(tiny_config("qwen3"))
+GEMMA3 = hf_config(
+    tiny_config(
+        "gemma3_text",
+        layer_attention=local_and_global(default_types(2), 7),
+        local_rope_theta=1e4,
+    )
+)
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -79,13 +86,6 @@ def test_absent_fields_have_transformers_defaults() -> None:
         ({"rope_theta": 0}, "rope_theta must be a number greater than 0, got 0"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a number greater"),
         ({"rms_norm_eps": None, "num_hidden_layers": 2.5}, "num_hidden_layers must be a whole"),
-        (
-            {
-                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
-                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
-            },
-            "rope_parameters and rope_scaling must say the same",
-        ),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"num_key_value_heads": 4}, "must divide the 6 query heads, got 4"),
         ({"head_dim": 7}, "must be even for rotary positions, got 7"),
@@ -105,6 +105,50 @@ def test_sliding_window_that_is_switched_off_is_no_obstacle() -> None:
     assert [layer.window for layer in windows] == [None, 4096]
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3_5_text"])
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        ({"rope_type": "default"}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope_type": "default", "rope_theta": 5e5}, {"type": "linear", "factor": 4.0}),
+        ({"rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 1e4}),
+    ],
+)
+def test_two_accounts_of_frequencies_must_not_contradict_each_other(
+    family: str, new: dict[str, Any], old: dict[str, Any]
+) -> None:
+    raw = hf_config(tiny_config(family))
+    with pytest.raises(ModelError, match="rope_parameters and rope_scaling must say the same"):
+        parse_hf_config(raw | {"rope_parameters": new, "rope_scaling": old})
+
+
+def test_two_accounts_of_frequencies_that_agree_are_one() -> None:
+    new = LLAMA3_SCALING | {"rope_theta": 500000.0}
+    one = parse_hf_config(LLAMA | {"rope_scaling": None, "rope_parameters": new})
+    both = parse_hf_config(LLAMA | {"rope_scaling": LLAMA3_SCALING, "rope_parameters": new})
+    assert one == both
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "at least 1, got 0"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern must be at least 1"),
+        ("gemma3_text", {"sliding_window": "512"}, "sliding_window must be a whole number"),
+        ("qwen3_5_text", {"linear_num_key_heads": "2"}, "linear_num_key_heads must be a whole"),
+        ("qwen3_5_text", {"layer_types": None, "full_attention_interval": 0}, "at least 1, got 0"),
+        ("qwen3_moe", {"num_experts_per_tok": 1.5}, "num_experts_per_tok must be a whole number"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": "x"}, "max_window_layers must"),
+    ],
+)
+def test_values_of_no_use_are_refused_by_name(
+    family: str, change: dict[str, Any], named: str
+) -> None:
+    raw = GEMMA3 if family == "gemma3_text" else hf_config(tiny_config(family))
+    with pytest.raises(ModelError, match=named):
+        parse_hf_config(raw | change)
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
 def test_a_window_without_a_size_has_that_of_transformers(family: str) -> None:
     raw = {
@@ -115,15 +159,6 @@ def test_a_window_without_a_size_has_that_of_transformers(family: str) -> None:
     windows = [layer.window for layer in parse_hf_config(raw).layer_attention]
     assert windows == ([4096, 4096] if family == "qwen3_moe" else [None, 4096])
     assert parse_hf_config(raw | {"sliding_window": None}).layer_attention == ()
-
-
-GEMMA3 = hf_config(
-    tiny_config(
-        "gemma3_text",
-        layer_attention=local_and_global(default_types(2), 7),
-        local_rope_theta=1e4,
-    )
-)
 
 
 @pytest.mark.parametrize(
