@@ -64,6 +64,15 @@ class ExpertSlice:
         self._expert = expert
         self._rows = rows
 
+    def get_slice(self, _name: str) -> "ExpertSlice":
+        """Itself, which knows its shape before it is read."""
+        return self
+
+    def get_shape(self) -> list[int]:
+        """[out, in]."""
+        _, row_count, column_count = self._file.get_slice(self._stored_name).get_shape()
+        return [len(range(row_count)[self._rows]), column_count]
+
     def get_tensor(self, _name: str) -> NDArray[Any]:
         """[out, in], as a file with a tensor of this expert has it."""
         tensor: NDArray[Any] = self._file.get_slice(self._stored_name)[self._expert, self._rows]

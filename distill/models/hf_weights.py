@@ -58,17 +58,8 @@ def read_weights(
     parameters = _allocate(tree)
     digest = hashlib.blake2b(digest_size=16)
     with ExitStack() as stack:
-        weight_map = family_files(config.family).weights
-        files, skipped = _text_names(open_files(directory, stack), weight_map)
-        files = split_fused_experts(files)
         entries = {entry.hf_name: entry for entry in model_weight_entries(config)}
-        _check_names(set(files), set(entries), tied_head=config.tied_head)
-        if skipped:
-            _LOGGER.warning(
-                "skipped %d tensors that are not of the text model (%s)",
-                len(skipped),
-                ", ".join(prefix + "*" for prefix in weight_map.skipped_prefixes),
-            )
+        files = open_weights(directory, config, stack)
         # Sorted: the digest must not depend on the layout of the files.
         for name in sorted(entries):
             entry = entries[name]
@@ -90,6 +81,36 @@ def read_weights(
             # Before the next is read: two of them would be in memory.
             del tensor, oriented
     return parameters, digest.hexdigest()
+
+
+def open_weights(
+    directory: Path, config: ModelConfig, stack: ExitStack
+) -> dict[str, tuple[Any, str]]:
+    """The tensors of a model, by the names that `model_weight_entries` has for them.
+
+    Args:
+        directory: holds model.safetensors, or shards and their index.
+        config: of the same directory.
+        stack: closes the files.
+
+    Returns:
+        The open file of each, and its name there.
+
+    Raises:
+        ModelError: a tensor is missing, unknown, or there twice.
+    """
+    weight_map = family_files(config.family).weights
+    files, skipped = _text_names(_open_files(directory, stack), weight_map)
+    files = split_fused_experts(files)
+    wanted = {entry.hf_name for entry in model_weight_entries(config)}
+    _check_names(set(files), wanted, tied_head=config.tied_head)
+    if skipped:
+        _LOGGER.warning(
+            "skipped %d tensors that are not of the text model (%s)",
+            len(skipped),
+            ", ".join(prefix + "*" for prefix in weight_map.skipped_prefixes),
+        )
+    return files
 
 
 def _text_names(
@@ -116,7 +137,7 @@ def _text_names(
     return found, skipped
 
 
-def open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
+def _open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
     """Each tensor's name with the open file that holds it."""
     if (directory / INDEX_FILE).is_file():
         index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """A smaller model from some of the layers of another. Knows no JAX.
 
-The tensors are copied as they are stored, a file at a time, and config.json keeps all that it says
+The tensors are copied as they are stored, a file at a time (experts that are stored together, each
+by itself), and config.json keeps all that it says
 about other things than layers.
 """
 
@@ -23,7 +24,7 @@ from distill.models.hf_weights import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
     SINGLE_FILE,
-    open_files,
+    open_weights,
 )
 from distill.models.layer_choice import check_layers, parse_layers
 from distill.models.new_directory import check_vacant, new_directory
@@ -63,13 +64,14 @@ def prune(
     Raises:
         AlreadyExistsError: the destination exists and is not an empty directory.
         InvalidFieldError: layers that the model does not have, twice, or none.
-        ModelError: there is no such model, or layers of several kinds are left that do not fit.
+        ModelError: there is no such model, it is a part of a larger one, or a tensor is missing or
+            unknown.
     """
     check_vacant(destination)  # before the model is downloaded or converted
     source = resolve_reference(reference, cache_dir, progress)
     raw = _read_config(source.directory)
-    layer_count = parse_hf_config(raw).layer_count
-    layers = parse_layers(keep_layers, layer_count)
+    whole = parse_hf_config(raw)
+    layers = parse_layers(keep_layers, whole.layer_count)
     pruned = pruned_config(raw, layers)
     with new_directory(destination) as directory:
         for pattern in _OTHER_FILES:
@@ -79,9 +81,9 @@ def prune(
         _write_json(directory / "config.json", pruned)
         _write_json(
             directory / RECORD_FILE,
-            {"source": source.name, "source_layer_count": layer_count, "kept_layers": layers},
+            {"source": source.name, "source_layer_count": whole.layer_count, "kept_layers": layers},
         )
-        _copy_weights(source.directory, directory, raw, pruned, layers, progress or _ignore)
+        _copy_weights(source.directory, directory, whole, layers, progress or _ignore)
     return layers
 
 
@@ -129,39 +131,18 @@ def _describes(raw: Mapping[str, Any], wanted: ModelConfig) -> bool:
 def _copy_weights(
     source: Path,
     directory: Path,
-    raw: Mapping[str, Any],
-    pruned: Mapping[str, Any],
+    whole: ModelConfig,
     layers: Sequence[int],
     say: Callable[[str], None],
 ) -> None:
     def old_name(name: str) -> str:
         return _LAYER.sub(lambda found: str(layers[int(found[0])]), name, count=1)
 
-    known = {entry.hf_name for entry in model_weight_entries(parse_hf_config(raw))}
-    sources = {
-        entry.hf_name: old_name(entry.hf_name)
-        for entry in model_weight_entries(parse_hf_config(pruned))
-    }
-    misfits = [new for new, old in sources.items() if old not in known]
-    if misfits:
-        raise ModelError(
-            f"the layers are of several kinds, and those that stay do not fit config.json: it asks "
-            f"for {misfits[0]} ({len(misfits)} tensors in all), which layer "
-            f"{old_name(misfits[0]).split('.')[2]} of the model does not have"
-        )
+    names = [entry.hf_name for entry in model_weight_entries(whole.with_layers(layers))]
     with ExitStack() as stack:
-        files = open_files(source, stack)
-        missing = sorted(set(sources.values()) - set(files))
-        if missing:
-            raise ModelError(
-                f"the weights lack {missing[0]} ({len(missing)} tensors in all)"
-                + (
-                    ", for experts in one tensor are not pruned"
-                    if ".experts." in missing[0]
-                    else ""
-                )
-            )
-        shards = _shards({new: files[old].get_slice(old) for new, old in sources.items()})
+        files = open_weights(source, whole, stack)
+        sources = {name: files[old_name(name)] for name in names}
+        shards = _shards({name: file.get_slice(stored) for name, (file, stored) in sources.items()})
         file_of: dict[str, str] = {}
         total_bytes = 0
         for index, names in enumerate(shards, start=1):
@@ -171,7 +152,10 @@ def _copy_weights(
                 if len(shards) == 1
                 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
             )
-            tensors = {name: files[sources[name]].get_tensor(sources[name]) for name in names}
+            tensors = {}
+            for name in names:
+                file, stored_name = sources[name]
+                tensors[name] = file.get_tensor(stored_name)
             save_file(tensors, directory / file_name, FILE_METADATA)
             # The library makes it for its owner alone.
             (directory / file_name).chmod(0o644)

@@ -110,7 +110,6 @@ def test_weights_that_are_not_there_are_named_and_nothing_is_left(
         prune(str(source), "2-4", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*.partial"))
-    prune(str(source), "0-2", tmp_path / "out")  # whose layers are all there
 
 
 def test_lists_with_an_entry_for_each_layer_keep_those_of_the_layers_that_stay() -> None:

@@ -28,6 +28,7 @@ from distill.models.functional import (
 from distill.models.hf_families import hf_config, parse_hf_config
 from distill.models.loading import LoadedModel, load_model
 from distill.models.packing import Segments
+from distill.models.pruning import prune
 from distill.models.qwen3_moe.config import DENSE, SPARSE
 from tests.support.own_model import own_log_probs
 from tests.support.tiny_models import tiny_config, write_tiny_model
@@ -158,6 +159,11 @@ def test_fused_experts_are_the_same_model(tmp_path: Path, dtype: str) -> None:
     save_file(tensors, together / "model.safetensors")
     one, other = load_model(str(apart)), load_model(str(together))
     jax.tree.map(np.testing.assert_array_equal, one.parameters, other.parameters)
+    assert one.weights_version == other.weights_version
+    for source in (apart, together):
+        prune(str(source), "1,3", tmp_path / f"pruned-{source.name}")
+    one, other = (load_model(str(tmp_path / f"pruned-{name}")) for name in ("apart", "together"))
+    assert one.config == other.config
     assert one.weights_version == other.weights_version
 
 
