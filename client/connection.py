@@ -71,8 +71,9 @@ class Connection:
     def close(self) -> None:
         """Close the channel; calls in progress fail.
 
-        Returns after `CLOSE_SECONDS` at most. gRPC waits for its calls' own thread to end them, and
-        where Ctrl-C came between a call and the start of that thread, it would wait for ever.
+        Returns after `CLOSE_SECONDS` at most. gRPC waits until a thread of its own has ended the
+        streams, and where Ctrl-C came between the birth of one and the start of that thread, it
+        waits for ever. (Calls that block have no such thread.)
         """
         closing = threading.Thread(target=self.channel.close, name="close-channel", daemon=True)
         closing.start()

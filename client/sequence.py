@@ -78,10 +78,9 @@ class MutationSequence:
                 if not _is_refusal(error):
                     self._uncertain = operation
                 raise
-            except Exception:
-                raise  # of the caller's own data, before the request was whole
-            except BaseException:
-                # Ctrl-C, or SIGTERM as SystemExit: raised wherever the program was.
+            except (KeyboardInterrupt, SystemExit):
+                # Ctrl-C, or SIGTERM as `distill` has it: raised wherever the program was. Any other
+                # exception is of the caller's own data, before the request was whole.
                 self._uncertain = operation
                 raise
             self._last += 1

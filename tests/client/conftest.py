@@ -3,6 +3,8 @@ from collections.abc import Iterator
 import pytest
 
 from client.connection import RetryPolicy
+from client.run import StudentRun
+from client.settings import LoraSettings
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from tests.client.fakes import FakeStudent, FakeTeacher, serving
@@ -36,3 +38,8 @@ def student(fake_student: FakeStudent) -> Iterator[StudentClient]:
         StudentClient(address, timeout_seconds=20, retry=FAST_RETRY) as client,
     ):
         yield client
+
+
+@pytest.fixture
+def run(student: StudentClient) -> StudentRun:
+    return student.create_run("run", lora=LoraSettings(rank=4))

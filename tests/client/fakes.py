@@ -362,3 +362,10 @@ def serving(servicer: FakeTeacher | FakeStudent) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         server.stop(0).wait()
+
+
+def export_piece(name: str, offset: int, data: bytes, size: int) -> object:
+    """A piece of an exported file."""
+    return student_service_pb2.ExportWeightsResponse(
+        file_name=name, byte_offset=offset, data=data, file_bytes=size
+    )

@@ -1,60 +1,27 @@
-import threading
+"""A run's requests and answers."""
+
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from client.errors import BrokenStreamError, ServiceError, UncertainMutationError
+from client.errors import BrokenStreamError, ServiceError
 from client.run import StudentRun
 from client.settings import (
-    AdamW,
     BatchSettings,
     CheckpointWeights,
-    DistributionExample,
     LoraSettings,
     Objective,
-    PulledTargets,
     SamplingSettings,
     ScoredPrompt,
     TokenExample,
-    Weights,
 )
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from distill.errors import AlreadyAppliedError, LimitExceededError, UnavailableError
-from distill.limits import MAX_MESSAGE_BYTES
-from distill.v1 import student_service_pb2, training_pb2
-from tests.client.fakes import FakeStudent
-
-TEACHER_PROMPT = [9, 8, 7, 6, 1, 2, 3]
-EXAMPLE = DistributionExample(
-    input_tokens=[6, 1, 2], target_offset=0, prompt_index=0, prompt_offset=4, row_count=3
-)
-STEP = AdamW(learning_rate=1e-3)
-
-
-@pytest.fixture
-def run(student: StudentClient) -> StudentRun:
-    return student.create_run("run", lora=LoraSettings(rank=4))
-
-
-def pull() -> PulledTargets:
-    prompt = ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)
-    return PulledTargets(teacher="main", prompts=[prompt], top_k=5)
-
-
-def test_numbers_count_from_one_over_all_mutations(run: StudentRun, student: StudentClient) -> None:
-    run.forward_backward([EXAMPLE], BatchSettings(), pull=pull())
-    assert run.optim_step(STEP).step == 1
-    run.save_checkpoint("first")
-    run.load_checkpoint("first")
-    assert student.get_run("run").last_sequence_number == 4
-
-
-def test_evaluation_consumes_no_number(run: StudentRun) -> None:
-    run.forward([EXAMPLE], BatchSettings(), pull=pull(), weights=Weights.BASE)
-    assert run.state().last_sequence_number == 0
+from distill.v1 import training_pb2
+from tests.client.fakes import FakeStudent, export_piece
+from tests.client.requests import EXAMPLE, TEACHER_PROMPT
 
 
 def test_inline_chunks_reach_the_student_unread(
@@ -73,194 +40,6 @@ def test_inline_chunks_reach_the_student_unread(
     assert result.metrics.tail_bucket_kl == 3.0
     assert result.metrics.top_k_overlap is None
     assert result.examples[0].log_probs is None
-
-
-def test_a_lost_answer_is_asked_for_again_with_the_same_content(
-    run: StudentRun, teacher: TeacherClient, fake_student: FakeStudent
-) -> None:
-    fake_student.lose_answers = 1
-    prompts = [ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)]
-    result = run.forward_backward(
-        [EXAMPLE], BatchSettings(), chunks=teacher.stream_top_k_messages(prompts, 5)
-    )
-    assert result.replayed
-    assert fake_student.calls == ["ForwardBackward"] * 2
-    assert fake_student.last == 1
-    fake_student.lose_answers = 1
-    assert run.optim_step(STEP).replayed
-    assert fake_student.step == 1
-
-
-def test_a_refused_mutation_leaves_its_number_to_the_next(
-    run: StudentRun, fake_student: FakeStudent
-) -> None:
-    fake_student.refuse_next = True
-    with pytest.raises(ServiceError, match="FAILED_PRECONDITION"):
-        run.optim_step(STEP)
-    assert run.optim_step(STEP).step == 1
-    assert fake_student.last == 1
-
-
-@pytest.mark.parametrize("applied", [True, False])
-def test_a_mutation_without_an_answer_is_settled_by_asking(
-    run: StudentRun, fake_student: FakeStudent, applied: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if applied:
-        monkeypatch.setattr(fake_student, "_apply", _lose_every_answer(fake_student))
-    else:
-        monkeypatch.setattr(fake_student, "_apply", _always_unavailable)
-    with pytest.raises(ServiceError, match="UNAVAILABLE"):
-        run.optim_step(STEP)
-    monkeypatch.undo()
-    with pytest.raises(UncertainMutationError, match="optim_step"):
-        run.optim_step(STEP)
-    assert run.resynchronize() is applied
-    assert run.optim_step(STEP).step == (2 if applied else 1)
-
-
-@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
-def test_a_mutation_that_a_signal_broke_off_is_settled_by_asking(
-    run: StudentRun, end: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    optim_step = run._stub.OptimStep
-
-    def interrupted(*args: object, **kwargs: object) -> None:
-        optim_step(*args, **kwargs)
-        raise end
-
-    monkeypatch.setattr(run._stub, "OptimStep", interrupted)
-    with pytest.raises(end):
-        run.optim_step(STEP)
-    monkeypatch.undo()
-    with pytest.raises(UncertainMutationError, match="optim_step"):
-        run.optim_step(STEP)
-    assert run.resynchronize()
-    assert run.optim_step(STEP).step == 2
-
-
-def test_an_answer_that_fits_no_message_is_no_refusal(
-    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    genuine = fake_student._apply
-
-    def apply(*args):
-        answer = genuine(*args)
-        answer.weights_version = "w" * MAX_MESSAGE_BYTES
-        return answer
-
-    monkeypatch.setattr(fake_student, "_apply", apply)
-    with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED"):
-        run.optim_step(STEP)
-    monkeypatch.undo()
-    with pytest.raises(UncertainMutationError, match="optim_step"):
-        run.optim_step(STEP)
-    assert run.resynchronize()
-
-
-def test_a_limit_that_the_service_names_is_a_refusal(
-    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise LimitExceededError("batch", 1, 2)
-
-    monkeypatch.setattr(fake_student, "_apply", refuse)
-    with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED"):
-        run.optim_step(STEP)
-    monkeypatch.undo()
-    assert run.optim_step(STEP).step == 1
-
-
-def _make_uncertain(run: StudentRun, fake: FakeStudent) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fake, "_apply", _lose_every_answer(fake))
-        with pytest.raises(ServiceError, match="UNAVAILABLE"):
-            run.optim_step(STEP)
-
-
-def test_resynchronizing_does_not_fence_a_writer_that_took_over(
-    run: StudentRun, student: StudentClient, fake_student: FakeStudent
-) -> None:
-    _make_uncertain(run, fake_student)
-    successor = student.create_run("run", lora=LoraSettings(rank=4), take_over=True)
-    with pytest.raises(ServiceError, match=r"ABORTED.*another writer took over"):
-        run.resynchronize()
-    assert successor.optim_step(STEP).step == 2
-
-
-def test_resynchronizing_can_be_repeated_when_its_own_answer_is_lost(
-    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _make_uncertain(run, fake_student)
-    with monkeypatch.context() as patch:
-        patch.setattr(fake_student, "lose_take_overs", True)
-        with pytest.raises(ServiceError, match="UNAVAILABLE"):
-            run.resynchronize()
-    assert run.resynchronize()
-    assert run.optim_step(STEP).step == 2
-
-
-def _always_unavailable(*_: object) -> None:
-    raise UnavailableError("away")
-
-
-def _lose_every_answer(fake: FakeStudent):
-    genuine = fake._apply
-
-    def apply(*args):
-        genuine(*args)
-        _always_unavailable()
-
-    return apply
-
-
-def test_a_number_that_was_applied_though_its_answer_is_gone_is_not_given_again(
-    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    genuine = fake_student._apply
-
-    def lose_and_forget(*args):
-        if fake_student.last:
-            raise AlreadyAppliedError("mutation.sequence_number: 1 was already applied")
-        genuine(*args)
-        _always_unavailable()
-
-    monkeypatch.setattr(fake_student, "_apply", lose_and_forget)
-    with pytest.raises(ServiceError, match="OUT_OF_RANGE"):
-        run.optim_step(STEP)
-    monkeypatch.undo()
-    with pytest.raises(UncertainMutationError):
-        run.optim_step(STEP)
-    assert run.resynchronize() is True
-    assert run.optim_step(STEP).step == 2
-
-
-def test_threads_take_turns(run: StudentRun, fake_student: FakeStudent) -> None:
-    threads = [threading.Thread(target=run.optim_step, args=(STEP,)) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert fake_student.last == fake_student.step == 12
-
-
-def test_an_earlier_writer_is_fenced(student: StudentClient, run: StudentRun) -> None:
-    successor = student.create_run("run", lora=LoraSettings(rank=4), take_over=True)
-    with pytest.raises(ServiceError, match="ABORTED"):
-        run.optim_step(STEP)
-    assert successor.optim_step(STEP).step == 1
-
-
-def test_an_error_of_the_chunks_is_raised_as_it_is(
-    run: StudentRun, fake_student: FakeStudent
-) -> None:
-    def broken():
-        raise BrokenStreamError("the teacher went away")
-        yield
-
-    with pytest.raises(BrokenStreamError, match="the teacher went away"):
-        run.forward_backward([EXAMPLE], BatchSettings(), chunks=broken())
-    assert fake_student.last == 0
-    assert run.optim_step(STEP).step == 1
 
 
 def test_token_targets_and_settings_arrive(run: StudentRun, fake_student: FakeStudent) -> None:
@@ -292,12 +71,6 @@ def test_absent_settings_stay_absent(student: StudentClient, fake_student: FakeS
     assert fake_student.config.WhichOneof("trainable") == "full"
 
 
-def piece(name: str, offset: int, data: bytes, size: int) -> object:
-    return student_service_pb2.ExportWeightsResponse(
-        file_name=name, byte_offset=offset, data=data, file_bytes=size
-    )
-
-
 def test_export_replaces_the_directory_whole(
     run: StudentRun, fake_student: FakeStudent, tmp_path: Path
 ) -> None:
@@ -305,9 +78,9 @@ def test_export_replaces_the_directory_whole(
     target.mkdir(parents=True)
     (target / "stale.bin").write_bytes(b"old")
     fake_student.export_pieces = [
-        piece("a.bin", 0, b"abc", 5),
-        piece("empty.json", 0, b"", 0),
-        piece("a.bin", 3, b"de", 5),
+        export_piece("a.bin", 0, b"abc", 5),
+        export_piece("empty.json", 0, b"", 0),
+        export_piece("a.bin", 3, b"de", 5),
     ]
     files = run.export_weights(target)
     assert [file.name for file in files] == ["a.bin", "empty.json"]
@@ -318,11 +91,11 @@ def test_export_replaces_the_directory_whole(
 @pytest.mark.parametrize(
     "pieces",
     [
-        [piece("a.bin", 0, b"abc", 5)],
-        [piece("a.bin", 0, b"abc", 5), piece("a.bin", 4, b"e", 5)],
-        [piece("../evil", 0, b"x", 1)],
-        [piece("/etc/evil", 0, b"x", 1)],
-        [piece("..", 0, b"x", 1)],
+        [export_piece("a.bin", 0, b"abc", 5)],
+        [export_piece("a.bin", 0, b"abc", 5), export_piece("a.bin", 4, b"e", 5)],
+        [export_piece("../evil", 0, b"x", 1)],
+        [export_piece("/etc/evil", 0, b"x", 1)],
+        [export_piece("..", 0, b"x", 1)],
         [],
     ],
     ids=["short", "gap", "parent", "absolute", "dots", "none"],

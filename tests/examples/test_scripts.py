@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.fakes import FakeStudent, FakeTeacher, serving
-from tests.client.test_run import piece
+from tests.client.fakes import FakeStudent, FakeTeacher, export_piece, serving
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -31,7 +30,7 @@ def test_student_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeStudent()
-    fake.export_pieces = [piece("adapter_config.json", 0, b"{}", 2)]
+    fake.export_pieces = [export_piece("adapter_config.json", 0, b"{}", 2)]
     with serving(FakeTeacher()) as teacher, serving(fake) as student:
         addresses = ["--teacher-address", teacher, "--student-address", student]
         out = tmp_path / "out"

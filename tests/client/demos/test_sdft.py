@@ -17,8 +17,7 @@ from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
 from client.settings import LoraSettings
 from distill.v1 import student_service_pb2
-from tests.client.fakes import FakeStudent, FakeTeacher, serving
-from tests.client.test_run import piece
+from tests.client.fakes import FakeStudent, FakeTeacher, export_piece, serving
 
 REQUIRED_KEYS = {
     "objective_first",
@@ -47,7 +46,7 @@ def write_questions(path: Path, subjects: str) -> Path:
 def settings(
     fake_teacher: FakeTeacher, fake_student: FakeStudent, tmp_path: Path
 ) -> Iterator[DemoSettings]:
-    fake_student.export_pieces = [piece("adapter_config.json", 0, b"{}", 2)]
+    fake_student.export_pieces = [export_piece("adapter_config.json", 0, b"{}", 2)]
     with serving(fake_teacher) as teacher, serving(fake_student) as student:
         yield DemoSettings(
             out=tmp_path / "out",
