@@ -99,7 +99,11 @@ class PackWriter:
         return start
 
     def pack(self, slot_count: int) -> Pack:
-        """The arrays, with `slot_count` slots, at most the spare ones more than tokens."""
+        """The arrays of the sequences so far, with `slot_count` slots.
+
+        That is room for the tokens and for all the spare slots: those not left out between
+        sequences are at the end.
+        """
         self._skip(slot_count - self._slot_count)
         lengths = [length for length, _, _ in self._prefixes]
         prefix_starts, prefix_ends = (

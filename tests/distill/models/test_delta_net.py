@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill.engine import packs
 from distill.engine.packs import PackWriter
 from distill.models.adapters import DELTA_NET_TARGETS, LoraSpec, init_adapter, layer_targets
 from distill.models.functional import (
@@ -42,9 +43,9 @@ def sequences() -> list[Any]:
     ]
 
 
-def packed(model: Any, sequences: list[Any], **options: Any) -> list[Any]:
+def packed(model: Any, sequences: list[Any], *, spare_slots: int = 0, **options: Any) -> list[Any]:
     """The states of sequences that share a pack."""
-    writer = PackWriter()
+    writer = PackWriter(spare_slots=spare_slots)
     starts = [writer.add(sequence) for sequence in sequences]
     pack = writer.pack(SLOTS)
     states = packed_forward(*model, jnp.asarray(pack.token_ids), pack.segments, **options)
@@ -64,6 +65,20 @@ def test_sequences_of_a_pack_are_those_sequences_alone(
     model: Any, sequences: list[Any], alone: list[Any]
 ) -> None:
     for states, expected in zip(packed(model, sequences), alone, strict=True):
+        np.testing.assert_allclose(states, expected, atol=3e-5)
+
+
+def test_empty_slots_between_sequences_change_nothing(
+    model: Any, sequences: list[Any], alone: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs, "BLOCK_SLOTS", 26)
+    spare_slots = SLOTS - sum(len(sequence) for sequence in sequences)
+    writer = PackWriter(spare_slots=spare_slots)
+    lengths = [len(sequence) for sequence in sequences]
+    assert [writer.add(sequence) for sequence in sequences] != list(np.cumsum([0, *lengths[:-1]]))
+    for states, expected in zip(
+        packed(model, sequences, spare_slots=spare_slots), alone, strict=True
+    ):
         np.testing.assert_allclose(states, expected, atol=3e-5)
 
 
