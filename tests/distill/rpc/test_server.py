@@ -19,8 +19,8 @@ class Echo:
     """A service whose only method waits until it is told to answer."""
 
     def __init__(self) -> None:
-        self.started = threading.Event()
-        self.slots = threading.Semaphore(0)  # as many as have started
+        self.started = threading.Semaphore(0)
+        """Counts the requests that are inside."""
         self.release = threading.Event()
         self.closed = 0
         self.grace_seconds: float | None = None
@@ -30,8 +30,7 @@ class Echo:
         self.grace_seconds = grace_seconds
 
     def answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:  # noqa: ARG002
-        self.started.set()
-        self.slots.release()
+        self.started.release()
         assert self.release.wait(20)
         return request
 
@@ -84,7 +83,7 @@ def test_health_answers_while_every_request_slot_is_taken(
     answer = channel.unary_unary(f"/{NAME}/Answer")
     calls = [answer.future(b"x", timeout=20) for _ in range(2)]
     for _ in calls:
-        assert echo.slots.acquire(timeout=20)
+        assert echo.started.acquire(timeout=20)
     with pytest.raises(grpc.RpcError) as caught:
         answer(b"x", timeout=20)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -101,7 +100,7 @@ def test_a_drain_reports_not_serving_finishes_requests_and_then_closes(
     )
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     call = channel.unary_unary(f"/{NAME}/Answer").future(b"in flight", timeout=20)
-    assert echo.started.wait(20)
+    assert echo.started.acquire(timeout=20)
     stopping = threading.Thread(target=server.stop, args=(20,))
     stopping.start()
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -193,7 +192,7 @@ def test_the_service_closes_in_what_the_requests_leave_of_the_grace(
 ) -> None:
     if in_progress:
         call = channel.unary_unary(f"/{NAME}/Answer").future(b"never answered", timeout=20)
-        assert echo.started.wait(20)
+        assert echo.started.acquire(timeout=20)
     server.stop(0.2 if in_progress else 20)
     assert echo.grace_seconds is not None
     if in_progress:
