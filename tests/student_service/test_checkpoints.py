@@ -1,6 +1,7 @@
 """A checkpoint is there whole or not at all, and never loads damaged."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,21 @@ def test_taken_name_is_refused_unless_overwritten(store, tmp_path):
     save(store, value=2.0, overwrite=True)
     assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 2.0
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2  # no state left behind
+
+
+def test_a_state_that_cannot_be_removed_does_not_fail_the_checkpoint_that_replaced_it(
+    store, monkeypatch, caplog
+):
+    save(store)
+    with monkeypatch.context() as patch:
+
+        def busy(path, **_options):
+            raise PermissionError(path)
+
+        patch.setattr(Path, "unlink", busy)
+        save(store, value=2.0, overwrite=True)
+    assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 2.0
+    assert "cannot remove the old state first-" in caplog.text
 
 
 @pytest.mark.parametrize("stage", ["save_file", "_digest", "_sync"])
