@@ -21,7 +21,7 @@ from client.settings import (
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.models.gemma3.config import default_types, local_and_global
-from tests.integration.test_pair import aligned
+from tests.integration.batches import aligned
 from tests.support.tiny_models import SENTENCES, write_tiny_model
 
 PADDED_VOCAB = 600

@@ -18,7 +18,7 @@ from client.settings import (
     ScoredPrompt,
     TokenExample,
 )
-from tests.integration.test_pair import LORA, VOCAB, move, tokens
+from tests.integration.batches import LORA, VOCAB, move, tokens
 
 REVERSE = BatchSettings(objective=Objective.REVERSE_TAIL_BUCKET)
 PREFIXES = [(tokens(100 + seed, 4 + seed), tokens(200 + seed, 15 - 2 * seed)) for seed in range(3)]

@@ -9,7 +9,6 @@ from client.settings import (
     BatchSettings,
     CheckpointWeights,
     DistributionExample,
-    LoraSettings,
     Normalization,
     Objective,
     PulledTargets,
@@ -19,54 +18,9 @@ from client.settings import (
     TokenExample,
     Weights,
 )
+from tests.integration.batches import LORA, VOCAB, aligned, completions, move, tokens
 
-VOCAB = 512
-LORA = LoraSettings(rank=4, seed=1)
 RESULTS = {"return_log_probs": True, "return_row_losses": True}
-
-
-def tokens(seed, length):
-    return np.random.default_rng(seed).integers(3, VOCAB, length).astype(np.int32)
-
-
-def completions(count=4):
-    """Completions behind two prefixes of different lengths: the student's and the teacher's."""
-    cases = []
-    for seed in range(count):
-        completion = tokens(seed, 5 + 3 * seed)
-        cases.append((tokens(100 + seed, 4 + seed), tokens(200 + seed, 21 - 2 * seed), completion))
-    return cases
-
-
-def aligned(cases):
-    """Examples and prompts: completion token j is prompt row len(teacher prefix) + j and target
-    row len(student prefix) + j - 1."""
-    examples, prompts = [], []
-    for index, (student_prefix, teacher_prefix, completion) in enumerate(cases):
-        prompts.append(
-            ScoredPrompt(
-                token_ids=np.concatenate([teacher_prefix, completion]),
-                score_from=len(teacher_prefix),
-            )
-        )
-        examples.append(
-            DistributionExample(
-                input_tokens=np.concatenate([student_prefix, completion]),
-                target_offset=len(student_prefix) - 1,
-                prompt_index=index,
-                prompt_offset=len(teacher_prefix),
-                row_count=len(completion),
-            )
-        )
-    return examples, prompts
-
-
-def move(run, seed=7):
-    """One step on random hard targets, so that the adapter is no longer zero."""
-    ids = tokens(seed, 20)
-    example = TokenExample(input_tokens=ids[:-1], target_offset=0, token_ids=ids[1:])
-    run.forward_backward([example], BatchSettings(objective=Objective.CROSS_ENTROPY))
-    run.optim_step(AdamW(learning_rate=1e-2))
 
 
 def test_student_with_the_teachers_weights_has_no_loss_and_no_gradient(student, run_name):

@@ -17,7 +17,7 @@ from distill.models.loading import load_model
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2, student_service_pb2_grpc, tensor_pb2, training_pb2
 from distill.v1 import student_service_pb2 as pb
-from tests.integration.test_pair import LORA, VOCAB, move, tokens
+from tests.integration.batches import LORA, VOCAB, move, tokens
 
 CROSS_ENTROPY = training_pb2.OBJECTIVE_CROSS_ENTROPY
 TAIL_BUCKET = training_pb2.OBJECTIVE_TAIL_BUCKET
