@@ -42,8 +42,9 @@ MODELS = Command(
     name="models",
     summary="the families of models that can be loaded",
     description="Lists the families of models that the services load, checkpoints of each whose "
-    "form is known to load, and what is special about them. All serve as teacher and as student: "
-    "scoring, training of adapters and of all weights, sampling, export.",
+    "form is known to load (real weights are in the tests for SmolLM2-135M and Gemma 3 270M), and "
+    "what is special about them. All serve as teacher and as student: scoring, training of "
+    "adapters and of all weights, sampling, export.",
     add_arguments=_add_arguments,
     execute=_execute,
 )
