@@ -1,10 +1,13 @@
 """A channel to a service: its options, its deadlines and the one kind of retry."""
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import TypeVar
 
 import grpc
@@ -32,8 +35,22 @@ class RetryPolicy:
 
 DEFAULT_RETRY = RetryPolicy()
 
+_ADDRESS = re.compile(r":\d+$|^unix(-abstract)?:")
+
 CLOSE_SECONDS = 5.0
 """Most time for closing a channel; it takes milliseconds."""
+
+
+class Role(StrEnum):
+    """Which of the two services."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+    @property
+    def other(self) -> "Role":
+        """The one that an address may be by mistake."""
+        return Role.STUDENT if self is Role.TEACHER else Role.TEACHER
 
 
 class Deadline:
@@ -54,16 +71,29 @@ class Connection:
     """A channel with a default deadline. Calls may be made from many threads."""
 
     def __init__(
-        self, address: str, *, timeout_seconds: float, retry: RetryPolicy = DEFAULT_RETRY
+        self,
+        address: str,
+        role: Role,
+        *,
+        timeout_seconds: float,
+        retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
         """Open a channel; it connects on the first call.
 
         Args:
-            address: HOST:PORT of the service.
+            address: HOST:PORT of the service, or another target of gRPC with a colon in it.
+            role: what the service is, for messages.
             timeout_seconds: deadline of a call that is not given one of its own.
             retry: how UNAVAILABLE is retried.
+
+        Raises:
+            ValueError: the address has no port.
         """
+        if not _ADDRESS.search(address):
+            # gRPC would take the port of HTTPS.
+            raise ValueError(f"address: must be HOST:PORT, got {address!r}")
         self.address = address
+        self.role = role
         self.timeout_seconds = timeout_seconds
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._retry = retry
@@ -95,13 +125,13 @@ class Connection:
         """
         for delay_seconds in self._delays():
             try:
-                with service_errors():
+                with self._errors():
                     return attempt(deadline.remaining_seconds)
             except ServiceError as error:
                 if error.code != "UNAVAILABLE" or deadline.remaining_seconds <= delay_seconds:
                     raise
             time.sleep(delay_seconds)
-        with service_errors():
+        with self._errors():
             return attempt(deadline.remaining_seconds)
 
     def stream(
@@ -120,22 +150,41 @@ class Connection:
         try:
             if first is not None:
                 yield first
-            while (message := _next_message(messages)) is not None:
+            while (message := self._next(messages)) is not None:
                 yield message
         finally:
             messages.cancel()  # type: ignore[attr-defined]  # a grpc call, which is its own iterator
+
+    def _next(self, messages: Iterator[Answer]) -> Answer | None:
+        # Not around the loop's `yield`: an error of the consumer is not the service's.
+        with self._errors():
+            return next(messages, None)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """As `service_errors`, and what to do where nothing, or the other service, answers."""
+        try:
+            with service_errors():
+                yield
+        except ServiceError as error:
+            if hint := self._hint(error):
+                raise replace(error, message=f"{error.message}; {hint}") from None
+            raise
+
+    def _hint(self, error: ServiceError) -> str:
+        if error.reason:
+            return ""  # the service itself has said what is wrong
+        if error.code == "UNIMPLEMENTED":
+            return f"is {self.address} the {self.role.other}, where the {self.role} was asked for?"
+        if error.code == "UNAVAILABLE":
+            return f"is a {self.role} running at {self.address}? distill-{self.role} starts one"
+        return ""
 
     def _delays(self) -> Iterator[float]:
         for index in range(self._retry.attempts - 1):
             delay_seconds = self._retry.first_delay_seconds * 2**index
             # Jitter, so that many clients of one restarted service do not return in step.
             yield min(delay_seconds, self._retry.max_delay_seconds) * random.uniform(0.8, 1.2)
-
-
-def _next_message(messages: Iterator[Answer]) -> Answer | None:
-    # Not around the loop's `yield`: an error of the consumer is not the service's.
-    with service_errors():
-        return next(messages, None)
 
 
 def wait_until_serving(address: str, *, service: str, timeout_seconds: float) -> None:

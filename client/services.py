@@ -34,7 +34,7 @@ class LocalService:
         module: str,
         arguments: Sequence[str] = (),
         *,
-        log_path: Path,
+        log_path: Path | None = None,
         start_timeout_seconds: float = 300.0,
         stop_timeout_seconds: float = 15.0,
     ) -> None:
@@ -43,12 +43,12 @@ class LocalService:
         Args:
             module: TEACHER_MODULE or STUDENT_MODULE.
             arguments: of the command line, without address and ready file.
-            log_path: where its output goes.
+            log_path: where its output goes; None: to a file that lives as long as the process.
             start_timeout_seconds: time to load the model; a first start converts it as well.
             stop_timeout_seconds: time to finish the work in progress, then the process is killed.
         """
         self.module = module
-        self.log_path = log_path
+        self._given_log_path = log_path
         self.address = ""
         self._arguments = tuple(arguments)
         self._start_timeout_seconds = start_timeout_seconds
@@ -61,6 +61,11 @@ class LocalService:
     def pid(self) -> int:
         """Process id; 0 when it is not running."""
         return 0 if self._process is None else self._process.pid
+
+    @property
+    def log_path(self) -> Path:
+        """Where the output goes. Raises ServiceStartError where it went with the process."""
+        return self._given_log_path or self._directory / "service.log"
 
     def __enter__(self) -> Self:
         self.launch()
@@ -158,13 +163,19 @@ class LocalService:
                 process.stdin.close()
 
     @property
-    def _ready_file(self) -> Path:
+    def _directory(self) -> Path:
         if self._workspace is None:
             raise ServiceStartError(f"{self.module} is not running")
-        return Path(self._workspace.name) / "ready.json"
+        return Path(self._workspace.name)
+
+    @property
+    def _ready_file(self) -> Path:
+        return self._directory / "ready.json"
 
     def _log_end(self) -> str:
-        return f"; the end of {self.log_path}:\n{log_tail(self.log_path)}"
+        # Whoever reads the message cannot open a log that is gone by then.
+        name = "its log" if self._given_log_path is None else str(self.log_path)
+        return f"; the end of {name}:\n{log_tail(self.log_path)}"
 
 
 def log_tail(path: Path, line_count: int = 20) -> str:

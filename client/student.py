@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from client.connection import DEFAULT_RETRY, Connection, RetryPolicy
+from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
 from client.decoding import (
     decode_checkpoint,
     decode_chunk,
@@ -53,8 +53,13 @@ class StudentClient:
             address: HOST:PORT.
             timeout_seconds: default deadline of a call.
             retry: how UNAVAILABLE is retried.
+
+        Raises:
+            ValueError: the address has no port.
         """
-        self._connection = Connection(address, timeout_seconds=timeout_seconds, retry=retry)
+        self._connection = Connection(
+            address, Role.STUDENT, timeout_seconds=timeout_seconds, retry=retry
+        )
         self._stub = student_service_pb2_grpc.StudentServiceStub(self._connection.channel)
         self._tokenizer: TextTokenizer | None = None
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from client.connection import DEFAULT_RETRY, Connection, RetryPolicy
+from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
 from client.decoding import decode_chunk, decode_completion, decode_model_info
 from client.encoding import encode_sampling, encode_scoring
 from client.results import Completion, ModelInfo, PromptScores, ScoreChunk
@@ -35,8 +35,13 @@ class TeacherClient:
             address: HOST:PORT.
             timeout_seconds: default deadline of a call.
             retry: how UNAVAILABLE is retried.
+
+        Raises:
+            ValueError: the address has no port.
         """
-        self._connection = Connection(address, timeout_seconds=timeout_seconds, retry=retry)
+        self._connection = Connection(
+            address, Role.TEACHER, timeout_seconds=timeout_seconds, retry=retry
+        )
         self._stub = teacher_service_pb2_grpc.TeacherServiceStub(self._connection.channel)
         self._tokenizer: TextTokenizer | None = None
 

@@ -12,6 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
+from client.errors import ServiceError
 from client.recipes.batches import AlignedSequence, align
 from client.results import check_pair
 from client.settings import AdamW, BatchSettings, LoraSettings, PulledTargets, SamplingSettings
@@ -83,4 +84,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ServiceError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -7,6 +7,7 @@ import argparse
 
 import numpy as np
 
+from client.errors import ServiceError
 from client.settings import SamplingSettings
 from client.teacher import TeacherClient
 
@@ -45,4 +46,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ServiceError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,11 +1,9 @@
 """What a command is, and the arguments that several share."""
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from client.recipes.batches import Targets
 from client.services import TEACHER_MODULE, LocalService
@@ -93,12 +91,7 @@ def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
     with ExitStack() as stack:
         address = arguments.teacher_address
         if address is None:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="distill-"))
-            service = LocalService(
-                TEACHER_MODULE,
-                ["--model", arguments.model],
-                log_path=Path(directory) / "teacher.log",
-            )
+            service = LocalService(TEACHER_MODULE, ["--model", arguments.model])
             address = stack.enter_context(service).address
         yield stack.enter_context(TeacherClient(address, timeout_seconds=arguments.timeout_seconds))
 
@@ -106,6 +99,13 @@ def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
 def open_student(arguments: argparse.Namespace) -> StudentClient:
     """The student that `add_student_address` was told."""
     return StudentClient(arguments.student_address, timeout_seconds=arguments.timeout_seconds)
+
+
+def some_text(text: str) -> str:
+    """A text of at least one character."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def positive_int(text: str) -> int:

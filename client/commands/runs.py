@@ -4,7 +4,7 @@ import argparse
 from datetime import UTC, datetime
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from client.commands.command import Command, add_student_address, add_timeout, open_student
 
@@ -14,10 +14,15 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_timeout(parser)
 
 
+def _whole(header: str) -> Column:
+    """A column of names, which are for copying: wrapped where there is no room, and never cut."""
+    return Column(header, overflow="fold")
+
+
 def _list_runs(arguments: argparse.Namespace) -> None:
     with open_student(arguments) as student:
         runs = student.list_runs()
-    table = Table("run", "trains", "parameters", "steps", "batches waiting", "weights")
+    table = Table(_whole("run"), "trains", "parameters", "steps", "batches waiting", "weights")
     for run in runs:
         table.add_row(
             run.run_id,
@@ -39,7 +44,7 @@ def _add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 def _list_checkpoints(arguments: argparse.Namespace) -> None:
     with open_student(arguments) as student:
         checkpoints = student.list_checkpoints(arguments.run)
-    table = Table("checkpoint", "steps", "size", "saved (UTC)", "weights")
+    table = Table(_whole("checkpoint"), "steps", "size", "saved (UTC)", "weights")
     for checkpoint in checkpoints:
         saved = datetime.fromtimestamp(checkpoint.created_unix_seconds, UTC)
         table.add_row(

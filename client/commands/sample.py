@@ -12,6 +12,7 @@ from client.commands.command import (
     open_teacher,
     positive_float,
     positive_int,
+    some_text,
 )
 from client.results import Completion
 from client.settings import CheckpointWeights, SamplingSettings, Tokens, Weights
@@ -20,7 +21,7 @@ from distill.tokenizer import TextTokenizer
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text", required=True, metavar="TEXT", help="the prompt")
+    parser.add_argument("--text", required=True, type=some_text, metavar="TEXT", help="the prompt")
     parser.add_argument(
         "--raw",
         action="store_true",

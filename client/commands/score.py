@@ -15,13 +15,16 @@ from client.commands.command import (
     open_teacher,
     positive_float,
     positive_int,
+    some_text,
 )
 from client.results import PromptScores
 from distill.tokenizer import TextTokenizer
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text", required=True, metavar="TEXT", help="the prompt to score")
+    parser.add_argument(
+        "--text", required=True, type=some_text, metavar="TEXT", help="the prompt to score"
+    )
     parser.add_argument(
         "-k",
         "--top-k",

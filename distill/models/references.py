@@ -124,7 +124,11 @@ def _download(hub_id: str) -> Path:
         hub.errors.HfHubHTTPError,
         hub.errors.LocalEntryNotFoundError,
     ) as error:
-        raise ModelError(
-            f"model {hub_id!r} cannot be downloaded ({type(error).__name__}), "
-            "and no earlier download is complete"
-        ) from error
+        if isinstance(error, hub.errors.RepositoryNotFoundError):
+            problem = "is not on the hub, or needs an account that may read it (HF_TOKEN)"
+        else:
+            problem = (
+                f"cannot be downloaded (no connection to the hub? {type(error).__name__}), and no "
+                "earlier download is complete"
+            )
+        raise ModelError(f"model {hub_id!r} {problem}") from error

@@ -222,5 +222,7 @@ def _check_can_bind(host: str, port: int) -> None:
             probe.bind(target)
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
-        reason = "the port is in use" if in_use else error.strerror or str(error)
+        reason = error.strerror or str(error)
+        if in_use:
+            reason = "the port is in use; --listen takes another, or port 0 for a free one"
         raise StartError(f"cannot listen on {address}: {reason}") from None

@@ -187,6 +187,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
                 list,
             ]
         ] = []
+        self.run_id = "run"
         self.last = 0
         self.epoch = 1
         self.step = 0
@@ -227,7 +228,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
 
     def _run(self):
         return training_pb2.Run(
-            run_id="run",
+            run_id=self.run_id,
             config=self.config,
             writer_epoch=self.epoch,
             last_sequence_number=self.last,

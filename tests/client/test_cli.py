@@ -85,6 +85,20 @@ def test_info_runs_and_checkpoints(
     assert "1.0 MiB" in capsys.readouterr().out
 
 
+def test_names_of_runs_are_whole_on_a_narrow_terminal(
+    student_address: str,
+    fake_student: FakeStudent,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "a-run-whose-name-somebody-will-want-to-copy"
+    fake_student.run_id = name
+    monkeypatch.setenv("COLUMNS", "70")
+    main(["runs", "--student-address", student_address])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert "".join(row.split("│")[1].strip() for row in rows) == name
+
+
 def test_failures_are_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["runs", "--student-address", "127.0.0.1:1", "--timeout-seconds", "0.5"])
@@ -103,6 +117,8 @@ def test_failures_are_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str
     [
         [],
         ["score"],
+        ["score", "--text", ""],
+        ["sample", "--text", ""],
         ["score", "--text", "x", "-k", "0"],
         ["score", "--text", "x", "--temperature", "0"],
         ["sample", "--text", "x", "--run", "a"],

@@ -91,6 +91,12 @@ def test_a_service_that_cannot_start_shows_the_end_of_its_log(make_module, tmp_p
         pass
 
 
+def test_a_log_that_goes_with_the_process_is_shown_and_not_named(make_module) -> None:
+    local = LocalService(make_module(BROKEN))
+    with pytest.raises(ServiceStartError, match=r"; the end of its log:\n  no such model"), local:
+        pass
+
+
 def test_a_service_that_takes_too_long_is_ended(make_module, tmp_path: Path) -> None:
     local = service(make_module(SLOW), tmp_path, start_timeout_seconds=0.5)
     with pytest.raises(ServiceStartError, match=r"not ready within 0\.5 s"), local:

@@ -133,7 +133,10 @@ def test_a_busy_port_is_one_line_and_code_2() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         result = run_teacher("--listen", address)
     assert result.returncode == 2
-    expected = f"distill-teacher: error: cannot listen on {address}: the port is in use\n"
+    expected = (
+        f"distill-teacher: error: cannot listen on {address}: the port is in use; "
+        "--listen takes another, or port 0 for a free one\n"
+    )
     assert result.stderr == expected
 
 

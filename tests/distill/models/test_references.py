@@ -44,6 +44,19 @@ def test_hub_id_that_cannot_be_downloaded_says_so(monkeypatch: pytest.MonkeyPatc
         load_model("organisation/name")
 
 
+def test_hub_id_that_the_hub_does_not_know_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    httpx = pytest.importorskip("httpx")
+
+    def unknown(_hub_id: str, **_options: object) -> str:
+        answer = httpx.Response(404, request=httpx.Request("GET", "https://hub/organisation/name"))
+        raise hub.errors.RepositoryNotFoundError("404", response=answer)
+
+    monkeypatch.setattr(hub, "snapshot_download", unknown)
+    with pytest.raises(ModelError, match="'organisation/name' is not on the hub"):
+        load_model("organisation/name")
+
+
 def test_hub_id_loads_from_what_was_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
