@@ -1,5 +1,10 @@
-"""Two ways to compute the same must give the same before their times are compared."""
+"""Two ways to compute the same must give the same before their times are compared.
 
+In float32 they do, to rounding. In bfloat16 each is off by noise of its own, which one bad row in a
+thousand makes large: there ours must come as near to the float32 result as the straightforward way.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +13,11 @@ from numpy.typing import NDArray
 from distill.tensors import FloatArray, Int32Array
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Nats of a log-probability or a mean loss, and the relative error of a gradient, by dtype."""
+"""Nats of a mean log-probability or a mean loss by dtype; in float32 also of each log-probability,
+and the relative error of a gradient."""
+
+NOISE_MARGIN = 1.25
+"""How much larger the noise of one side may be than that of another: both are estimates."""
 
 
 class DisagreementError(Exception):
@@ -66,3 +75,41 @@ def check_gradients(
         error = np.linalg.norm(np.asarray(tensor, np.float64) - wide) / np.linalg.norm(wide)
         if not error <= tolerance:
             raise DisagreementError(f"the gradient of {name} is off by {error:.2e} of its norm")
+
+
+def check_noise(
+    values: Mapping[str, NDArray[Any]],
+    others: Mapping[str, NDArray[Any]],
+    exact: Mapping[str, NDArray[Any]],
+) -> None:
+    """Compare two sides' distances from a third that is more exact.
+
+    A distance is the norm of the difference relative to the exact tensor's own, as root mean square
+    over the tensors.
+
+    Args:
+        values: tensors by name of the side that is checked.
+        others: of the side that it is compared with.
+        exact: what both approximate.
+
+    Raises:
+        DisagreementError: the names differ, or `values` are further away than NOISE_MARGIN allows.
+    """
+    unshared = (values.keys() ^ exact.keys()) | (others.keys() ^ exact.keys())
+    if unshared:
+        raise DisagreementError(f"on one side only: {sorted(unshared)}")
+    noise, allowed = _distance(values, exact), NOISE_MARGIN * _distance(others, exact)
+    if not noise <= allowed:
+        raise DisagreementError(
+            f"off by {noise:.2e} of the float32 result; {NOISE_MARGIN} times the straightforward "
+            f"way's noise is {allowed:.2e}"
+        )
+
+
+def _distance(values: Mapping[str, NDArray[Any]], exact: Mapping[str, NDArray[Any]]) -> float:
+    errors = []
+    for name, tensor in exact.items():
+        wide = np.asarray(tensor, np.float64)
+        difference = np.asarray(values[name], np.float64) - wide
+        errors.append(np.linalg.norm(difference) / np.linalg.norm(wide))
+    return float(np.sqrt(np.mean(np.square(errors))))

@@ -49,6 +49,12 @@ def naive_weights(config: ModelConfig, parameters: Mapping[str, Any]) -> Weights
     return weights
 
 
+def in_float32(weights: Weights) -> Weights:
+    """The same weights, to compute more exactly with."""
+    wide: Weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
+    return wide
+
+
 def logits(
     config: ModelConfig,
     weights: Weights,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.agreement import check_close, check_gradients
+from benchmarks.agreement import check_close, check_gradients, check_noise
 from benchmarks.bench import Bench, Comparison, compare
 from benchmarks.engine import (
     LORA,
@@ -18,7 +18,7 @@ from benchmarks.engine import (
     training_batch,
 )
 from benchmarks.naive import NaiveTrainer, training_sequences
-from benchmarks.naive_model import naive_weights
+from benchmarks.naive_model import in_float32, naive_weights
 from benchmarks.peers.protocol import TRAIN, Task
 from benchmarks.results import CaseResult
 from benchmarks.work import FULL_PASSES, LORA_PASSES, Work
@@ -108,11 +108,9 @@ def _train(
     own = OwnTrainer(model, is_lora=is_lora, token_budget=MICRO_BATCH_TOKENS)
     trainable = own.initial_trainable()
     batch = training_batch(load)
-    naive = NaiveTrainer(
-        model.config,
-        naive_weights(model.config, model.parameters),
-        LORA.scale if is_lora else None,
-    )
+    weights = naive_weights(model.config, model.parameters)
+    lora_scale = LORA.scale if is_lora else None
+    naive = NaiveTrainer(model.config, weights, lora_scale)
     naive_trainable = trainable if is_lora else naive_weights(model.config, trainable)
 
     def check(whole: tuple[float, Any]) -> None:
@@ -126,7 +124,12 @@ def _train(
         check_close("the mean loss", loss / rows, naive_loss / rows, bench.tolerance)
         if not is_lora:
             gradients = naive_weights(model.config, gradients)
-        check_gradients(_by_name(gradients), _by_name(expected), bench.tolerance)
+        if bench.dtype == "float32":
+            check_gradients(_by_name(gradients), _by_name(expected), bench.tolerance)
+            return
+        wide = NaiveTrainer(model.config, in_float32(weights), lora_scale)
+        _, exact = wide.forward_backward(naive_trainable, load, first_only=True)
+        check_noise(_by_name(gradients), _by_name(expected), _by_name(exact))
 
     with tempfile.TemporaryDirectory() as adapter:
         if is_lora:

@@ -1,12 +1,17 @@
 """Scoring: the top K of every wanted row."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from benchmarks.agreement import check_close, check_top_k
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.agreement import check_close, check_noise, check_top_k
 from benchmarks.bench import Bench, Comparison, compare
 from benchmarks.engine import OwnScorer, OwnScores
 from benchmarks.naive import NaiveScorer, scoring_sequences
-from benchmarks.naive_model import naive_weights
+from benchmarks.naive_model import in_float32, naive_weights
 from benchmarks.peers.protocol import SCORE, Task
 from benchmarks.results import CaseResult
 from benchmarks.work import SCORING_PASSES, Work
@@ -90,10 +95,21 @@ def _score(
 ) -> CaseResult:
     model = bench.model.loaded
     own = OwnScorer(model)
-    naive = NaiveScorer(model.config, naive_weights(model.config, model.parameters))
+    weights = naive_weights(model.config, model.parameters)
+    naive = NaiveScorer(model.config, weights)
 
     def check(scores: OwnScores) -> None:
-        for index, expected in enumerate(naive.score(load, first_only=True)):
+        straightforward = naive.score(load, first_only=True)
+        if bench.dtype != "float32":
+            exact = NaiveScorer(model.config, in_float32(weights)).score(load, first_only=True)
+            ours = [scores.prompt(index) for index in range(len(exact))]
+            check_noise(
+                _log_probs(ours),
+                _log_probs([asdict(prompt) for prompt in straightforward]),
+                _log_probs([asdict(prompt) for prompt in exact]),
+            )
+            return
+        for index, expected in enumerate(straightforward):
             rows = scores.prompt(index)
             check_top_k(
                 rows["token_ids"],
@@ -124,6 +140,12 @@ def _score(
         note=note,
     )
     return compare(bench, comparison)
+
+
+def _log_probs(prompts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Of all prompts: rank by rank, whichever tokens have the ranks, and of their own tokens."""
+    names = ("log_probs", "prompt_log_probs")
+    return {name: np.concatenate([prompt[name] for prompt in prompts]) for name in names}
 
 
 def _work(load: ScoringLoad) -> Work:
