@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.engine.packs import Pack, PackWriter, first_fit, slots_within
+from distill.engine.packs import Pack, PackWriter, first_fit, pack_slots, slots_within
 from distill.engine.scoring_jobs import ScoreJob
 from distill.tensors import Int32Array
 
 MIN_SHARED_TOKENS = 32
 """Shorter common beginnings are computed again: sharing them saves less than it complicates."""
+
+FAMILY_BUDGETS = 2
+"""Largest pack of prompts with a common beginning, in budgets: what does not fit is cut, and each
+part computes the beginning again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,8 @@ def plan_packs(
 
     Args:
         jobs: the prompts, in any order.
-        token_budget: most tokens in a pack; a longer prompt is alone in one.
+        token_budget: most tokens in a pack. A longer prompt is alone in one, and prompts with a
+            common beginning may take up to `FAMILY_BUDGETS` of it where that computes less.
         shares_prefixes: whether common beginnings are computed once.
     """
     grouped = _families(jobs) if shares_prefixes else (_family([job], 0) for job in jobs)
@@ -122,13 +127,30 @@ def _common_length(one: ScoreJob, other: ScoreJob) -> int:
 
 
 def _fitting_parts(family: _Family, token_budget: int) -> Iterator[_Family]:
-    """The family, or parts of it that each fit a pack and each compute the beginning once."""
+    """The family, or parts of it that each have a pack and each compute the beginning once.
+
+    Of the ways to cut it, that which takes the fewest slots; of equals, that with smaller packs.
+    """
     if family.token_count <= token_budget or len(family.jobs) == 1:
         yield family
         return
     own_lengths = [_length(job) - family.shared for job in family.jobs]
-    for items in first_fit(own_lengths, max(1, token_budget - family.shared)):
-        yield _family([family.jobs[item] for item in items], family.shared)
+    capacities = (token_budget, 3 * token_budget // 2, FAMILY_BUDGETS * token_budget)
+    cuts = [
+        [
+            _family([family.jobs[item] for item in items], family.shared)
+            for items in first_fit(own_lengths, max(1, capacity - family.shared))
+        ]
+        for capacity in capacities
+    ]
+    yield from min(cuts, key=lambda parts: sum(_slots(part, token_budget) for part in parts))
+
+
+def _slots(family: _Family, token_budget: int) -> int:
+    """What it takes of packs: others may fill up a pack that is not beyond the budget."""
+    if family.token_count <= token_budget:
+        return family.token_count
+    return pack_slots(family.token_count)
 
 
 def _write(family: _Family, writer: PackWriter) -> Iterator[PlacedJob]:
