@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from distill.tensors import FloatArray, Int32Array
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Nats of a mean log-probability or a mean loss by dtype; in float32 also of each log-probability,
-and the relative error of a gradient."""
+"""Nats of a mean log-probability or a mean loss by dtype; where nothing more exact is at hand also
+of each log-probability, and the relative error of a gradient."""
 
 NOISE_MARGIN = 1.25
 """How much larger the noise of one side may be than that of another: both are estimates."""
+
+TENSOR_MARGIN = 2.0
+"""The same of one tensor among several."""
 
 
 class DisagreementError(Exception):
@@ -84,8 +87,8 @@ def check_noise(
 ) -> None:
     """Compare two sides' distances from a third that is more exact.
 
-    A distance is the norm of the difference relative to the exact tensor's own, as root mean square
-    over the tensors.
+    A distance is the norm of the difference relative to the exact tensor's own. NOISE_MARGIN holds
+    for their root mean square, TENSOR_MARGIN for each: one wrong tensor must not hide among many.
 
     Args:
         values: tensors by name of the side that is checked.
@@ -93,23 +96,42 @@ def check_noise(
         exact: what both approximate.
 
     Raises:
-        DisagreementError: the names differ, or `values` are further away than NOISE_MARGIN allows.
+        DisagreementError: the names differ, or `values` are further away than the margins allow.
     """
     unshared = (values.keys() ^ exact.keys()) | (others.keys() ^ exact.keys())
     if unshared:
         raise DisagreementError(f"on one side only: {sorted(unshared)}")
-    noise, allowed = _distance(values, exact), NOISE_MARGIN * _distance(others, exact)
-    if not noise <= allowed:
+    pairs = {
+        name: (_distance(values[name], tensor), _distance(others[name], tensor))
+        for name, tensor in exact.items()
+    }
+    for name, (own, other) in pairs.items():
+        _check_share(name, own, other, TENSOR_MARGIN)
+    own, other = (float(norm) for norm in np.sqrt(np.square(list(pairs.values())).mean(0)))
+    _check_share("all together", own, other, NOISE_MARGIN)
+
+
+def check_overlap(ids: Int32Array, other_ids: Int32Array, exact_ids: Int32Array) -> None:
+    """Compare how many of the exact top K each of two sides misses, all [P, K].
+
+    Raises:
+        DisagreementError: `ids` miss more than NOISE_MARGIN allows.
+    """
+    own, other = (
+        float(1 - (side[:, :, None] == exact_ids[:, None]).any(-1).mean())
+        for side in (ids, other_ids)
+    )
+    _check_share("the top K", own, other, NOISE_MARGIN)
+
+
+def _check_share(what: str, own: float, other: float, margin: float) -> None:
+    if not own <= margin * other:
         raise DisagreementError(
-            f"off by {noise:.2e} of the float32 result; {NOISE_MARGIN} times the straightforward "
-            f"way's noise is {allowed:.2e}"
+            f"{what}: off by {own:.2e} of the float32 result, the straightforward way by "
+            f"{other:.2e}"
         )
 
 
-def _distance(values: Mapping[str, NDArray[Any]], exact: Mapping[str, NDArray[Any]]) -> float:
-    errors = []
-    for name, tensor in exact.items():
-        wide = np.asarray(tensor, np.float64)
-        difference = np.asarray(values[name], np.float64) - wide
-        errors.append(np.linalg.norm(difference) / np.linalg.norm(wide))
-    return float(np.sqrt(np.mean(np.square(errors))))
+def _distance(tensor: NDArray[Any], exact: NDArray[Any]) -> float:
+    wide = np.asarray(exact, np.float64)
+    return float(np.linalg.norm(np.asarray(tensor, np.float64) - wide) / np.linalg.norm(wide))

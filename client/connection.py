@@ -1,7 +1,6 @@
 """A channel to a service: its options, its deadlines and the one kind of retry."""
 
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.errors import ServiceError, service_errors
+from distill.rpc.address import channel_target
 from distill.rpc.channel import CHANNEL_OPTIONS
 
 Answer = TypeVar("Answer")
@@ -34,8 +34,6 @@ class RetryPolicy:
 
 
 DEFAULT_RETRY = RetryPolicy()
-
-_ADDRESS = re.compile(r":\d+$|^unix(-abstract)?:")
 
 CLOSE_SECONDS = 5.0
 """Most time for closing a channel; it takes milliseconds."""
@@ -81,18 +79,18 @@ class Connection:
         """Open a channel; it connects on the first call.
 
         Args:
-            address: HOST:PORT of the service, or another target of gRPC with a colon in it.
+            address: HOST:PORT of the service, or one of gRPC's own targets, as dns:///HOST:PORT.
             role: what the service is, for messages.
             timeout_seconds: deadline of a call that is not given one of its own.
             retry: how UNAVAILABLE is retried.
 
         Raises:
-            ValueError: the address has no port.
+            ValueError: the address is neither.
         """
-        if not _ADDRESS.search(address):
-            # gRPC would take the port of HTTPS.
-            raise ValueError(f"address: must be HOST:PORT, got {address!r}")
-        self.address = address
+        try:
+            self.address = channel_target(address)
+        except ValueError as error:
+            raise ValueError(f"address: {error}") from None
         self.role = role
         self.timeout_seconds = timeout_seconds
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -167,17 +165,18 @@ class Connection:
             with service_errors():
                 yield
         except ServiceError as error:
-            if hint := self._hint(error):
-                raise replace(error, message=f"{error.message}; {hint}") from None
-            raise
+            raise replace(error, hint=self._hint(error)) from None
 
     def _hint(self, error: ServiceError) -> str:
         if error.reason:
             return ""  # the service itself has said what is wrong
         if error.code == "UNIMPLEMENTED":
-            return f"is {self.address} the {self.role.other}, where the {self.role} was asked for?"
-        if error.code == "UNAVAILABLE":
-            return f"is a {self.role} running at {self.address}? distill-{self.role} starts one"
+            return (
+                f"is {self.address} a {self.role.other}, where a {self.role} was asked for, or a "
+                f"{self.role} of an older version?"
+            )
+        if error.code == "UNAVAILABLE" and "Connection refused" in error.message:
+            return f"nothing listens at {self.address}; distill-{self.role} starts a {self.role}"
         return ""
 
     def _delays(self) -> Iterator[float]:
@@ -197,7 +196,9 @@ def wait_until_serving(address: str, *, service: str, timeout_seconds: float) ->
 
     Raises:
         ServiceError: it did not within that time; UNAVAILABLE, with the last problem.
+        ValueError: the address is neither HOST:PORT nor one of gRPC's own targets.
     """
+    channel_target(address)
     deadline = Deadline(timeout_seconds)
     request = health_pb2.HealthCheckRequest(service=service)
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:

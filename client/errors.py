@@ -47,6 +47,9 @@ class ServiceError(ClientError):
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Further details, for example `field`, `limit` and `value` of an exceeded limit."""
 
+    hint: str = ""
+    """What may be wrong and what to do, where the client knows more than the service can say."""
+
     @property
     def field(self) -> str | None:
         """Path of the first field at fault, or None where no field is."""
@@ -55,7 +58,7 @@ class ServiceError(ClientError):
         return self.metadata.get("field")
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
+        return f"{self.code}: {self.message}{self.hint and '; '}{self.hint}"
 
 
 class UncertainMutationError(ClientError):

@@ -55,7 +55,7 @@ class StudentClient:
             retry: how UNAVAILABLE is retried.
 
         Raises:
-            ValueError: the address has no port.
+            ValueError: the address is not HOST:PORT, nor one of gRPC's own targets.
         """
         self._connection = Connection(
             address, Role.STUDENT, timeout_seconds=timeout_seconds, retry=retry

@@ -37,7 +37,7 @@ class TeacherClient:
             retry: how UNAVAILABLE is retried.
 
         Raises:
-            ValueError: the address has no port.
+            ValueError: the address is not HOST:PORT, nor one of gRPC's own targets.
         """
         self._connection = Connection(
             address, Role.TEACHER, timeout_seconds=timeout_seconds, retry=retry

@@ -12,7 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
-from client.errors import ServiceError
+from client.errors import ClientError
 from client.recipes.batches import AlignedSequence, align
 from client.results import check_pair
 from client.settings import AdamW, BatchSettings, LoraSettings, PulledTargets, SamplingSettings
@@ -86,5 +86,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ServiceError as error:
+    except (ClientError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -7,7 +7,7 @@ import argparse
 
 import numpy as np
 
-from client.errors import ServiceError
+from client.errors import ClientError
 from client.settings import SamplingSettings
 from client.teacher import TeacherClient
 
@@ -48,5 +48,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ServiceError as error:
+    except (ClientError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from distill.rpc.address import channel_target
 from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
 from distill.rpc.server import Service, StartError, serve
 
@@ -82,8 +83,12 @@ def _parse_teachers(values: Sequence[str]) -> dict[str, str]:
     teachers: dict[str, str] = {}
     for value in values:
         name, separator, address = value.partition("=")
-        if not (name and separator and ":" in address):
+        if not (name and separator):
             raise ValueError(f"must be NAME=HOST:PORT, got {value!r}")
+        try:
+            channel_target(address)
+        except ValueError as error:
+            raise ValueError(f"the address of {name!r} {error}") from None
         if name in teachers:
             raise ValueError(f"the name {name!r} is given twice")
         teachers[name] = address

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.agreement import check_close, check_noise, check_top_k
+from benchmarks.agreement import check_close, check_noise, check_overlap, check_top_k
 from benchmarks.bench import Bench, Comparison, compare
 from benchmarks.engine import OwnScorer, OwnScores
-from benchmarks.naive import NaiveScorer, scoring_sequences
+from benchmarks.naive import NaiveScorer, ScoredPrompt, scoring_sequences
 from benchmarks.naive_model import in_float32, naive_weights
 from benchmarks.peers.protocol import SCORE, Task
 from benchmarks.results import CaseResult
@@ -102,22 +100,17 @@ def _score(
         straightforward = naive.score(load, first_only=True)
         if bench.dtype != "float32":
             exact = NaiveScorer(model.config, in_float32(weights)).score(load, first_only=True)
-            ours = [scores.prompt(index) for index in range(len(exact))]
-            check_noise(
-                _log_probs(ours),
-                _log_probs([asdict(prompt) for prompt in straightforward]),
-                _log_probs([asdict(prompt) for prompt in exact]),
-            )
-            return
+            _check_noise(scores, straightforward, exact)
         for index, expected in enumerate(straightforward):
             rows = scores.prompt(index)
-            check_top_k(
-                rows["token_ids"],
-                rows["log_probs"],
-                expected.token_ids,
-                expected.log_probs,
-                bench.tolerance,
-            )
+            if bench.dtype == "float32":
+                check_top_k(
+                    rows["token_ids"],
+                    rows["log_probs"],
+                    expected.token_ids,
+                    expected.log_probs,
+                    bench.tolerance,
+                )
             for field in ("prompt_log_probs", "tail_log_probs"):
                 mean = float(rows[field].mean())
                 check_close(field, mean, float(getattr(expected, field).mean()), bench.tolerance)
@@ -142,10 +135,21 @@ def _score(
     return compare(bench, comparison)
 
 
-def _log_probs(prompts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Of all prompts: rank by rank, whichever tokens have the ranks, and of their own tokens."""
-    names = ("log_probs", "prompt_log_probs")
-    return {name: np.concatenate([prompt[name] for prompt in prompts]) for name in names}
+def _check_noise(
+    scores: OwnScores, straightforward: Sequence[ScoredPrompt], exact: Sequence[ScoredPrompt]
+) -> None:
+    """Ours must be as near to the float32 result as the straightforward way: the log-probs rank by
+    rank, those of the prompts' own tokens, and which tokens have the ranks."""
+    ours = [scores.prompt(index) for index in range(len(exact))]
+    theirs, wide = ([asdict(prompt) for prompt in side] for side in (straightforward, exact))
+    ids, *log_probs = (
+        [np.concatenate([prompt[name] for prompt in side]) for side in (ours, theirs, wide)]
+        for name in ("token_ids", "log_probs", "prompt_log_probs")
+    )
+    check_overlap(*ids)
+    check_noise(
+        *({"ranks": ranks, "own tokens": own} for ranks, own in zip(*log_probs, strict=True))
+    )
 
 
 def _work(load: ScoringLoad) -> Work:

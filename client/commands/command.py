@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from client.errors import ServiceError
 from client.recipes.batches import Targets
 from client.services import TEACHER_MODULE, LocalService
 from client.settings import DISTRIBUTION_OBJECTIVES, Objective
 from client.student import StudentClient
 from client.teacher import TeacherClient
+from distill.rpc.address import channel_target
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_STUDENT = "127.0.0.1:50052"
@@ -40,6 +42,7 @@ def add_teacher_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--teacher-address",
+        type=address,
         metavar="HOST:PORT",
         help="a running teacher (default: start one for this call)",
     )
@@ -56,6 +59,7 @@ def add_student_address(parser: argparse.ArgumentParser) -> None:
     """Which student to ask."""
     parser.add_argument(
         "--student-address",
+        type=address,
         default=DEFAULT_STUDENT,
         metavar="HOST:PORT",
         help="a running student (default: %(default)s)",
@@ -89,16 +93,30 @@ def add_distributions(parser: argparse.ArgumentParser, *, top_k: int, objective:
 def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
     """The teacher that `add_teacher_source` was told; a private one ends with the block."""
     with ExitStack() as stack:
-        address = arguments.teacher_address
-        if address is None:
-            service = LocalService(TEACHER_MODULE, ["--model", arguments.model])
-            address = stack.enter_context(service).address
-        yield stack.enter_context(TeacherClient(address, timeout_seconds=arguments.timeout_seconds))
+        at, own = arguments.teacher_address, None
+        if at is None:
+            own = stack.enter_context(LocalService(TEACHER_MODULE, ["--model", arguments.model]))
+            at = own.address
+        teacher = stack.enter_context(TeacherClient(at, timeout_seconds=arguments.timeout_seconds))
+        try:
+            yield teacher
+        except ServiceError:
+            if own is not None:
+                own.check()  # a service that died is the better explanation
+            raise
 
 
 def open_student(arguments: argparse.Namespace) -> StudentClient:
     """The student that `add_student_address` was told."""
     return StudentClient(arguments.student_address, timeout_seconds=arguments.timeout_seconds)
+
+
+def address(text: str) -> str:
+    """Where a service is."""
+    try:
+        return channel_target(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def some_text(text: str) -> str:

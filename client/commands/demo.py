@@ -7,6 +7,7 @@ from client.commands.command import (
     DEFAULT_MODEL,
     Command,
     add_distributions,
+    address,
     non_negative_float,
     positive_float,
     positive_int,
@@ -48,9 +49,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="questions to measure on (default: examples/questions_heldout.jsonl)")  # fmt: skip
     add("--model", default=DEFAULT_MODEL, metavar="REF",
         help="model of both services that are started (default: %(default)s)")  # fmt: skip
-    add("--teacher-address", metavar="HOST:PORT",
+    add("--teacher-address", type=address, metavar="HOST:PORT",
         help="use this running teacher; needs --student-address (default: start both)")  # fmt: skip
-    add("--student-address", metavar="HOST:PORT",
+    add("--student-address", type=address, metavar="HOST:PORT",
         help="use this running student; needs --teacher-address (default: start both)")  # fmt: skip
     add("--teacher-name", default="main", metavar="NAME",
         help="the student's name for the teacher (default: %(default)s)")  # fmt: skip

@@ -6,15 +6,17 @@ from dataclasses import fields
 from rich.console import Console
 from rich.table import Table
 
-from client.commands.command import Command, add_timeout
+from client.commands.command import Command, add_timeout, address
 from client.results import ModelInfo, ServiceLimits
 from client.student import StudentClient
 from client.teacher import TeacherClient
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--teacher-address", metavar="HOST:PORT", help="describe this teacher")
-    parser.add_argument("--student-address", metavar="HOST:PORT", help="describe this student")
+    for role in ("teacher", "student"):
+        parser.add_argument(
+            f"--{role}-address", type=address, metavar="HOST:PORT", help=f"describe this {role}"
+        )
     add_timeout(parser)
 
 

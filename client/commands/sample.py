@@ -8,6 +8,7 @@ from client.commands.command import (
     Command,
     add_teacher_source,
     add_timeout,
+    address,
     non_negative_float,
     open_teacher,
     positive_float,
@@ -60,6 +61,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--student-address",
+        type=address,
         metavar="HOST:PORT",
         help="sample from a running student (default: from a teacher)",
     )

@@ -21,7 +21,7 @@ def pack_slots(token_count: int) -> int:
 
 
 def slots_within(token_budget: int, token_count: int) -> int:
-    """Slots of a pack that may hold `token_budget` tokens, or one sequence that is longer.
+    """Slots of a pack that may hold `token_budget` tokens, or of one that has to hold more.
 
     The budget is a size of its own. Beyond it every length would be one: there only buckets are.
     """

@@ -15,10 +15,6 @@ from distill.tensors import Int32Array
 MIN_SHARED_TOKENS = 32
 """Shorter common beginnings are computed again: sharing them saves less than it complicates."""
 
-FAMILY_BUDGETS = 2
-"""Largest pack of prompts with a common beginning, in budgets: what does not fit is cut, and each
-part computes the beginning again."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedJob:
@@ -71,18 +67,28 @@ class _Family:
 
 
 def plan_packs(
-    jobs: Sequence[ScoreJob], token_budget: int, *, shares_prefixes: bool = True
+    jobs: Sequence[ScoreJob],
+    token_budget: int,
+    *,
+    family_budget: int | None = None,
+    shares_prefixes: bool = True,
 ) -> Iterator[ScoringPack]:
     """Lay prompts into packs.
 
     Args:
         jobs: the prompts, in any order.
-        token_budget: most tokens in a pack. A longer prompt is alone in one, and prompts with a
-            common beginning may take up to `FAMILY_BUDGETS` of it where that computes less.
+        token_budget: most tokens in a pack; a longer prompt is alone in one, or with its equals.
+        family_budget: most tokens in a pack of prompts with a common beginning, where that computes
+            less than packs within the budget, each of which computes the beginning again. None:
+            the same.
         shares_prefixes: whether common beginnings are computed once.
     """
     grouped = _families(jobs) if shares_prefixes else (_family([job], 0) for job in jobs)
-    families = [part for family in grouped for part in _fitting_parts(family, token_budget)]
+    families = [
+        part
+        for family in grouped
+        for part in _fitting_parts(family, token_budget, family_budget or token_budget)
+    ]
     for items in first_fit([family.token_count for family in families], token_budget):
         token_count = sum(families[item].token_count for item in items)
         slot_count = slots_within(token_budget, token_count)
@@ -126,7 +132,7 @@ def _common_length(one: ScoreJob, other: ScoreJob) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
-def _fitting_parts(family: _Family, token_budget: int) -> Iterator[_Family]:
+def _fitting_parts(family: _Family, token_budget: int, family_budget: int) -> Iterator[_Family]:
     """The family, or parts of it that each have a pack and each compute the beginning once.
 
     Of the ways to cut it, that which takes the fewest slots; of equals, that with smaller packs.
@@ -135,7 +141,9 @@ def _fitting_parts(family: _Family, token_budget: int) -> Iterator[_Family]:
         yield family
         return
     own_lengths = [_length(job) - family.shared for job in family.jobs]
-    capacities = (token_budget, 3 * token_budget // 2, FAMILY_BUDGETS * token_budget)
+    capacities = [token_budget]
+    while capacities[-1] < family_budget:
+        capacities.append(min(pack_slots(capacities[-1] + 1), family_budget))
     cuts = [
         [
             _family([family.jobs[item] for item in items], family.shared)

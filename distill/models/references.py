@@ -126,9 +126,8 @@ def _download(hub_id: str) -> Path:
     ) as error:
         if isinstance(error, hub.errors.RepositoryNotFoundError):
             problem = "is not on the hub, or needs an account that may read it (HF_TOKEN)"
+        elif isinstance(error, hub.errors.LocalEntryNotFoundError):
+            problem = "cannot be downloaded (no connection to the hub?), and is not here whole"
         else:
-            problem = (
-                f"cannot be downloaded (no connection to the hub? {type(error).__name__}), and no "
-                "earlier download is complete"
-            )
+            problem = f"cannot be downloaded ({type(error).__name__})"
         raise ModelError(f"model {hub_id!r} {problem}") from error

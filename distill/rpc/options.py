@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.rpc.address import split_address
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
@@ -144,7 +146,7 @@ def parse_server_options(
 ) -> ServerOptions:
     """Check the shared arguments and set up logging; exits with a usage message on a bad one."""
     try:
-        host, port = _split_address(arguments.listen)
+        host, port = split_address(arguments.listen)
     except ValueError as error:
         parser.error(f"argument --listen: {error}")
     if not arguments.insecure_bind and not _is_loopback(host):
@@ -174,13 +176,6 @@ def parse_server_options(
         max_concurrent_requests=arguments.max_concurrent_requests,
         grace_seconds=arguments.grace_seconds,
     )
-
-
-def _split_address(address: str) -> tuple[str, int]:
-    host, separator, port_text = address.rpartition(":")
-    if not separator or not host or not port_text.isdecimal() or int(port_text) > 65535:
-        raise ValueError(f"must be HOST:PORT with a port up to 65535, got {address!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port_text)
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.cli import build_parser, main
-from client.commands import COMMANDS, demo
+from client.commands import COMMANDS, command, demo
 from client.teacher import TeacherClient
 from tests.client.fakes import FakeStudent, FakeTeacher, serving
 
@@ -99,6 +99,28 @@ def test_names_of_runs_are_whole_on_a_narrow_terminal(
     assert "".join(row.split("│")[1].strip() for row in rows) == name
 
 
+DYING_TEACHER = """
+import json, pathlib, sys, time
+ready = pathlib.Path(sys.argv[sys.argv.index("--ready-file") + 1])
+ready.write_text(json.dumps({"address": "127.0.0.1:1"}))
+time.sleep(0.5)
+sys.exit("out of memory")
+"""
+
+
+def test_a_teacher_that_dies_during_its_call_shows_the_end_of_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dying_teacher.py").write_text(DYING_TEACHER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(command, "TEACHER_MODULE", "dying_teacher")
+    with pytest.raises(SystemExit) as caught:
+        main(["score", "--text", "The capital"])
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert "dying_teacher ended with status 1; the end of its log:\n  out of memory" in error
+
+
 def test_failures_are_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["runs", "--student-address", "127.0.0.1:1", "--timeout-seconds", "0.5"])
@@ -117,6 +139,10 @@ def test_failures_are_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str
     [
         [],
         ["score"],
+        ["score", "--text", "x", "--teacher-address", "localhost"],
+        ["runs", "--student-address", "http://localhost:50052"],
+        ["demo", "--teacher-address", "localhost", "--student-address", "localhost:2"],
+        ["info", "--teacher-address", "::1"],
         ["score", "--text", ""],
         ["sample", "--text", ""],
         ["score", "--text", "x", "-k", "0"],

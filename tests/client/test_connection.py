@@ -1,11 +1,12 @@
 """A connection says what is wrong with its address, and ends when it is told to."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from client.connection import RetryPolicy
+from client.connection import RetryPolicy, wait_until_serving
 from client.errors import ServiceError
 from client.student import StudentClient
 from client.teacher import TeacherClient
@@ -41,28 +42,71 @@ def test_ctrl_c_inside_grpc_keeps_neither_the_close_nor_the_process_waiting() ->
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\n", "")
 
 
-@pytest.mark.parametrize("address", ["localhost", "", "127.0.0.1:", "host:name"])
-def test_an_address_without_a_port_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match=f"address: must be HOST:PORT, got '{address}'"):
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost",
+        "",
+        "127.0.0.1:",
+        "host:name",
+        "::1",
+        "http://localhost:50051",
+        ":50051",
+        "a:99999",
+    ],
+)
+def test_an_address_that_grpc_would_read_otherwise_is_refused(address: str) -> None:
+    problem = f"must be HOST:PORT with a port up to 65535, got {address!r}"
+    with pytest.raises(ValueError, match=re.escape(f"address: {problem}")):
         TeacherClient(address)
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        wait_until_serving(address, service="any", timeout_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:1",
+        "[::1]:50051",
+        "dns:///teacher",
+        "unix:/run/t.sock",
+        "ipv4:10.0.0.1:1,10.0.0.2:1",
+    ],
+)
+def test_hosts_with_ports_and_the_targets_of_grpc_are_accepted(address: str) -> None:
+    with TeacherClient(address):
+        pass
 
 
 def test_a_service_that_does_not_run_comes_with_the_command_that_starts_it() -> None:
     with (
         StudentClient("127.0.0.1:1", retry=ONCE) as student,
         pytest.raises(
-            ServiceError, match=r"is a student running at 127\.0\.0\.1:1\? distill-student starts"
+            ServiceError, match=r"; nothing listens at 127\.0\.0\.1:1; distill-student"
         ) as caught,
     ):
         student.model_info()
     assert caught.value.code == "UNAVAILABLE"
+    assert "distill-student" not in caught.value.message
+
+
+def test_a_service_that_says_why_it_is_unavailable_is_not_told_to_be_absent() -> None:
+    teacher = FakeTeacher()
+    teacher.unavailable_count = 1
+    with (
+        serving(teacher) as address,
+        TeacherClient(address, retry=ONCE) as client,
+        pytest.raises(ServiceError) as caught,
+    ):
+        client.model_info()
+    assert (caught.value.hint, caught.value.message) == ("", "the service is draining")
 
 
 def test_the_address_of_the_other_service_is_recognised() -> None:
     with (
         serving(FakeTeacher()) as address,
         StudentClient(address, retry=ONCE) as student,
-        pytest.raises(ServiceError, match=f"is {address} the teacher, where the student") as caught,
+        pytest.raises(ServiceError, match=f"is {address} a teacher, where a student") as caught,
     ):
         student.model_info()
     assert caught.value.code == "UNIMPLEMENTED"

@@ -4,11 +4,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.engine.packs import pack_slots, slots_within
+from distill.engine.packs import pack_slots
 from distill.engine.scoring_jobs import ScoreJob
-from distill.engine.scoring_plan import FAMILY_BUDGETS, MIN_SHARED_TOKENS, plan_packs
+from distill.engine.scoring_plan import MIN_SHARED_TOKENS, plan_packs
 
 BUDGET = 200
+FAMILY_BUDGET = 400
 
 
 def job(row, token_ids):
@@ -40,7 +41,7 @@ def seen_by(pack, slot):
 @given(prompt_lists())
 def test_every_row_is_predicted_from_exactly_the_tokens_before_it(prompts):
     found = []
-    for planned in plan_packs(prompts, BUDGET):
+    for planned in plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET):
         for placed in planned.jobs:
             found.append(placed.job)
             tokens = placed.job.token_ids
@@ -54,19 +55,34 @@ def test_every_row_is_predicted_from_exactly_the_tokens_before_it(prompts):
 @settings(deadline=None)
 @given(prompt_lists())
 def test_only_a_longer_prompt_or_a_common_beginning_exceeds_the_budget(prompts):
-    for planned in plan_packs(prompts, BUDGET):
+    for planned in plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET):
         slot_count = len(planned.pack.token_ids)
         shares = all(placed.prefix_length for placed in planned.jobs)
-        limit = pack_slots(FAMILY_BUDGETS * BUDGET) if shares else BUDGET
+        limit = pack_slots(FAMILY_BUDGET) if shares else BUDGET
         assert slot_count <= limit or len(planned.jobs) == 1
+    for planned in plan_packs(prompts, BUDGET):
+        assert len(planned.pack.token_ids) <= BUDGET or len(planned.jobs) == 1
 
 
 @settings(deadline=None)
-@given(prompt_lists())
-def test_a_plan_never_takes_more_slots_than_a_pack_for_each_prompt(prompts):
-    planned = sum(len(pack.pack.token_ids) for pack in plan_packs(prompts, BUDGET))
-    alone = sum(slots_within(BUDGET, len(prompt.token_ids) - 1) for prompt in prompts)
-    assert planned <= alone
+@given(st.integers(MIN_SHARED_TOKENS, 180), st.lists(st.integers(1, 80), min_size=2, max_size=14))
+def test_a_larger_pack_for_a_common_beginning_is_taken_only_where_it_has_less_to_compute(
+    shared, own_lengths
+):
+    context = np.full(shared, 9)
+    prompts = [job(row, [*context, row, *([1] * own)]) for row, own in enumerate(own_lengths)]
+
+    def slots_beyond_the_budget(family_budget):
+        return sum(
+            sum_or_pack(planned)
+            for planned in plan_packs(prompts, BUDGET, family_budget=family_budget)
+        )
+
+    def sum_or_pack(planned):
+        used = len(np.flatnonzero(planned.pack.token_ids))
+        return used if used <= BUDGET else len(planned.pack.token_ids)
+
+    assert slots_beyond_the_budget(FAMILY_BUDGET) <= slots_beyond_the_budget(BUDGET)
 
 
 def test_prompts_longer_than_the_budget_have_the_shapes_of_their_buckets():
@@ -91,21 +107,22 @@ def test_a_shared_beginning_takes_its_slots_once():
 def test_a_family_beyond_the_budget_has_one_pack_where_cutting_it_would_compute_more():
     context = np.arange(100)
     prompts = [job(row, [*context, *([row] * 41)]) for row in range(6)]
-    (planned,) = plan_packs(prompts, BUDGET)
-    assert len(planned.pack.token_ids) == 384  # within the budget three packs would take 540
+    (planned,) = plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET)
+    assert len(planned.pack.token_ids) == 384
+    assert len(list(plan_packs(prompts, BUDGET))) == 3  # of 180 tokens each
 
 
 def test_a_family_beyond_the_budget_is_cut_where_a_larger_pack_would_be_padded():
     context = np.arange(33)
     prompts = [job(row, [*context, *([row] * 84)]) for row in range(3)]
-    packs = list(plan_packs(prompts, BUDGET))
+    packs = list(plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET))
     assert [len(planned.jobs) for planned in packs] == [2, 1]  # 199 + 116 tokens; one pack has 384
 
 
 def test_a_family_larger_than_any_pack_computes_its_beginning_once_a_pack():
     context = np.arange(100)
     prompts = [job(row, [*context, *([row] * 41)]) for row in range(21)]
-    packs = list(plan_packs(prompts, BUDGET))
+    packs = list(plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET))
     assert [len(planned.jobs) for planned in packs] == [7, 7, 7]
     for planned in packs:
         starts = {(placed.prefix_slot, placed.prefix_length) for placed in planned.jobs}
