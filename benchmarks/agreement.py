@@ -16,10 +16,12 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 """Nats of a mean log-probability or a mean loss by dtype; where nothing more exact is at hand also
 of each log-probability, and the relative error of a gradient."""
 
-NOISE_MARGIN = 1.25
-"""How much larger the noise of one side may be than that of another: both are estimates."""
+NOISE_MARGIN = 2.0
+"""How much larger the noise of one side may be than that of another. Each is one draw, of which a
+few tokens make the most and which all tensors share: over four batches for all weights of
+SmolLM2-135M ours was 0.54, 0.89, 1.11 and 1.34 times that of the straightforward way."""
 
-TENSOR_MARGIN = 2.0
+TENSOR_MARGIN = 3.0
 """The same of one tensor among several."""
 
 

@@ -37,10 +37,10 @@ def test_missing_more_of_the_top_tokens_than_the_other_side_is_refused() -> None
     exact = np.tile(np.arange(10, dtype=np.int32), (40, 1))
     near, far = exact.copy(), exact.copy()
     near[:, -1] = 77
-    far[:, -2:] = 77, 78
+    far[:, -3:] = 77, 78, 79
     check_overlap(near, near, exact)
     check_overlap(near[:, ::-1], near, exact)
-    with pytest.raises(DisagreementError, match="the top K: off by 2"):
+    with pytest.raises(DisagreementError, match="the top K: off by 3"):
         check_overlap(far, near, exact)
 
 
