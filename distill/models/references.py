@@ -112,22 +112,24 @@ def _convert_once(
 def _download(hub_id: str) -> Path:
     try:
         hub = importlib.import_module("huggingface_hub")
+        # Apart: the package imports its modules when they are first needed.
+        errors = importlib.import_module("huggingface_hub.errors")
     except ImportError as error:
         raise ModelError(
             f"model {hub_id!r} is a hub id, which needs: pip install 'topk-distill[hub]'"
         ) from error
     try:
         return Path(hub.snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
-    except (
-        OSError,
-        ValueError,
-        hub.errors.HfHubHTTPError,
-        hub.errors.LocalEntryNotFoundError,
-    ) as error:
-        if isinstance(error, hub.errors.RepositoryNotFoundError):
-            problem = "is not on the hub, or needs an account that may read it (HF_TOKEN)"
-        elif isinstance(error, hub.errors.LocalEntryNotFoundError):
-            problem = "cannot be downloaded (no connection to the hub?), and is not here whole"
-        else:
-            problem = f"cannot be downloaded ({type(error).__name__})"
-        raise ModelError(f"model {hub_id!r} {problem}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model {hub_id!r} is not on the hub, or needs an account that may read it (HF_TOKEN)"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model {hub_id!r} cannot be downloaded (no connection to the hub?), and is not here "
+            "whole"
+        ) from error
+    except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        raise ModelError(
+            f"model {hub_id!r} cannot be downloaded ({type(error).__name__})"
+        ) from error
