@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
@@ -91,7 +91,7 @@ class Connection:
             self.address = channel_target(address)
         except ValueError as error:
             raise ValueError(f"address: {error}") from None
-        self.role = role
+        self._role = role
         self.timeout_seconds = timeout_seconds
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._retry = retry
@@ -165,18 +165,19 @@ class Connection:
             with service_errors():
                 yield
         except ServiceError as error:
-            raise replace(error, hint=self._hint(error)) from None
+            error.hint = self._hint(error)
+            raise
 
     def _hint(self, error: ServiceError) -> str:
         if error.reason:
             return ""  # the service itself has said what is wrong
         if error.code == "UNIMPLEMENTED":
             return (
-                f"is {self.address} a {self.role.other}, where a {self.role} was asked for, or a "
-                f"{self.role} of an older version?"
+                f"is {self.address} a {self._role.other}, where a {self._role} was asked for, or a "
+                f"{self._role} of an older version?"
             )
         if error.code == "UNAVAILABLE" and "Connection refused" in error.message:
-            return f"nothing listens at {self.address}; distill-{self.role} starts a {self.role}"
+            return f"nothing listens at {self.address}; distill-{self._role} starts a {self._role}"
         return ""
 
     def _delays(self) -> Iterator[float]:

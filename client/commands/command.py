@@ -93,16 +93,16 @@ def add_distributions(parser: argparse.ArgumentParser, *, top_k: int, objective:
 def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
     """The teacher that `add_teacher_source` was told; a private one ends with the block."""
     with ExitStack() as stack:
-        at, own = arguments.teacher_address, None
-        if at is None:
-            own = stack.enter_context(LocalService(TEACHER_MODULE, ["--model", arguments.model]))
-            at = own.address
-        teacher = stack.enter_context(TeacherClient(at, timeout_seconds=arguments.timeout_seconds))
+        service, target = None, arguments.teacher_address
+        if target is None:
+            service = LocalService(TEACHER_MODULE, ["--model", arguments.model])
+            target = stack.enter_context(service).address
+        client = TeacherClient(target, timeout_seconds=arguments.timeout_seconds)
         try:
-            yield teacher
+            yield stack.enter_context(client)
         except ServiceError:
-            if own is not None:
-                own.check()  # a service that died is the better explanation
+            if service is not None:
+                service.check()  # a service that died is the better explanation
             raise
 
 

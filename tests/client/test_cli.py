@@ -100,12 +100,14 @@ def test_names_of_runs_are_whole_on_a_narrow_terminal(
 
 
 DYING_TEACHER = """
-import json, pathlib, sys, time
+import json, pathlib, socket, sys
+port = socket.create_server(("127.0.0.1", 0))
 ready = pathlib.Path(sys.argv[sys.argv.index("--ready-file") + 1])
-ready.write_text(json.dumps({"address": "127.0.0.1:1"}))
-time.sleep(0.5)
+ready.write_text(json.dumps({"address": f"127.0.0.1:{port.getsockname()[1]}"}))
+port.accept()
 sys.exit("out of memory")
 """
+"""Ends when it is called."""
 
 
 def test_a_teacher_that_dies_during_its_call_shows_the_end_of_its_log(

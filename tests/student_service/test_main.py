@@ -9,6 +9,7 @@ from student_service.__main__ import main
     ("arguments", "message"),
     [
         (["--teacher", "main"], "must be NAME=HOST:PORT, got 'main'"),
+        (["--teacher", "main=h"], "the address of 'main' must be HOST:PORT"),
         (["--teacher", "a=h:1", "--teacher", "a=h:2"], "the name 'a' is given twice"),
         (["--micro-batch-tokens", "0"], "must be at least 1, got 0"),
         (["--max-runs", "0"], "must be at least 1, got 0"),
