@@ -76,8 +76,7 @@ def check_gradients(
     if gradients.keys() != expected.keys():
         raise DisagreementError(f"on one side only: {sorted(gradients.keys() ^ expected.keys())}")
     for name, tensor in gradients.items():
-        wide = np.asarray(expected[name], np.float64)
-        error = np.linalg.norm(np.asarray(tensor, np.float64) - wide) / np.linalg.norm(wide)
+        error = _distance(tensor, expected[name])
         if not error <= tolerance:
             raise DisagreementError(f"the gradient of {name} is off by {error:.2e} of its norm")
 

@@ -98,19 +98,13 @@ def _score(
 
     def check(scores: OwnScores) -> None:
         straightforward = naive.score(load, first_only=True)
-        if bench.dtype != "float32":
+        if bench.dtype == "float32":
+            _check_ranks(scores, straightforward, bench.tolerance)
+        else:
             exact = NaiveScorer(model.config, in_float32(weights)).score(load, first_only=True)
             _check_noise(scores, straightforward, exact)
         for index, expected in enumerate(straightforward):
             rows = scores.prompt(index)
-            if bench.dtype == "float32":
-                check_top_k(
-                    rows["token_ids"],
-                    rows["log_probs"],
-                    expected.token_ids,
-                    expected.log_probs,
-                    bench.tolerance,
-                )
             for field in ("prompt_log_probs", "tail_log_probs"):
                 mean = float(rows[field].mean())
                 check_close(field, mean, float(getattr(expected, field).mean()), bench.tolerance)
@@ -133,6 +127,20 @@ def _score(
         note=note,
     )
     return compare(bench, comparison)
+
+
+def _check_ranks(
+    scores: OwnScores, straightforward: Sequence[ScoredPrompt], tolerance: float
+) -> None:
+    for index, expected in enumerate(straightforward):
+        rows = scores.prompt(index)
+        check_top_k(
+            rows["token_ids"],
+            rows["log_probs"],
+            expected.token_ids,
+            expected.log_probs,
+            tolerance,
+        )
 
 
 def _check_noise(
