@@ -221,8 +221,8 @@ def _check_can_bind(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
     except OSError as error:
-        in_use = error.errno == errno.EADDRINUSE
-        reason = error.strerror or str(error)
-        if in_use:
+        if error.errno == errno.EADDRINUSE:
             reason = "the port is in use; --listen takes another, or port 0 for a free one"
+        else:
+            reason = error.strerror or str(error)
         raise StartError(f"cannot listen on {address}: {reason}") from None

@@ -123,7 +123,10 @@ def test_a_busy_port_is_named_in_one_line(capfd: pytest.CaptureFixture[str]) -> 
         port = taken.getsockname()[1]
         with pytest.raises(StartError) as caught:
             RunningServer(host="127.0.0.1", port=port)
-    assert str(caught.value).startswith(f"cannot listen on 127.0.0.1:{port}: the port is in use")
+    assert str(caught.value) == (
+        f"cannot listen on 127.0.0.1:{port}: the port is in use; "
+        "--listen takes another, or port 0 for a free one"
+    )
     assert capfd.readouterr().err == ""
 
 
