@@ -69,20 +69,19 @@ def test_only_a_longer_prompt_or_a_common_beginning_exceeds_the_budget(prompts):
 def test_a_larger_pack_for_a_common_beginning_is_taken_only_where_it_has_less_to_compute(
     shared, own_lengths
 ):
-    context = np.full(shared, 9)
-    prompts = [job(row, [*context, row, *([1] * own)]) for row, own in enumerate(own_lengths)]
+    # No token is 0, which is what an empty slot holds.
+    prompts = [
+        job(row, [*[9] * shared, 10 + row, *[1] * own]) for row, own in enumerate(own_lengths)
+    ]
 
-    def slots_beyond_the_budget(family_budget):
+    def slots_to_compute(family_budget):
+        """Of a pack within the budget those with a token: others may fill up the rest."""
+        packs = [p.pack.token_ids for p in plan_packs(prompts, BUDGET, family_budget=family_budget)]
         return sum(
-            sum_or_pack(planned)
-            for planned in plan_packs(prompts, BUDGET, family_budget=family_budget)
+            np.count_nonzero(tokens) if len(tokens) <= BUDGET else len(tokens) for tokens in packs
         )
 
-    def sum_or_pack(planned):
-        used = len(np.flatnonzero(planned.pack.token_ids))
-        return used if used <= BUDGET else len(planned.pack.token_ids)
-
-    assert slots_beyond_the_budget(FAMILY_BUDGET) <= slots_beyond_the_budget(BUDGET)
+    assert slots_to_compute(FAMILY_BUDGET) <= slots_to_compute(BUDGET)
 
 
 def test_prompts_longer_than_the_budget_have_the_shapes_of_their_buckets():
