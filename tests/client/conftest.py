@@ -7,7 +7,9 @@ from client.run import StudentRun
 from client.settings import LoraSettings
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from tests.client.fakes import FakeStudent, FakeTeacher, serving
+from tests.client.fake_server import serving
+from tests.client.fake_student import FakeStudent
+from tests.client.fake_teacher import FakeTeacher
 
 FAST_RETRY = RetryPolicy(attempts=3, first_delay_seconds=0.01)
 

@@ -12,7 +12,9 @@ import pytest
 from client.cli import build_parser, main
 from client.commands import COMMANDS, command, demo
 from client.teacher import TeacherClient
-from tests.client.fakes import FakeStudent, FakeTeacher, serving
+from tests.client.fake_server import serving
+from tests.client.fake_student import FakeStudent
+from tests.client.fake_teacher import FakeTeacher
 
 
 @pytest.fixture

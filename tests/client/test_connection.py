@@ -9,7 +9,8 @@ from client.connection import RetryPolicy, wait_until_serving
 from client.errors import ServiceError
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from tests.client.fakes import FakeTeacher, serving
+from tests.client.fake_server import serving
+from tests.client.fake_teacher import FakeTeacher
 
 ONCE = RetryPolicy(attempts=1)
 

@@ -20,7 +20,7 @@ from client.settings import (
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.v1 import training_pb2
-from tests.client.fakes import FakeStudent, export_piece
+from tests.client.fake_student import FakeStudent, export_piece
 from tests.client.requests import EXAMPLE, TEACHER_PROMPT
 
 

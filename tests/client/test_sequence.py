@@ -16,7 +16,7 @@ from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.errors import AlreadyAppliedError, LimitExceededError, UnavailableError
 from distill.limits import MAX_MESSAGE_BYTES
-from tests.client.fakes import FakeStudent
+from tests.client.fake_student import FakeStudent
 from tests.client.requests import EXAMPLE, STEP, TEACHER_PROMPT, pull
 
 

@@ -5,7 +5,8 @@ from client.errors import BrokenStreamError, ServiceError
 from client.settings import SamplingSettings, ScoredPrompt
 from client.teacher import TeacherClient
 from distill.errors import InvalidFieldError, LimitExceededError
-from tests.client.fakes import COMPLETION, END_TOKEN, VOCAB_SIZE, FakeTeacher, row_log_probs
+from tests.client.fake_model import COMPLETION, END_TOKEN, VOCAB_SIZE, row_log_probs
+from tests.client.fake_teacher import FakeTeacher
 
 PROMPTS = [[5, 9, 1, 7, 4, 4, 2, 30], [3, 8], [11, 12, 13, 14, 15]]
 

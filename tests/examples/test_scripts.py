@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.fakes import FakeStudent, FakeTeacher, export_piece, serving
+from tests.client.fake_server import serving
+from tests.client.fake_student import FakeStudent, export_piece
+from tests.client.fake_teacher import FakeTeacher
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -20,7 +20,8 @@ from client.services import STUDENT_MODULE, TEACHER_MODULE, LocalService
 from client.settings import AdamW, LoraSettings
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from tests.client.fakes import FakeTeacher, serving
+from tests.client.fake_server import serving
+from tests.client.fake_teacher import FakeTeacher
 from tests.support.tiny_models import SENTENCES, tiny_tokenizer, write_tiny_model
 
 STUDENT_VOCAB = 420

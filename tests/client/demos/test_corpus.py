@@ -13,7 +13,7 @@ from client.demos.corpus import (
     load_corpus,
 )
 from client.demos.errors import DatasetError
-from tests.client.fakes import fake_tokenizer
+from tests.client.fake_model import fake_tokenizer
 
 
 def paragraphs(block: str) -> set[str]:

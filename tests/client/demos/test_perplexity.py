@@ -7,7 +7,7 @@ import pytest
 
 from client.demos.perplexity import Prediction, share_won_back, teacher_prediction
 from client.teacher import TeacherClient
-from tests.client.fakes import row_log_probs
+from tests.client.fake_model import row_log_probs
 
 
 def prediction(nats: float) -> Prediction:

@@ -17,7 +17,9 @@ from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
 from client.settings import LoraSettings
 from distill.v1 import student_service_pb2
-from tests.client.fakes import FakeStudent, FakeTeacher, export_piece, serving
+from tests.client.fake_server import serving
+from tests.client.fake_student import FakeStudent, export_piece
+from tests.client.fake_teacher import FakeTeacher
 
 REQUIRED_KEYS = {
     "objective_first",

@@ -16,7 +16,8 @@ from client.recipes.sdft import (
 from client.settings import AdamW, LoraSettings, Objective
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from tests.client.fakes import FakeStudent, fake_tokenizer
+from tests.client.fake_model import fake_tokenizer
+from tests.client.fake_student import FakeStudent
 
 PROMPTS = [
     PrivilegedPrompt(student_prompt=[7, index], teacher_prompt=[9, 9, 9, 7, index])
