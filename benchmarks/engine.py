@@ -14,7 +14,7 @@ from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
-from distill.engine.weights import ModelWeights
+from distill.engine.weights import base_weights
 from distill.models.adapters import ADAPTER_TARGETS, LoraSpec
 from distill.models.loading import LoadedModel
 from distill.tensors import Int32Array
@@ -54,7 +54,7 @@ class OwnScorer:
 
     def __init__(self, model: LoadedModel) -> None:
         self._scorer = Scorer(model)
-        self._weights = ModelWeights(model.parameters, None)
+        self._weights = base_weights(model)
 
     def score(self, load: ScoringLoad) -> OwnScores:
         """As one request."""
@@ -96,7 +96,7 @@ class OwnSampler:
 
     def __init__(self, model: LoadedModel) -> None:
         self._sampler = Sampler(model)
-        self._weights = ModelWeights(model.parameters, None)
+        self._weights = base_weights(model)
 
     def sample(self, prompts: tuple[Int32Array, ...], new_tokens: int) -> int:
         """All prompts as one request; returns the tokens generated."""

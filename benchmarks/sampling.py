@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
-from distill.engine.weights import ModelWeights
+from distill.engine.weights import base_weights
 from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter, scale_adapter
 from distill.models.functional import Adapter
 from distill.models.loading import LoadedModel, load_model
@@ -58,7 +58,7 @@ def measure_sampling(
         adapter: sampled under, already scaled.
     """
     sampler = Sampler(model)
-    weights = ModelWeights(model.parameters, adapter)
+    weights = base_weights(model, adapter)
 
     def seconds(batch_size: int, token_count: int) -> float:
         generator = np.random.default_rng(0)

@@ -80,6 +80,7 @@ def batch_loss(
     trainable: Trainable,
     *,
     base: Mapping[str, Any],
+    base_columns: jax.Array | None,
     arrays: BatchArrays,
     graph: Graph,
     config: ModelConfig,
@@ -92,14 +93,17 @@ def batch_loss(
     if is_lora:
         parameters, adapter = base, scale_adapter(trainable, arrays.lora_scale)
     else:
-        parameters, adapter = in_compute_dtype(trainable, base), None
+        # The layers cast their weights themselves, one layer at a time.
+        outside = {name: tree for name, tree in trainable.items() if name != "layers"}
+        parameters = {**in_compute_dtype(outside, base), "layers": trainable["layers"]}
+        adapter = None
     hidden = packed_hidden_states(
         graph, parameters, arrays.token_ids, arrays.segments, adapter=adapter, remat=remat
     )
     loss, rows = head_loss(
         # Only weighted rows reach the head: their hidden states are picked out first.
         hidden[arrays.row_slots],
-        head_weights(config, parameters, adapter),
+        head_weights(config, parameters, adapter, base_columns),
         arrays.targets,
         HeadSettings(spec.row_loss, spec.needs_distribution, kernel_gradient=not is_lora),
         temperature=arrays.temperature,
@@ -135,5 +139,8 @@ def evaluate(trainable: Trainable, **rest: Any) -> RowOutcomes:
 
 
 def in_compute_dtype(trainable: Trainable, like: Trainable) -> Any:
-    """Float32 parameters in the dtypes that the model computes in."""
-    return jax.tree.map(lambda leaf, base: leaf.astype(base.dtype), trainable, like)
+    """Float32 parameters, all or some of a model's, in the dtypes that it computes in."""
+    return {
+        name: jax.tree.map(lambda leaf, base: leaf.astype(base.dtype), tree, like[name])
+        for name, tree in trainable.items()
+    }

@@ -10,7 +10,7 @@ import grpc
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
 from distill.engine.scoring_scheduler import ScoringScheduler
-from distill.engine.weights import ModelWeights
+from distill.engine.weights import ModelWeights, base_weights
 from distill.errors import InvalidFieldError, NotFoundError
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
@@ -310,10 +310,10 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         if not run_id:
             if source not in (None, "base"):
                 raise InvalidFieldError("run_id", f"must be given for {source} weights")
-            return ModelWeights(self._model.parameters, None)
+            return base_weights(self._model)
         run = self._run(run_id)
         if source == "base":
-            return ModelWeights(self._model.parameters, None)
+            return base_weights(self._model)
         if checkpoint is not None:
             return run.checkpoint_weights(checkpoint, _caller(context))
         return run.current_weights(_caller(context))

@@ -13,9 +13,10 @@ import numpy as np
 import optax
 
 from distill.engine.compiled import CompiledFunctions
-from distill.engine.weights import ModelWeights
+from distill.engine.weights import ModelWeights, base_weights
 from distill.errors import NonFiniteGradientError
 from distill.models.adapters import LoraSpec, init_adapter, scale_adapter
+from distill.models.functional import head_columns
 from distill.models.loading import LoadedModel
 from student_service.batch import BatchOutcome, TrainingBatch
 from student_service.gradients import add_gradients, batch_arrays, evaluate, in_compute_dtype
@@ -86,8 +87,9 @@ class Trainer:
     def weights(self, trainable: Trainable, lora: LoraSpec | None) -> ModelWeights:
         """What the scorer and the sampler run under."""
         if lora is not None:
-            return ModelWeights(self._model.parameters, scale_adapter(trainable, lora.scale))
-        return ModelWeights(in_compute_dtype(trainable, self._model.parameters), None)
+            return base_weights(self._model, scale_adapter(trainable, lora.scale))
+        parameters = in_compute_dtype(trainable, self._model.parameters)
+        return ModelWeights(parameters, None, head_columns(self._model.config, parameters))
 
     def forward_backward(
         self, trainable: Trainable, lora: LoraSpec | None, batch: TrainingBatch
@@ -177,6 +179,7 @@ class Trainer:
         return {
             "trainable": trainable,
             "base": self._model.parameters,
+            "base_columns": self._model.head_columns if lora is not None else None,
             "arrays": batch_arrays(micro_batch, batch.loss, lora),
             "graph": self._model.graph,
             "config": self._model.config,

@@ -7,7 +7,7 @@ import grpc
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
 from distill.engine.scoring_scheduler import ScoringScheduler
-from distill.engine.weights import ModelWeights
+from distill.engine.weights import base_weights
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.rpc.model_info import describe_model
@@ -35,7 +35,7 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
         self._queue = queue
         self._scoring = scoring
         self._sampler = sampler
-        self._weights = ModelWeights(model.parameters, adapter=None)
+        self._weights = base_weights(model)
 
     def GetModelInfo(
         self,

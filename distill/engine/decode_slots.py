@@ -111,6 +111,7 @@ class DecodeSlots:
             self._model.config,
             self._weights.parameters,
             self._weights.adapter,
+            self._weights.head_columns,
             self._parts,
             self._cache,
             _decode_rows(self._samples),

@@ -160,6 +160,7 @@ def decode_block(
     config: ModelConfig,
     parameters: Parameters,
     adapter: Adapter | None,
+    head_columns: jax.Array | None,
     parts: LayerParts | None,
     cache: Cache,
     rows: DecodeRows,
@@ -171,7 +172,7 @@ def decode_block(
     slot is lost. A row that is done stands still and rewrites the slot of its input.
     """
     row_count = rows.inputs.shape[0]
-    head = head_weights(config, parameters, adapter)
+    head = head_weights(config, parameters, adapter, head_columns)
     block = DecodedBlock(
         token_ids=jnp.zeros((row_count, BLOCK_STEPS), jnp.int32),
         log_probs=jnp.zeros((row_count, BLOCK_STEPS), jnp.float32),

@@ -128,7 +128,7 @@ class Scorer:
             Each chunk with its job, and None for a piece without a result. The chunks of a job
             come in order and tile [score_from, T) exactly once, up to where it is not wanted.
         """
-        head = head_weights(self._config, weights.parameters, weights.adapter)
+        head = head_weights(self._config, weights.parameters, weights.adapter, weights.head_columns)
         for planned in self._wanted_packs(jobs, is_wanted):
             hidden = self._compute_body(planned, weights)
             yield None

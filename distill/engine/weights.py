@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import jax
+
 from distill.models.functional import Adapter, Parameters
+from distill.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -18,3 +21,11 @@ class ModelWeights:
 
     adapter: Adapter | None
     """A LoRA adapter, already scaled by alpha / rank; None for none."""
+
+    head_columns: jax.Array | None = None
+    """The head once more, where it is quicker so: of `functional.head_columns`."""
+
+
+def base_weights(model: LoadedModel, adapter: Adapter | None = None) -> ModelWeights:
+    """A model as it was loaded, with an adapter or without."""
+    return ModelWeights(model.parameters, adapter, model.head_columns)

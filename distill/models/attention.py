@@ -21,6 +21,7 @@ from distill.models.layers import LayerAdapter, Linear, model_norm
 from distill.models.packed_attention import packed_attention
 from distill.models.packing import Segments, window_segments
 from distill.models.rotary import rotate
+from distill.ops.bits import as_bits, bits_like, from_bits
 
 QUERY_BLOCK = 256
 """Queries per block: large enough that the products run at full speed, small enough that a
@@ -108,7 +109,7 @@ def _split_blocks(array: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class KeyValues:
-    """What attention remembers of the tokens seen so far, in n layers.
+    """What attention remembers of the tokens seen so far, in n layers; bfloat16 as bits.
 
     A key's slot is its position in its row. Both lie as the two products of attention read them:
     no step transposes its whole cache.
@@ -188,9 +189,11 @@ class Attention(nnx.Module):
     ) -> KeyValues:
         """What `layer_count` layers remember of rows without tokens."""
         stack = (layer_count, row_count, config.key_value_head_count)
-        return KeyValues(
-            keys=jnp.zeros((*stack, config.head_dim, slot_count), dtype),
-            values=jnp.zeros((*stack, slot_count, config.head_dim), dtype),
+        return as_bits(
+            KeyValues(
+                keys=jnp.zeros((*stack, config.head_dim, slot_count), dtype),
+                values=jnp.zeros((*stack, slot_count, config.head_dim), dtype),
+            )
         )
 
     def packed(self, hidden: jax.Array, place: PackPlace, adapter: LayerAdapter) -> jax.Array:
@@ -218,14 +221,14 @@ class Attention(nnx.Module):
         rows = jnp.arange(hidden.shape[0])[:, None]
         # Written in place inside the stacked state: handing each layer's slice through the scan
         # would copy the whole cache for every generated token.
-        keys = state.keys.at[layer, rows, :, :, place.positions].set(key.astype(state.keys.dtype))
+        keys = state.keys.at[layer, rows, :, :, place.positions].set(bits_like(key, state.keys))
         values = state.values.at[layer, rows, :, place.positions].set(
-            value.astype(state.values.dtype)
+            bits_like(value, state.values)
         )
         mixed = cached_attention(
             query,
-            keys[layer].astype(query.dtype),
-            values[layer].astype(query.dtype),
+            from_bits(keys[layer]).astype(query.dtype),
+            from_bits(values[layer]).astype(query.dtype),
             place.positions,
             place.window,
         )

@@ -6,6 +6,7 @@ or closed over.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -17,7 +18,7 @@ from distill.models.decoder import Cache, Decoder, LayerParts, stacks_by_kind
 from distill.models.families import model_class
 from distill.models.layer_stack import StackedAdapter
 from distill.models.packing import Segments, rows_as_segments
-from distill.ops.logits import Head
+from distill.ops.logits import Head, kernel_columns
 
 Graph: TypeAlias = nnx.GraphDef[Decoder]
 """The static part of a model: hashable, and equal for equal configs and dtypes."""
@@ -42,6 +43,7 @@ __all__ = [
     "Parameters",
     "build_graph",
     "cached_hidden_states",
+    "head_columns",
     "head_kernel",
     "head_weights",
     "hidden_states",
@@ -124,12 +126,30 @@ def head_kernel(config: ModelConfig, parameters: Parameters) -> jax.Array:
     return kernel
 
 
-def head_weights(config: ModelConfig, parameters: Parameters, adapter: Adapter | None) -> Head:
-    """The head, with its low-rank update where the adapter has one."""
+def head_weights(
+    config: ModelConfig,
+    parameters: Parameters,
+    adapter: Adapter | None,
+    columns: jax.Array | None = None,
+) -> Head:
+    """The head, with its low-rank update where the adapter has one.
+
+    Args:
+        config: the model.
+        parameters: the weights.
+        adapter: a low-rank update, already scaled.
+        columns: of `head_columns`, where they are there.
+    """
     kernel = head_kernel(config, parameters)
     update = (adapter or {}).get(HEAD_TARGET)
     down, up = (None, None) if update is None else (update["a"], update["b"])
-    return Head(kernel, down, up, valid_vocab_size=config.known_vocab_size)
+    return Head(kernel, down, up, columns, valid_vocab_size=config.known_vocab_size)
+
+
+@partial(jax.jit, static_argnames="config")
+def head_columns(config: ModelConfig, parameters: Parameters) -> jax.Array | None:
+    """What `ops.logits.kernel_columns` makes of the head: None on most devices."""
+    return kernel_columns(head_kernel(config, parameters))
 
 
 def layer_adapter(adapter: Adapter | None) -> Adapter:

@@ -8,6 +8,7 @@ import jax
 
 from distill.models.config import ModelConfig
 from distill.models.layer_kinds import LayerKind, kind_projections
+from distill.ops.bits import as_bits
 
 Carry = TypeVar("Carry")
 
@@ -20,7 +21,7 @@ that have the target, whatever their kind."""
 
 LayerStep = Callable[[Carry, LayerKind, Any, Any, Any, Any], Carry]
 """(carry, kind, the layer's parameters, its adapter, its numbers, its index among the run's layers
-of its kind) to the next carry."""
+of its kind) to the next carry. Parameters and adapter are handed on `as_bits`."""
 
 
 def run_layers(
@@ -93,5 +94,5 @@ def run_layers(
         by_period(numbers, len(period)),
         jax.numpy.arange(repeats) if with_index else None,
     )
-    carry, _ = jax.lax.scan(body, carry, scanned, unroll=repeats == 1)
+    carry, _ = jax.lax.scan(body, carry, as_bits(scanned), unroll=repeats == 1)
     return carry

@@ -18,44 +18,13 @@ from jax.typing import DTypeLike
 from distill.models.config import ModelConfig
 from distill.models.gradient_memory import keep
 from distill.models.layer_kinds import LayerKind, kind_projections
+from distill.ops.products import product
 
 LoraPair = Mapping[str, jax.Array]
 """{"a": [in, r], "b": [r, out]}: one projection's low-rank update in one layer."""
 
 LayerAdapter = Mapping[str, LoraPair]
 """The pairs of one layer by the name of the projection; those without one are absent."""
-
-
-@jax.custom_vjp
-def product(left: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[M, in] @ [in, out], summed in float32, in the dtype of `left`; so are its gradients.
-
-    The dtype of the sum is said in all three products: XLA's CPU backend runs a bfloat16 product
-    with a float32 sum more than twice as fast as one with a bfloat16 sum, and JAX's own gradient
-    of such a product would be one of float32 operands.
-    """
-    return _product(left, kernel)
-
-
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.matmul(left, right, preferred_element_type=jnp.float32).astype(left.dtype)
-
-
-def _product_forward(
-    left: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _product(left, kernel), (left, kernel)
-
-
-def _product_backward(
-    operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    left, kernel = operands
-    # That of a frozen kernel is never used, and compiled away.
-    return _product(cotangent, kernel.T), _product(left.T, cotangent).astype(kernel.dtype)
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nnx.Module):

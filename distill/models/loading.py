@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill.errors import ModelError
 from distill.models.config import ModelConfig
-from distill.models.functional import Graph, Parameters, build_graph
+from distill.models.functional import Graph, Parameters, build_graph, head_columns
 from distill.models.hf_families import parse_hf_config
 from distill.models.hf_weights import leaves, read_weights
 from distill.models.references import resolve_reference
@@ -37,6 +37,9 @@ class LoadedModel:
 
     parameters: Parameters = field(repr=False)
     """Weights: projections and embedding in the compute dtype, norms in float32."""
+
+    head_columns: jax.Array | None = field(default=None, repr=False)
+    """The head once more, where it is quicker so: of `functional.head_columns`."""
 
     tokenizer: TextTokenizer
     """Its tokenizer, chat template and end ids."""
@@ -101,6 +104,7 @@ def load_model(
         config=config,
         graph=graph,
         parameters=parameters,
+        head_columns=head_columns(config, parameters),
         tokenizer=tokenizer,
         weights_version=weights_version,
         parameter_count=sum(leaf.size for leaf in leaves(parameters)),

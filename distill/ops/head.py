@@ -21,8 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from distill.ops.logits import Head, chunk_row_count, head_gradients, head_logits
+from distill.ops.logits import (
+    Head,
+    chunk_row_count,
+    head_gradients,
+    head_logits,
+    kernel_columns,
+)
 from distill.ops.objectives import ObjectiveParameters, RowLoss, StudentRows, TargetRows
+from distill.ops.products import transposed
 from distill.ops.topk import summarize_support
 from distill.ops.vocabulary import exact_top_k, first_occurrences, sum_weights
 
@@ -165,8 +172,9 @@ def _forward(
     row_count: jax.Array,
 ) -> tuple[tuple[jax.Array, HeadRows], tuple[_Gradients, jax.Array, Head]]:
     trains_kernel = settings.kernel_gradient
-    zeros: Head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), head)
-    start = zeros if trains_kernel else replace(zeros, kernel=jnp.float32(0.0))
+    trained = replace(head, columns=None)
+    zeros: Head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
+    start = replace(zeros, kernel=zeros.kernel.T if trains_kernel else jnp.float32(0.0))
     # Rows that no chunk visits keep a gradient of 0.
     gradients = (jnp.zeros(hidden.shape, hidden.dtype), start)
     loss, rows, found = _visit_chunks(
@@ -185,11 +193,17 @@ def _backward(
 ) -> tuple[Any, ...]:
     (hidden_gradient, head_gradient), like, head = residuals
     factor = cotangents[0]
-    if not settings.kernel_gradient:
-        # Never used, and compiled away.
-        head_gradient = replace(head_gradient, kernel=jnp.zeros_like(head.kernel))
+    # That of a frozen kernel is never used, and compiled away.
+    kernel = (
+        transposed(head_gradient.kernel)
+        if settings.kernel_gradient
+        else jnp.zeros_like(head.kernel)
+    )
+    head_gradient = replace(head_gradient, kernel=kernel)
     of_head = jax.tree.map(
-        lambda gradient, leaf: (gradient * factor).astype(leaf.dtype), head_gradient, head
+        lambda gradient, leaf: (gradient * factor).astype(leaf.dtype),
+        head_gradient,
+        replace(head, columns=None),
     )
     return (hidden_gradient * factor).astype(like.dtype), of_head, None, None, None, None
 
@@ -218,6 +232,8 @@ def _visit_chunks(
 ) -> tuple[jax.Array, HeadRows, _Gradients | None]:
     """Visit the chunks that have a row in use; with `gradients` as zeros, add those up as well."""
     total_rows, support_size = targets.token_ids.shape
+    if head.columns is None:
+        head = replace(head, columns=kernel_columns(head.kernel))
     empty = jnp.zeros(total_rows)
     rows = HeadRows(
         losses=empty,

@@ -18,6 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
+from distill.ops.bits import as_bits, bits_like, from_bits
+from distill.ops.products import float32_product, left_gradient, right_gradient
+
 LARGEST_BLOCK = 128
 """Rows at which the products run at full speed."""
 
@@ -92,8 +95,8 @@ class _Pairs(NamedTuple):
 class _Saved(NamedTuple):
     """What the forward pass keeps for the backward pass, in the order of the pairs."""
 
-    gates: jax.Array  # [M + Q, F], before the silu
-    ups: jax.Array  # [M + Q, F]
+    gates: jax.Array  # [M + Q, F], before the silu; as bits
+    ups: jax.Array  # [M + Q, F]; as bits
 
 
 def block_rows(pair_count: int, expert_count: int) -> int:
@@ -117,27 +120,29 @@ def _sort(experts: jax.Array, expert_count: int, block: int) -> _Pairs:
     )
 
 
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    # The dtype of the sum is said: a bfloat16 product with a bfloat16 sum is slow on CPUs.
-    return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+# What the loops below cut and fill is stored `as_bits`: the next four go between that and values.
 
 
 def _rows(array: jax.Array, first: jax.Array, block: int) -> jax.Array:
-    return lax.dynamic_slice_in_dim(array, first, block)
+    return from_bits(lax.dynamic_slice_in_dim(array, first, block))
+
+
+def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
+    return from_bits(array[rows])
 
 
 def _write(array: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array:
     """Put a block into its place; the rows past the expert's last are overwritten by the next."""
-    return lax.dynamic_update_slice_in_dim(array, rows.astype(array.dtype), first, 0)
+    return lax.dynamic_update_slice_in_dim(array, bits_like(rows, array), first, 0)
 
 
 def _of_expert(kernels: ExpertKernels, expert: jax.Array) -> ExpertKernels:
-    return ExpertKernels(*(kernel[expert] for kernel in kernels))
+    return from_bits(ExpertKernels(*(kernel[expert] for kernel in kernels)))
 
 
 def _combine(by_pair: jax.Array, pairs: _Pairs, weights: jax.Array | None) -> jax.Array:
     """Each token's sum over its pairs, in float32: [M + Q, D] to [N, D]."""
-    gathered = by_pair[pairs.ranks].astype(jnp.float32)
+    gathered = _take(by_pair, pairs.ranks).astype(jnp.float32)
     return (gathered if weights is None else gathered * weights[..., None]).sum(1)
 
 
@@ -148,19 +153,20 @@ def _forward(
     block = block_rows(routing.experts.size, expert_count)
     pairs = _sort(routing.experts, expert_count, block)
     row_count = pairs.tokens.shape[0]
+    hidden_bits, kernel_bits = as_bits(hidden), as_bits(kernels)
 
     def run_expert(index: jax.Array, results: Any) -> Any:
         expert = pairs.chosen[index]
-        kernel = _of_expert(kernels, expert)
+        kernel = _of_expert(kernel_bits, expert)
         start, end = pairs.starts[expert], pairs.starts[expert + 1]
 
         def run_block(number: jax.Array, results: Any) -> Any:
             first = start + number * block
-            inputs = hidden[_rows(pairs.tokens, first, block)]
-            gate = _product(inputs, kernel.gate).astype(hidden.dtype)
-            up = _product(inputs, kernel.up).astype(hidden.dtype)
+            inputs = _take(hidden_bits, _rows(pairs.tokens, first, block))
+            gate = float32_product(inputs, kernel.gate).astype(hidden.dtype)
+            up = float32_product(inputs, kernel.up).astype(hidden.dtype)
             gated = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
-            output = _product(gated.astype(hidden.dtype), kernel.down)
+            output = float32_product(gated.astype(hidden.dtype), kernel.down)
             rows = (output, gate, up) if is_saving else (output,)
             return tuple(
                 _write(array, part, first) for array, part in zip(results, rows, strict=True)
@@ -169,7 +175,7 @@ def _forward(
         return lax.fori_loop(0, _block_count(start, end, block), run_block, results)
 
     widths = (hidden.shape[1], width, width) if is_saving else (hidden.shape[1],)
-    start = tuple(jnp.zeros((row_count, columns), hidden.dtype) for columns in widths)
+    start = as_bits(tuple(jnp.zeros((row_count, columns), hidden.dtype) for columns in widths))
     outputs, *saved = lax.fori_loop(0, pairs.chosen_count, run_expert, start)
     mixed = _combine(outputs, pairs, routing.weights).astype(hidden.dtype)
     return mixed, _Saved(*saved) if is_saving else None
@@ -229,11 +235,16 @@ def _gradients(
     pairs = _sort(routing.experts, expert_count, block)
     weights_by_pair = jnp.zeros(pairs.tokens.shape).at[pairs.ranks].set(routing.weights)
     dtype = hidden.dtype
+    hidden_bits, kernel_bits, cotangent_bits = (
+        as_bits(hidden),
+        as_bits(kernels),
+        as_bits(cotangent),
+    )
 
     def run_expert(index: jax.Array, carry: Any) -> Any:
         by_pair, kernel_gradients = carry
         expert = pairs.chosen[index]
-        kernel = _of_expert(kernels, expert)
+        kernel = _of_expert(kernel_bits, expert)
         start, end = pairs.starts[expert], pairs.starts[expert + 1]
 
         def run_block(number: jax.Array, carry: Any) -> Any:
@@ -245,26 +256,26 @@ def _gradients(
             gate, up = (_rows(array, first, block).astype(jnp.float32) for array in saved)
             activated, silu_gradient = jax.vjp(jax.nn.silu, gate)
             gated = activated * up
-            gradient = cotangent[tokens]
-            unweighted = _product(gradient, kernel.down.T)
+            gradient = _take(cotangent_bits, tokens)
+            unweighted = left_gradient(gradient, kernel.down)
             # The next expert's rows, which the block may end with, must not enter this one's sums.
             gated_gradient = jnp.where(is_own, weights * unweighted, 0)
             up_gradient = (gated_gradient * activated).astype(dtype)
             (gate_gradient,) = silu_gradient(gated_gradient * up)
             gate_gradient = gate_gradient.astype(dtype)
-            input_gradient = _product(gate_gradient, kernel.gate.T)
-            input_gradient += _product(up_gradient, kernel.up.T)
+            input_gradient = left_gradient(gate_gradient, kernel.gate)
+            input_gradient += left_gradient(up_gradient, kernel.up)
             by_pair = (
                 _write(input_gradients, input_gradient, first),
                 _write(weight_gradients, (gated * unweighted).sum(-1), first),
             )
             if sums is not None:
-                inputs = hidden[tokens]
+                inputs = _take(hidden_bits, tokens)
                 weighted = jnp.where(is_own, weights * gated, 0).astype(dtype)
                 sums = ExpertKernels(
-                    sums.gate + _product(inputs.T, gate_gradient),
-                    sums.up + _product(inputs.T, up_gradient),
-                    sums.down + _product(weighted.T, gradient),
+                    sums.gate + right_gradient(inputs, gate_gradient),
+                    sums.up + right_gradient(inputs, up_gradient),
+                    sums.down + right_gradient(weighted, gradient),
                 )
             return by_pair, sums
 
@@ -275,22 +286,22 @@ def _gradients(
         if sums is not None:
             kernel_gradients = ExpertKernels(
                 *(
-                    array.at[expert].set(part.astype(array.dtype))
+                    array.at[expert].set(bits_like(part, array))
                     for array, part in zip(kernel_gradients, sums, strict=True)
                 )
             )
         return by_pair, kernel_gradients
 
     row_count = pairs.tokens.shape[0]
-    by_pair = (jnp.zeros((row_count, hidden.shape[1]), dtype), jnp.zeros(row_count))
-    none_yet = ExpertKernels(*map(jnp.zeros_like, kernels)) if is_training else None
+    by_pair = (as_bits(jnp.zeros((row_count, hidden.shape[1]), dtype)), jnp.zeros(row_count))
+    none_yet = ExpertKernels(*map(jnp.zeros_like, kernel_bits)) if is_training else None
     (input_gradients, weight_gradients), kernel_gradients = lax.fori_loop(
         0, pairs.chosen_count, run_expert, (by_pair, none_yet)
     )
     return (
         _combine(input_gradients, pairs, None).astype(dtype),
         weight_gradients[pairs.ranks],
-        kernel_gradients,
+        from_bits(kernel_gradients),
     )
 
 

@@ -101,6 +101,21 @@ def assert_trees_equal(ours, theirs):
         np.testing.assert_array_equal(mine, other)
 
 
+def test_bfloat16_gradients_are_those_of_float32_but_for_rounding(tmp_path, trainer, lora, rng):
+    half = load_model(str(write_tiny_model(tmp_path)), compute_dtype="bfloat16")
+    batch = batch_of(ragged(rng, half.config.vocab_size))
+    own = run(
+        Trainer(half, token_budget=256, remat=False), moved_trainable(trainer, lora), lora, batch
+    )
+    exact = run(trainer, moved_trainable(trainer, lora), lora, batch)
+    np.testing.assert_allclose(own.batch.loss, exact.batch.loss, rtol=0.02)
+    for mine, other in zip(
+        jax.tree.leaves(own.gradients), jax.tree.leaves(exact.gradients), strict=True
+    ):
+        assert mine.dtype == jnp.float32
+        assert jnp.linalg.norm(mine - other) < 0.05 * jnp.linalg.norm(other)
+
+
 @pytest.mark.parametrize(
     ("lora", "objective", "sequence_mean"),
     [

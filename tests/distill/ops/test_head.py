@@ -7,7 +7,7 @@ import pytest
 
 from distill.ops import logits as chunking
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
-from distill.ops.logits import Head, chunk_row_count
+from distill.ops.logits import FEW_ROWS, Head, chunk_row_count, head_logits, kernel_columns
 from distill.ops.objectives import TargetRows, cross_entropy, tail_bucket
 
 ROWS, HIDDEN, VOCAB, SUPPORT, RANK = 64, 12, 50, 4, 3
@@ -218,6 +218,42 @@ def test_logits_are_float32_for_bfloat16_weights(inputs):
     dense = jax.nn.log_softmax(half[0].astype(jnp.float32) @ half[1].astype(jnp.float32).T)
     exact = jnp.take_along_axis(dense, token_ids, axis=-1)
     np.testing.assert_allclose(rows.log_probs, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("row_count", [1, 2, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("has_columns", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_are_the_same_however_the_kernel_is_read(inputs, row_count, has_columns, dtype):
+    hidden, kernel, _ = (array.astype(dtype) for array in inputs)
+    head = Head(kernel, columns=kernel.T if has_columns else None)
+    logits = jax.jit(head_logits)(hidden[:row_count], head)
+    assert logits.dtype == jnp.float32
+    exact = np.asarray(hidden[:row_count], np.float64) @ np.asarray(kernel, np.float64).T
+    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_kernel_is_held_twice_only_where_its_products_are_quicker_so(inputs):
+    _, kernel, _ = inputs
+    assert kernel_columns(kernel) is None
+    columns = kernel_columns(kernel.astype(jnp.bfloat16))
+    if jax.default_backend() != "cpu":
+        assert columns is None
+    else:
+        np.testing.assert_array_equal(columns, kernel.astype(jnp.bfloat16).T)
+
+
+def test_loss_and_gradients_are_the_same_with_the_kernel_held_twice(inputs):
+    hidden, kernel, token_ids = inputs
+    settings = WITH_TAIL._replace(kernel_gradient=False)
+    update = jax.random.normal(jax.random.key(7), (HIDDEN + VOCAB, RANK))
+    down, up = update[:HIDDEN], update[HIDDEN:].T
+
+    def loss(hidden, down, up, columns):
+        head = Head(kernel, down, up, columns)
+        return fused_loss(hidden, head, distribution(token_ids), settings)
+
+    with_gradients = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    assert_close(with_gradients(hidden, down, up, kernel.T), with_gradients(hidden, down, up, None))
 
 
 def test_statistics_equal_those_of_the_dense_distribution(inputs):
