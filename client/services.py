@@ -16,6 +16,10 @@ from typing import IO, Self
 TEACHER_MODULE = "teacher_service"
 STUDENT_MODULE = "student_service"
 
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Large blocks of memory in large pages: training is some 4 % faster. glibc reads it when a process
+starts; elsewhere it means nothing."""
+
 
 class ServiceStartError(Exception):
     """A service did not start, or ended; the message holds the end of its log."""
@@ -103,6 +107,7 @@ class LocalService:
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**_LARGE_PAGES, **os.environ},
             )
         except BaseException:
             self.stop()

@@ -76,6 +76,19 @@ def test_an_error_in_the_block_ends_the_process(make_module, tmp_path: Path) -> 
     assert not exists(pids[0])
 
 
+@pytest.mark.parametrize("own", [None, "glibc.malloc.arena_max=2"])
+def test_memory_comes_in_large_pages_unless_the_user_has_a_say(
+    make_module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    telling = "import os; print(os.environ['GLIBC_TUNABLES'], flush=True)\n" + GOOD
+    with service(make_module(telling), tmp_path) as local:
+        first_line = local.log_path.read_text().splitlines()[0]
+    assert first_line == (own or "glibc.malloc.hugetlb=1")
+
+
 def test_a_process_that_does_not_stop_is_killed(make_module, tmp_path: Path) -> None:
     local = service(make_module(DEAF), tmp_path, stop_timeout_seconds=0.5)
     with local:
