@@ -21,7 +21,7 @@ from distill.models.layers import LayerAdapter, Linear, model_norm
 from distill.models.packed_attention import packed_attention
 from distill.models.packing import Segments, window_segments
 from distill.models.rotary import rotate
-from distill.ops.bits import as_bits, bits_like, from_bits
+from distill.ops.bits import bits_like, from_bits, zeros_as_bits
 
 QUERY_BLOCK = 256
 """Queries per block: large enough that the products run at full speed, small enough that a
@@ -189,11 +189,9 @@ class Attention(nnx.Module):
     ) -> KeyValues:
         """What `layer_count` layers remember of rows without tokens."""
         stack = (layer_count, row_count, config.key_value_head_count)
-        return as_bits(
-            KeyValues(
-                keys=jnp.zeros((*stack, config.head_dim, slot_count), dtype),
-                values=jnp.zeros((*stack, slot_count, config.head_dim), dtype),
-            )
+        return KeyValues(
+            keys=zeros_as_bits((*stack, config.head_dim, slot_count), dtype),
+            values=zeros_as_bits((*stack, slot_count, config.head_dim), dtype),
         )
 
     def packed(self, hidden: jax.Array, place: PackPlace, adapter: LayerAdapter) -> jax.Array:

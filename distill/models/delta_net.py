@@ -23,6 +23,7 @@ from distill.models.delta_net_config import DeltaNetConfig
 from distill.models.delta_rule import DeltaTokens, chunked_delta_rule, step_delta_rule
 from distill.models.layer_kinds import LayerKind, kind_projections
 from distill.models.layers import LayerAdapter, Linear
+from distill.ops.bits import bits_like, from_bits, zeros_as_bits
 
 _UNIT_EPSILON = 1e-6
 """Added to the squared length of queries and keys."""
@@ -34,7 +35,8 @@ class DeltaNetState:
     """What n layers remember of B rows."""
 
     inputs: jax.Array
-    """[n, B, K - 1, C]: the last inputs of the convolution; zeros before the first token."""
+    """[n, B, K - 1, C]: the last inputs of the convolution; zeros before the first token;
+    bfloat16 as bits."""
 
     memory: jax.Array
     """[n, B, H, dk, dv] float32."""
@@ -105,7 +107,7 @@ class DeltaNet(nnx.Module):
         sizes = _sizes(config)
         stack = (layer_count, row_count)
         return DeltaNetState(
-            inputs=jnp.zeros((*stack, sizes.tap_count - 1, sizes.channel_count), dtype),
+            inputs=zeros_as_bits((*stack, sizes.tap_count - 1, sizes.channel_count), dtype),
             memory=jnp.zeros((*stack, *_memory_shape(sizes)), jnp.float32),
         )
 
@@ -132,7 +134,7 @@ class DeltaNet(nnx.Module):
         counts = jnp.full(B, T, jnp.int32) if place.token_counts is None else place.token_counts
         projected = self.in_proj_qkv(hidden, adapter.get("in_proj_qkv"))
         convolved, inputs = cached_convolution(
-            projected, self.conv1d.taps, state.inputs[layer], counts
+            projected, self.conv1d.taps, from_bits(state.inputs[layer]), counts
         )
         tokens = self._tokens(hidden, convolved, adapter)
         if place.token_counts is not None:
@@ -144,7 +146,8 @@ class DeltaNet(nnx.Module):
         rule = step_delta_rule if T == 1 else chunked_delta_rule
         read, memory = rule(tokens, state.memory[layer])
         return self._output(hidden, read, adapter), DeltaNetState(
-            inputs=state.inputs.at[layer].set(inputs), memory=state.memory.at[layer].set(memory)
+            inputs=state.inputs.at[layer].set(bits_like(inputs, state.inputs)),
+            memory=state.memory.at[layer].set(memory),
         )
 
     def _tokens(

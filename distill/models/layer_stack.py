@@ -21,7 +21,7 @@ that have the target, whatever their kind."""
 
 LayerStep = Callable[[Carry, LayerKind, Any, Any, Any, Any], Carry]
 """(carry, kind, the layer's parameters, its adapter, its numbers, its index among the run's layers
-of its kind) to the next carry. Parameters and adapter are handed on `as_bits`."""
+of its kind) to the next carry. Parameters and adapter may be `as_bits`."""
 
 
 def run_layers(
@@ -94,5 +94,8 @@ def run_layers(
         by_period(numbers, len(period)),
         jax.numpy.arange(repeats) if with_index else None,
     )
-    carry, _ = jax.lax.scan(body, carry, as_bits(scanned), unroll=repeats == 1)
+    if repeats > 1:
+        # A single period is not cut, and viewing its bits would copy it.
+        scanned = as_bits(scanned)
+    carry, _ = jax.lax.scan(body, carry, scanned, unroll=repeats == 1)
     return carry

@@ -3,24 +3,29 @@
 XLA's CPU backend has bfloat16 products and hardly anything else of that type. Cutting a slice out
 of a bfloat16 array, or writing one into it, is done in float32 on the whole array: a loop over the
 layers would widen all weights first, and rewrite the residuals of all layers once for each layer.
-Integers are cut and written as they are. The views cost nothing, on any device.
+Integers are cut and written as they are. Viewing a whole array copies it once for each call, which
+is far cheaper than what it saves; other devices cut bfloat16 as it is, and have no bits here.
 """
 
+from collections.abc import Sequence
 from typing import NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 Tree = TypeVar("Tree")
 
 
 def as_bits(tree: Tree) -> Tree:
-    """The tree with its bfloat16 arrays viewed as uint16.
+    """The tree with its bfloat16 arrays viewed as uint16; on other devices than CPUs, the tree.
 
     Raises:
         TypeError: a bfloat16 array is differentiated: integers have no gradient.
     """
+    if jax.default_backend() != "cpu":
+        return tree
     viewed: Tree = jax.tree.map(
         lambda leaf: _bits(leaf) if leaf.dtype == jnp.bfloat16 else leaf, tree
     )
@@ -38,6 +43,17 @@ def from_bits(tree: Tree) -> Tree:
 def bits_like(values: jax.Array, stored: jax.Array) -> jax.Array:
     """Values of any floating-point type as `stored`, which may be bits, holds them."""
     return as_bits(values.astype(jnp.bfloat16 if stored.dtype == jnp.uint16 else stored.dtype))
+
+
+def zeros_as_bits(shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+    """`as_bits(jnp.zeros(shape, dtype))` without holding both."""
+    is_viewed = jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.bfloat16
+    return jnp.zeros(shape, jnp.uint16 if is_viewed else dtype)
+
+
+def values_as(stored: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """What is stored, as bits or in any dtype, in the dtype to compute in."""
+    return from_bits(stored).astype(dtype)
 
 
 @jax.custom_jvp
