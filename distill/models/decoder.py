@@ -31,13 +31,12 @@ from jax.typing import DTypeLike
 
 from distill.models.attention import Attention, CachePlace, PackPlace
 from distill.models.config import LayerAttention, ModelConfig, RotaryBase
-from distill.models.gradient_memory import cast_weights, keep, kept_for_gradient
+from distill.models.gradient_memory import keep, kept_for_gradient
 from distill.models.layer_kinds import LayerKind
 from distill.models.layer_stack import StackedAdapter, Stacks, run_layers
 from distill.models.layers import Embedding, GatedMLP, LayerAdapter, model_norm
 from distill.models.packing import Segments
 from distill.models.rotary import rotary_angles
-from distill.ops.bits import from_bits
 
 NO_WINDOW = 1 << 30
 """What a layer without a window has beside layers with one: more than any sequence has tokens."""
@@ -205,11 +204,6 @@ class Decoder(nnx.Module):
         )
         stacks = {kind.name: self._stack(kind, dtype, rngs) for kind in config.kinds}
         self.layers = nnx.Dict(stacks) if len(stacks) > 1 else next(iter(stacks.values()))
-        self.layer_dtypes = tuple(
-            (name, tuple(leaf.dtype for leaf in jax.tree.leaves(nnx.state(stack))))
-            for name, stack in stacks.items()
-        )
-        """Of each kind, what its weights are cast to where they are stored as something else."""
         self.norm = model_norm(config)
         if not config.tied_head:
             self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype, rngs=rngs)
@@ -233,19 +227,15 @@ class Decoder(nnx.Module):
         """Normed hidden states [N, D] of a pack of tokens [N]."""
         config = self.config
         graphs, stacks = self._split_layers()
-        dtypes = dict(self.layer_dtypes)
         numbers = _LayerNumbers(config, segments.positions)
 
         def step(
             hidden: jax.Array, kind: LayerKind, parameters: Any, adapter: Any, own: Any, _index: Any
         ) -> jax.Array:
             def compute(hidden: jax.Array, parameters: Any, adapter: Any, own: Any) -> jax.Array:
-                # Here and not before: what is handed in is kept for the gradient, and the bits
-                # are there already.
-                weights = cast_weights(parameters, dtypes[kind.name])
-                layer: DecoderLayer = nnx.merge(graphs[kind.name], weights)
+                layer: DecoderLayer = nnx.merge(graphs[kind.name], parameters)
                 angles, window = numbers.of_layer(own)
-                return layer(keep(hidden), PackPlace(segments, angles, window), from_bits(adapter))
+                return layer(keep(hidden), PackPlace(segments, angles, window), adapter)
 
             run = kept_for_gradient(compute, kind, remat=remat)
             result: jax.Array = run(hidden, parameters, adapter, own)
@@ -281,11 +271,9 @@ class Decoder(nnx.Module):
             carry: Any, kind: LayerKind, parameters: Any, adapter: Any, own: Any, index: Any
         ) -> Any:
             hidden, states = carry
-            layer: DecoderLayer = nnx.merge(graphs[kind.name], from_bits(parameters))
+            layer: DecoderLayer = nnx.merge(graphs[kind.name], parameters)
             place = CachePlace(positions, *numbers.of_layer(own), token_counts)
-            hidden, state = layer.with_cache(
-                hidden, place, states[kind.name], index, from_bits(adapter)
-            )
+            hidden, state = layer.with_cache(hidden, place, states[kind.name], index, adapter)
             return hidden, {**states, kind.name: state}
 
         hidden = self.embed_tokens(token_ids)

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from distill.models.config import ModelConfig
 from distill.models.gradient_memory import keep
 from distill.models.layer_kinds import LayerKind, kind_projections
+from distill.ops.bits import values_as
 from distill.ops.products import product
 
 LoraPair = Mapping[str, jax.Array]
@@ -28,7 +29,11 @@ LayerAdapter = Mapping[str, LoraPair]
 
 
 class Linear(nnx.Module):
-    """x @ kernel, plus a bias where there is one, plus a low-rank update when one is given."""
+    """x @ kernel, plus a bias where there is one, plus a low-rank update when one is given.
+
+    It computes in the dtype of x, whatever the weights are stored in: as bits, or as the float32
+    weights that an optimizer moves.
+    """
 
     def __init__(
         self,
@@ -53,11 +58,10 @@ class Linear(nnx.Module):
         rows = inputs.reshape(-1, inputs.shape[-1])
         outputs = product(rows, self.kernel[...])
         if self.has_bias:
-            outputs = outputs + self.bias[...]
+            outputs = outputs + values_as(self.bias[...], outputs.dtype)
         if lora is not None:
-            # The adapter may be float32 beside bfloat16 weights: it is the optimizer's copy.
-            down = keep(product(rows, lora["a"].astype(rows.dtype)))
-            outputs = outputs + product(down, lora["b"].astype(rows.dtype))
+            down = keep(product(rows, lora["a"]))
+            outputs = outputs + product(down, lora["b"])
         return keep(outputs).reshape(*inputs.shape[:-1], -1)
 
 

@@ -1,6 +1,6 @@
 """Matrix products whose sums are float32, and their gradients, in the order that runs quickest.
 
-What is quick on a device is written here alone. On accelerators each is the plain product.
+What is quick on a CPU is written here alone; on accelerators no layout is pinned.
 
 XLA's CPU backend multiplies bfloat16 matrices twice as fast as float32 ones, but only where both
 factors lie in memory as [M, K] and [K, N]. By itself it never carries out a transposition: that
@@ -13,6 +13,8 @@ Letters: M rows, N columns, K what is summed over.
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+
+from distill.ops.bits import values_as
 
 MUCH_WIDER = 4
 """A factor so many times as wide as another costs more to transpose than it and the result."""
@@ -57,13 +59,17 @@ def right_gradient(left: jax.Array, cotangent: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def product(left: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[M, in] @ [in, out], summed in float32, in the dtype of `left`; so are its gradients.
+    """[M, in] @ [in, out], summed in float32, in the dtype of `left`.
 
-    The dtype of the sum is said in all three products: XLA's CPU backend runs a bfloat16 product
+    The kernel may be stored as bits or wider than `left`. It is kept for the gradient as it is
+    stored: cast before, every layer of a loop would keep a copy of its own.
+
+    The dtype of the sum is said in the gradients too: XLA's CPU backend runs a bfloat16 product
     with a float32 sum more than twice as fast as one with a bfloat16 sum, and JAX's own gradient
-    of such a product would be one of float32 operands.
+    of such a product would be one of float32 operands. They have the dtypes of `left` and of the
+    kernel; bits have none.
     """
-    return float32_product(left, kernel).astype(left.dtype)
+    return float32_product(left, values_as(kernel, left.dtype)).astype(left.dtype)
 
 
 def _forward(left: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -72,13 +78,13 @@ def _forward(left: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.A
 
 def _backward(
     operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
     left, kernel = operands
+    of_left = left_gradient(cotangent, values_as(kernel, left.dtype)).astype(left.dtype)
+    if kernel.dtype == jnp.uint16:
+        return of_left, None
     # That of a frozen kernel is never used, and compiled away.
-    return (
-        left_gradient(cotangent, kernel).astype(cotangent.dtype),
-        right_gradient(left, cotangent).astype(kernel.dtype),
-    )
+    return of_left, right_gradient(left, cotangent).astype(kernel.dtype)
 
 
 product.defvjp(_forward, _backward)

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.typing import DTypeLike
 
-from distill.ops.bits import as_bits, bits_like, from_bits
+from distill.ops.bits import as_bits, bits_like, from_bits, values_as, zeros_as_bits
 from distill.ops.products import float32_product, left_gradient, right_gradient
 
 LARGEST_BLOCK = 128
@@ -72,7 +73,7 @@ def routed_mlp(hidden: jax.Array, routing: Routing, kernels: ExpertKernels) -> j
     Args:
         hidden: [N, D].
         routing: the choices.
-        kernels: the experts, in the dtype of `hidden`.
+        kernels: the experts, in the dtype of `hidden` or stored as `product` takes them.
 
     Returns:
         [N, D] in the dtype of `hidden`. Differentiable in `hidden`, the routing's weights and the
@@ -136,8 +137,8 @@ def _write(array: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(array, bits_like(rows, array), first, 0)
 
 
-def _of_expert(kernels: ExpertKernels, expert: jax.Array) -> ExpertKernels:
-    return from_bits(ExpertKernels(*(kernel[expert] for kernel in kernels)))
+def _of_expert(kernels: ExpertKernels, expert: jax.Array, dtype: DTypeLike) -> ExpertKernels:
+    return ExpertKernels(*(values_as(kernel[expert], dtype) for kernel in kernels))
 
 
 def _combine(by_pair: jax.Array, pairs: _Pairs, weights: jax.Array | None) -> jax.Array:
@@ -153,11 +154,11 @@ def _forward(
     block = block_rows(routing.experts.size, expert_count)
     pairs = _sort(routing.experts, expert_count, block)
     row_count = pairs.tokens.shape[0]
-    hidden_bits, kernel_bits = as_bits(hidden), as_bits(kernels)
+    hidden_bits, kernel_bits = as_bits((hidden, kernels))
 
     def run_expert(index: jax.Array, results: Any) -> Any:
         expert = pairs.chosen[index]
-        kernel = _of_expert(kernel_bits, expert)
+        kernel = _of_expert(kernel_bits, expert, hidden.dtype)
         start, end = pairs.starts[expert], pairs.starts[expert + 1]
 
         def run_block(number: jax.Array, results: Any) -> Any:
@@ -175,7 +176,7 @@ def _forward(
         return lax.fori_loop(0, _block_count(start, end, block), run_block, results)
 
     widths = (hidden.shape[1], width, width) if is_saving else (hidden.shape[1],)
-    start = as_bits(tuple(jnp.zeros((row_count, columns), hidden.dtype) for columns in widths))
+    start = tuple(zeros_as_bits((row_count, columns), hidden.dtype) for columns in widths)
     outputs, *saved = lax.fori_loop(0, pairs.chosen_count, run_expert, start)
     mixed = _combine(outputs, pairs, routing.weights).astype(hidden.dtype)
     return mixed, _Saved(*saved) if is_saving else None
@@ -235,16 +236,12 @@ def _gradients(
     pairs = _sort(routing.experts, expert_count, block)
     weights_by_pair = jnp.zeros(pairs.tokens.shape).at[pairs.ranks].set(routing.weights)
     dtype = hidden.dtype
-    hidden_bits, kernel_bits, cotangent_bits = (
-        as_bits(hidden),
-        as_bits(kernels),
-        as_bits(cotangent),
-    )
+    hidden_bits, kernel_bits, cotangent_bits = as_bits((hidden, kernels, cotangent))
 
     def run_expert(index: jax.Array, carry: Any) -> Any:
         by_pair, kernel_gradients = carry
         expert = pairs.chosen[index]
-        kernel = _of_expert(kernel_bits, expert)
+        kernel = _of_expert(kernel_bits, expert, hidden.dtype)
         start, end = pairs.starts[expert], pairs.starts[expert + 1]
 
         def run_block(number: jax.Array, carry: Any) -> Any:
@@ -293,7 +290,7 @@ def _gradients(
         return by_pair, kernel_gradients
 
     row_count = pairs.tokens.shape[0]
-    by_pair = (as_bits(jnp.zeros((row_count, hidden.shape[1]), dtype)), jnp.zeros(row_count))
+    by_pair = (zeros_as_bits((row_count, hidden.shape[1]), dtype), jnp.zeros(row_count))
     none_yet = ExpertKernels(*map(jnp.zeros_like, kernel_bits)) if is_training else None
     (input_gradients, weight_gradients), kernel_gradients = lax.fori_loop(
         0, pairs.chosen_count, run_expert, (by_pair, none_yet)
