@@ -149,3 +149,19 @@ def test_what_decays_and_what_remembers_is_float32_in_bfloat16() -> None:
         lambda leaf: leaf.dtype, cache
     )
     assert after.parts[0]["linear"].memory.dtype == jnp.float32
+
+
+def test_a_bfloat16_cache_continues_where_its_pieces_ended() -> None:
+    graph, parameters = random_model(CONFIG, "bfloat16")
+    tokens = np.random.default_rng(1).integers(0, CONFIG.vocab_size, 24).astype(np.int32)
+    (whole,) = packed((graph, parameters), [tokens])
+    cache, states = init_cache(CONFIG, 1, SLOTS, "bfloat16"), []
+    for start, end in ((0, 13), (13, 23), (23, 24)):
+        positions = jnp.arange(start, end)[None]
+        piece, cache = cached_forward(
+            graph, parameters, jnp.asarray(tokens[None, start:end]), positions, cache
+        )
+        states.append(np.asarray(piece[0], np.float32))
+    # Of 8 bits, after two layers; a piece that forgot the one before is off by its own length.
+    difference = np.concatenate(states) - np.asarray(whole, np.float32)
+    assert np.linalg.norm(difference) < 0.03 * np.linalg.norm(np.float32(whole))

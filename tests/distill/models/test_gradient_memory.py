@@ -10,6 +10,7 @@ import pytest
 
 from distill.models.adapters import LoraSpec, init_adapter, layer_targets
 from distill.models.functional import build_graph, hidden_states
+from tests.distill.models.test_functional import random_model
 from tests.support.tiny_models import tiny_config
 
 LAYERS, TOKENS = 3, 40
@@ -19,21 +20,15 @@ CONFIGS = {
     "experts": tiny_config("qwen3_moe", layer_count=LAYERS),
     "delta net": tiny_config("qwen3_5_text", layer_count=2 * LAYERS),
 }
+ROUNDING = {"attention": 0.02, "experts": 0.03, "delta net": 0.15}
+"""Of a gradient of two periods, by its length: twice what bfloat16 was measured to cost. JAX's own
+gradient of bfloat16 weights is off by 0.067 in the last, whose memory carries errors on."""
 LORA = LoraSpec(rank=2, alpha=4.0, target_modules=("q_proj", "down_proj"), seed=0)
 
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="what is read off the programs is how CPUs are served"
 )
-
-
-def random_model(config, dtype):
-    graph, shapes = build_graph(config, jnp.dtype(dtype))
-    generator = np.random.default_rng(0)
-    parameters = jax.tree.map(
-        lambda leaf: jnp.asarray(0.2 * generator.normal(size=leaf.shape), leaf.dtype), shapes
-    )
-    return graph, parameters
 
 
 @pytest.fixture(scope="module")
@@ -103,29 +98,28 @@ def test_training_an_adapter_in_bfloat16_writes_residuals_as_bits():
     assert "bf16" not in stacks
 
 
-def test_wider_weights_are_cast_where_they_are_used_and_get_gradients_of_their_own_dtype(model):
-    graph, parameters = model
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters["layers"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_wider_weights_are_cast_where_they_are_used_and_get_gradients_of_their_own_dtype(name):
+    # Two periods are a loop already, and each one more rounds the gradient once more.
+    config = replace(CONFIGS[name], layer_count=2 * len(CONFIGS[name].period))
+    graph, parameters = random_model(config, "bfloat16")
+    wide_graph, _ = build_graph(config, jnp.dtype("float32"))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters)
+    shape = (1, TOKENS, config.hidden_size)
+    direction = jnp.asarray(np.random.default_rng(3).normal(size=shape), jnp.float32)
 
-    def loss(layers, head_and_norm):
-        states = hidden_states(graph, {**head_and_norm, "layers": layers}, token_ids())
-        assert states.dtype == jnp.bfloat16
-        return (states.astype(jnp.float32) ** 2).sum()
+    def loss(graph, layers, outside):
+        states = hidden_states(graph, {**outside, "layers": layers}, token_ids())
+        return (states.astype(jnp.float32) * direction).sum()
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(wide, parameters)
-    np.testing.assert_array_equal(value, jax.jit(loss)(parameters["layers"], parameters))
-    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
-    # Against the gradient in float32, whose rounding is another.
-    wide_graph, _ = build_graph(CONFIG, jnp.float32)
-    others = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters)
-
-    def reference(layers):
-        return (hidden_states(wide_graph, {**others, "layers": layers}, token_ids()) ** 2).sum()
-
-    for own, other in zip(
-        jax.tree.leaves(gradients), jax.tree.leaves(jax.jit(jax.grad(reference))(wide)), strict=True
-    ):
-        assert np.linalg.norm(own - other) < 0.05 * np.linalg.norm(other)
+    run = jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=0)
+    value, gradients = run(graph, wide["layers"], parameters)
+    narrow = jax.jit(loss, static_argnums=0)(graph, parameters["layers"], parameters)
+    np.testing.assert_array_equal(value, narrow)
+    _, exact = run(wide_graph, wide["layers"], wide)
+    for own, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
+        assert own.dtype == jnp.float32
+        assert np.linalg.norm(own - other) < ROUNDING[name] * np.linalg.norm(other)
 
 
 def test_differentiating_bfloat16_weights_is_refused(model):
