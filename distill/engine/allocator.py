@@ -19,6 +19,8 @@ def keep_freed_memory() -> None:
     activations of a training step. By default glibc returns such blocks to the kernel, which then
     hands them out page by page, zeroed. On virtual machines this has cost as much as the matrix
     product that filled them. The process stays as large as it was at its largest.
+
+    On threads other than the first, glibc takes blocks over 64 MiB from the kernel all the same.
     """
     if not sys.platform.startswith("linux"):
         return

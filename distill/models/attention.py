@@ -21,7 +21,7 @@ from distill.models.layers import LayerAdapter, Linear, model_norm
 from distill.models.packed_attention import packed_attention
 from distill.models.packing import Segments, window_segments
 from distill.models.rotary import rotate
-from distill.ops.bits import bits_like, from_bits, zeros_as_bits
+from distill.ops.bits import bits_like, values_as, zeros_as_bits
 
 QUERY_BLOCK = 256
 """Queries per block: large enough that the products run at full speed, small enough that a
@@ -225,8 +225,8 @@ class Attention(nnx.Module):
         )
         mixed = cached_attention(
             query,
-            from_bits(keys[layer]).astype(query.dtype),
-            from_bits(values[layer]).astype(query.dtype),
+            values_as(keys[layer], query.dtype),
+            values_as(values[layer], query.dtype),
             place.positions,
             place.window,
         )

@@ -34,6 +34,7 @@ def _keep_bits(array: jax.Array) -> jax.Array:
 def _keep_bits_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
+    # Bits have no gradient: the tangent goes past them.
     return from_bits(_named(as_bits(primals[0]))), tangents[0]
 
 

@@ -95,7 +95,7 @@ def run_layers(
         jax.numpy.arange(repeats) if with_index else None,
     )
     if repeats > 1:
-        # A single period is not cut, and viewing its bits would copy it.
+        # No loop cuts a single period, and viewing its bits would copy it.
         scanned = as_bits(scanned)
     carry, _ = jax.lax.scan(body, carry, scanned, unroll=repeats == 1)
     return carry

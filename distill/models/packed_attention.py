@@ -18,6 +18,7 @@ from jax import lax
 
 from distill.models.gradient_memory import keep
 from distill.models.packing import Segments, pad_segments
+from distill.ops.bits import as_bits, from_bits
 
 BLOCK_SLOTS = 256
 """Q: large enough that the products run at full speed, small enough that a block's scores stay
@@ -213,13 +214,14 @@ def _forward(
     statistics = lax.map(attend_block, jnp.arange(block_count))
     statistics = _Statistics(*(keep(array) for array in statistics))
     output = _queries_by_slot(statistics.outputs, block_slots).astype(query.dtype)
-    return output, (query, key, value, segments, statistics)
+    return output, (as_bits((query, key, value)), segments, statistics)
 
 
 def _backward(
     block_slots: int, residuals: tuple[Any, ...], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    query, key, value, segments, statistics = residuals
+    stored, segments, statistics = residuals
+    query, key, value = from_bits(stored)
     blocks = _cut(block_slots, query, key, value, segments)
     block_count, group_count, _, head_dim = blocks.queries.shape
     cotangents = _queries_by_block(cotangent, block_slots, group_count)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from distill.ops.device import is_on_cpu
+
 Tree = TypeVar("Tree")
 
 
@@ -22,9 +24,9 @@ def as_bits(tree: Tree) -> Tree:
     """The tree with its bfloat16 arrays viewed as uint16; on other devices than CPUs, the tree.
 
     Raises:
-        TypeError: a bfloat16 array is differentiated: integers have no gradient.
+        TypeError: on a CPU, a bfloat16 array is differentiated: integers have no gradient.
     """
-    if jax.default_backend() != "cpu":
+    if not is_on_cpu():
         return tree
     viewed: Tree = jax.tree.map(
         lambda leaf: _bits(leaf) if leaf.dtype == jnp.bfloat16 else leaf, tree
@@ -47,7 +49,7 @@ def bits_like(values: jax.Array, stored: jax.Array) -> jax.Array:
 
 def zeros_as_bits(shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
     """`as_bits(jnp.zeros(shape, dtype))` without holding both."""
-    is_viewed = jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.bfloat16
+    is_viewed = is_on_cpu() and jnp.dtype(dtype) == jnp.bfloat16
     return jnp.zeros(shape, jnp.uint16 if is_viewed else dtype)
 
 

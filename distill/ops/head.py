@@ -24,12 +24,13 @@ from jax import lax
 from distill.ops.logits import (
     Head,
     chunk_row_count,
+    empty_kernel_sum,
     head_gradients,
     head_logits,
     kernel_columns,
+    summed_kernel_gradient,
 )
 from distill.ops.objectives import ObjectiveParameters, RowLoss, StudentRows, TargetRows
-from distill.ops.products import transposed
 from distill.ops.topk import summarize_support
 from distill.ops.vocabulary import exact_top_k, first_occurrences, sum_weights
 
@@ -171,10 +172,10 @@ def _forward(
     parameters: ObjectiveParameters,
     row_count: jax.Array,
 ) -> tuple[tuple[jax.Array, HeadRows], tuple[_Gradients, jax.Array, Head]]:
-    trains_kernel = settings.kernel_gradient
-    trained = replace(head, columns=None)
-    zeros: Head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
-    start = replace(zeros, kernel=zeros.kernel.T if trains_kernel else jnp.float32(0.0))
+    frozen = replace(head, kernel=jnp.float32(0.0), columns=None)
+    start: Head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), frozen)
+    if settings.kernel_gradient:
+        start = replace(start, kernel=empty_kernel_sum(head.kernel))
     # Rows that no chunk visits keep a gradient of 0.
     gradients = (jnp.zeros(hidden.shape, hidden.dtype), start)
     loss, rows, found = _visit_chunks(
@@ -195,7 +196,7 @@ def _backward(
     factor = cotangents[0]
     # That of a frozen kernel is never used, and compiled away.
     kernel = (
-        transposed(head_gradient.kernel)
+        summed_kernel_gradient(head_gradient.kernel)
         if settings.kernel_gradient
         else jnp.zeros_like(head.kernel)
     )

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from distill.ops.device import is_on_cpu
 from distill.ops.products import float32_product, left_gradient, right_gradient, transposed
 
 MAX_CHUNK_BYTES = 64 << 20
@@ -56,7 +57,7 @@ def kernel_columns(kernel: jax.Array) -> jax.Array | None:
     take three times as long as with a matrix that lies the other way round; those of 8 rows, as
     when sampling, ten times.
     """
-    if jax.default_backend() != "cpu" or kernel.dtype != jnp.bfloat16:
+    if not is_on_cpu() or kernel.dtype != jnp.bfloat16:
         return None
     return transposed(kernel)
 
@@ -83,7 +84,7 @@ def _kernel_logits(hidden: jax.Array, head: Head) -> jax.Array:
     if head.columns is not None and row_count > 1:
         return float32_product(hidden, head.columns)
     kernel = head.kernel.astype(hidden.dtype)
-    if jax.default_backend() == "cpu" and 1 < row_count <= FEW_ROWS:
+    if is_on_cpu() and 1 < row_count <= FEW_ROWS:
         return transposed(float32_product(kernel, hidden.T))
     return jnp.matmul(hidden, kernel.T, preferred_element_type=jnp.float32)
 
@@ -100,13 +101,13 @@ def head_gradients(
         kernel_gradient: False where the kernel is frozen: its gradient is 0 then, and not computed.
 
     Returns:
-        Of the hidden states [P, D], and of the weights: the kernel's lies as [D, V], for its sum
-        over chunks is quickest so, and is a scalar 0 where frozen.
+        Of the hidden states [P, D], and of the weights: the kernel's as `empty_kernel_sum` lies,
+        and a scalar 0 where frozen.
     """
     dtype = head.kernel.dtype
     cotangent = cotangent.astype(dtype)
     hidden_gradient = float32_product(cotangent, head.kernel)
-    kernel = float32_product(transposed(hidden), cotangent) if kernel_gradient else jnp.float32(0.0)
+    kernel = _kernel_gradient(hidden, cotangent) if kernel_gradient else jnp.float32(0.0)
     if head.down is None or head.up is None:
         return hidden_gradient, replace(head, kernel=kernel, columns=None)
     down, up = head.down.astype(dtype), head.up.astype(dtype)
@@ -119,6 +120,25 @@ def head_gradients(
         up=right_gradient(narrow, cotangent),
         columns=None,
     )
+
+
+def _kernel_gradient(hidden: jax.Array, cotangent: jax.Array) -> jax.Array:
+    if is_on_cpu():
+        return float32_product(transposed(hidden), cotangent)
+    return float32_product(cotangent.T, hidden)
+
+
+def empty_kernel_sum(kernel: jax.Array) -> jax.Array:
+    """Zeros to add the kernel's gradients of chunks to.
+
+    [V, D] as the kernel, and [D, V] on a CPU, which would have to transpose each chunk's cotangent.
+    """
+    return jnp.zeros(kernel.shape[::-1] if is_on_cpu() else kernel.shape, jnp.float32)
+
+
+def summed_kernel_gradient(kernel_sum: jax.Array) -> jax.Array:
+    """The gradient [V, D] that was added up."""
+    return transposed(kernel_sum) if is_on_cpu() else kernel_sum
 
 
 def chunk_row_count(row_count: int, vocab_size: int) -> int:

@@ -1,6 +1,6 @@
 """Matrix products whose sums are float32, and their gradients, in the order that runs quickest.
 
-What is quick on a CPU is written here alone; on accelerators no layout is pinned.
+Layouts are pinned here alone, and on CPUs alone.
 
 XLA's CPU backend multiplies bfloat16 matrices twice as fast as float32 ones, but only where both
 factors lie in memory as [M, K] and [K, N]. By itself it never carries out a transposition: that
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from distill.ops.bits import values_as
+from distill.ops.bits import as_bits, from_bits, values_as
+from distill.ops.device import is_on_cpu
 
 MUCH_WIDER = 4
 """A factor so many times as wide as another costs more to transpose than it and the result."""
@@ -31,7 +32,7 @@ def float32_product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 def row_major(matrix: jax.Array) -> jax.Array:
     """The matrix, whose rows lie one after the other in a CPU's memory."""
-    if jax.default_backend() != "cpu":
+    if not is_on_cpu():
         return matrix
     pinned: jax.Array = with_layout_constraint(  # type: ignore[no-untyped-call]
         matrix, Layout((0, 1))
@@ -73,13 +74,14 @@ def product(left: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _forward(left: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(left, kernel), (left, kernel)
+    return product(left, kernel), (as_bits(left), kernel)
 
 
 def _backward(
     operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    left, kernel = operands
+    stored, kernel = operands
+    left = from_bits(stored)
     of_left = left_gradient(cotangent, values_as(kernel, left.dtype)).astype(left.dtype)
     if kernel.dtype == jnp.uint16:
         return of_left, None

@@ -206,13 +206,14 @@ def _routed_mlp_forward(*arguments: CustomVJPPrimal) -> tuple[jax.Array, tuple[A
     mixed, saved = _forward(hidden, routing, kernels, is_saving=True)
     # Known while tracing, and passed on as the structure of the residuals.
     training = () if any(argument.perturbed for argument in arguments[3:]) else None
-    return mixed, (hidden, routing, kernels, saved, training)
+    return mixed, (as_bits(hidden), routing, kernels, saved, training)
 
 
 def _routed_mlp_backward(
     residuals: tuple[Any, ...], cotangent: jax.Array | SymbolicZero
 ) -> tuple[jax.Array | None, ...]:
-    hidden, routing, kernels, saved, training = residuals
+    hidden_bits, routing, kernels, saved, training = residuals
+    hidden = from_bits(hidden_bits)
     if isinstance(cotangent, SymbolicZero):
         return (None,) * 6
     is_training = training is not None

@@ -1,13 +1,18 @@
-"""bfloat16 arrays as bits: exact, free of copies, and never differentiated by mistake."""
+"""bfloat16 arrays as bits: exact, and never differentiated by mistake."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.ops.bits import as_bits, bits_like, from_bits
+from distill.ops.bits import as_bits, bits_like, from_bits, zeros_as_bits
+
+only_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="elsewhere bfloat16 arrays stay as they are"
+)
 
 
+@only_cpu
 def test_the_way_there_and_back_keeps_every_bit_and_all_other_arrays():
     every_value = jnp.arange(1 << 16, dtype=jnp.uint32).astype(jnp.uint16)
     tree = {
@@ -38,6 +43,14 @@ def test_values_are_rounded_to_what_they_are_stored_as(stored_as, computed_in):
     np.testing.assert_array_equal(result, values.astype(stored_as))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
+def test_zeros_are_stored_as_any_array_is(dtype):
+    zeros, stored = zeros_as_bits((2, 3), dtype), as_bits(jnp.zeros((2, 3), dtype))
+    assert zeros.dtype == stored.dtype
+    np.testing.assert_array_equal(zeros, stored)
+
+
+@only_cpu
 def test_differentiating_an_array_through_its_bits_is_refused_not_zero():
     with pytest.raises(TypeError, match="integers, which have no gradient"):
         jax.grad(lambda array: from_bits(as_bits(array)).sum())(jnp.ones(3, jnp.bfloat16))

@@ -66,6 +66,26 @@ def test_differentiated_product_gives_both_gradients_in_the_dtypes_of_its_factor
         np.testing.assert_allclose(wide(result), expected, rtol=rounding, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "bits"])
+def test_a_kernel_is_rounded_to_the_rows_and_its_gradient_is_not(dtype, stored):
+    rows, inputs, outputs = SHAPES[0]
+    left, cotangent = random((rows, inputs), dtype, 0), random((rows, outputs), dtype, 2)
+    kernel = random((inputs, outputs), "float32" if stored == "float32" else "bfloat16", 1)
+    rounded = kernel.astype(dtype)
+    given = jax.lax.bitcast_convert_type(kernel, jnp.uint16) if stored == "bits" else kernel
+    value, pull_back = jax.vjp(product, left, given)
+    of_left, of_kernel = pull_back(cotangent)
+    np.testing.assert_array_equal(value, float32_product(left, rounded).astype(dtype))
+    np.testing.assert_array_equal(of_left, left_gradient(cotangent, rounded).astype(dtype))
+    if stored == "bits":
+        assert of_kernel.dtype == jax.dtypes.float0
+    else:
+        expected = right_gradient(left, cotangent).astype(kernel.dtype)
+        assert of_kernel.dtype == kernel.dtype
+        np.testing.assert_array_equal(of_kernel, expected)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere it is the plain product")
 def test_bfloat16_product_is_handed_factors_that_lie_as_it_reads_them():
     program = jax.jit(left_gradient).lower(
