@@ -53,6 +53,7 @@ CASES = (
     Case(name="student_lora_hard_ragged", run=student.lora_hard_ragged, is_quick=False),
     Case(name="student_full_soft_dense", run=student.full_soft_dense),
     Case(name="student_full_hard_dense", run=student.full_hard_dense, is_quick=False),
+    Case(name="student_full_soft_ragged", run=student.full_soft_ragged, is_quick=False),
     Case(name="sampling_batch8", run=sampling.batch8),
     Case(
         name="delta_net_layer",

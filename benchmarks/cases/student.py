@@ -53,12 +53,17 @@ def full_hard_dense(bench: Bench) -> list[CaseResult]:
 
 def lora_soft_ragged(bench: Bench) -> list[CaseResult]:
     """An adapter, sequences of log-uniform lengths."""
-    return _ragged(bench, "student_lora_soft_ragged", is_hard=False)
+    return _ragged(bench, "student_lora_soft_ragged")
 
 
 def lora_hard_ragged(bench: Bench) -> list[CaseResult]:
     """The same with one target token per position."""
     return _ragged(bench, "student_lora_hard_ragged", is_hard=True)
+
+
+def full_soft_ragged(bench: Bench) -> list[CaseResult]:
+    """All weights, sequences of log-uniform lengths."""
+    return _ragged(bench, "student_full_soft_ragged", is_lora=False)
 
 
 def _dense(
@@ -73,7 +78,9 @@ def _dense(
     return [_train(bench, name, load, is_lora=is_lora, note="sequences of one length")]
 
 
-def _ragged(bench: Bench, name: str, *, is_hard: bool) -> list[CaseResult]:
+def _ragged(
+    bench: Bench, name: str, *, is_hard: bool = False, is_lora: bool = True
+) -> list[CaseResult]:
     sizes = bench.sizes
     lengths = ragged_lengths(
         sizes.ragged_sequences, shortest=sizes.ragged_shortest, longest=sizes.ragged_longest
@@ -85,7 +92,7 @@ def _ragged(bench: Bench, name: str, *, is_hard: bool) -> list[CaseResult]:
         "longest of all; torch: up to 4 at a time in the given order, padded to their longest"
     )
     peers = ("torch_f32", "torch_bf16")
-    return [_train(bench, name, load, is_lora=True, note=note, peers=peers)]
+    return [_train(bench, name, load, is_lora=is_lora, note=note, peers=peers)]
 
 
 def _load(

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -35,20 +36,19 @@ def model():
     return random_model(CONFIG, "bfloat16")
 
 
-def some_adapter(config):
-    """Of two projections that the model has."""
+@cache
+def gradient_program(name, dtype):
+    """The parameters, and the compiled gradient of an adapter of two projections, as text."""
+    config = CONFIGS[name]
+    graph, parameters = random_model(config, dtype)
     spec = LoraSpec(rank=2, alpha=4.0, target_modules=layer_targets(config)[:2], seed=0)
-    return init_adapter(config, spec, "float32")
-
-
-def gradient_program(graph, parameters, adapter):
-    """The optimised program of an adapter's gradient."""
 
     def loss(adapter):
         states = hidden_states(graph, parameters, token_ids(), adapter=adapter)
         return states.astype(jnp.float32).sum()
 
-    return jax.jit(jax.grad(loss)).lower(adapter).compile().as_text()
+    adapter = init_adapter(config, spec, "float32")
+    return parameters, jax.jit(jax.grad(loss)).lower(adapter).compile().as_text()
 
 
 def written(text):
@@ -82,12 +82,17 @@ def test_scoring_in_bfloat16_widens_no_stack_of_weights(model):
     assert not widened & weight_shapes(parameters)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("attention", "float32"),
+        *((name, "bfloat16") for name in CONFIGS),
+        pytest.param("experts", "float32", marks=pytest.mark.slow),
+        pytest.param("delta net", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_training_an_adapter_keeps_no_copy_of_the_weights_beside_it(name, dtype):
-    config = CONFIGS[name]
-    graph, parameters = random_model(config, dtype)
-    text = gradient_program(graph, parameters, some_adapter(config))
+    parameters, text = gradient_program(name, dtype)
     weights = {leaf.shape[1:] for leaf in jax.tree.leaves(parameters["layers"]) if leaf.ndim > 2}
     stacks = {shape for _, shape in written(text) if shape[0] == LAYERS}
     assert stacks, "the residuals of every layer"
@@ -97,16 +102,16 @@ def test_training_an_adapter_keeps_no_copy_of_the_weights_beside_it(name, dtype)
 @only_cpu
 @pytest.mark.parametrize("name", CONFIGS)
 def test_training_an_adapter_in_bfloat16_writes_residuals_as_bits(name):
-    config = CONFIGS[name]
-    graph, parameters = random_model(config, "bfloat16")
-    text = gradient_program(graph, parameters, some_adapter(config))
+    _, text = gradient_program(name, "bfloat16")
     stacks = {dtype for dtype, shape in written(text) if shape[0] == LAYERS and TOKENS in shape}
     # Some sums are float32; a stack of bfloat16 would be rewritten for every layer.
     assert "u16" in stacks
     assert "bf16" not in stacks
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["attention", "experts", pytest.param("delta net", marks=pytest.mark.slow)]
+)
 def test_wider_weights_are_cast_where_they_are_used_and_get_gradients_of_their_own_dtype(name):
     # Two periods are a loop already, and each one more rounds the gradient once more.
     config = replace(CONFIGS[name], layer_count=2 * len(CONFIGS[name].period))
