@@ -8,7 +8,7 @@ from distill.models.loading import LoadedModel, load_model
 from tests.support.tiny_models import write_tiny_model
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen3"])
+@pytest.fixture(scope="session", params=["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     directory: Path = tmp_path_factory.mktemp("bench") / request.param
     model: LoadedModel = load_model(str(write_tiny_model(directory, request.param)))

@@ -44,7 +44,7 @@ def test_scores_are_those_of_float32_but_for_rounding(half: LoadedModel, model: 
     assert_near(own, exact)
 
 
-@pytest.mark.parametrize("prompt_count", [1, 3])
+@pytest.mark.parametrize("prompt_count", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_samples_are_as_probable_as_scoring_finds_them(half: LoadedModel, prompt_count: int):
     generator = np.random.default_rng(1)
     prompts = [generator.integers(3, 40, 9, dtype=np.int32) for _ in range(prompt_count)]

@@ -27,7 +27,14 @@ LENGTH, PROMPT = 60, 50
 """Longer than every window of the cases; the prompt as well."""
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize(
+    "name",
+    # What the others have, but for a bias and one window everywhere.
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("qwen2", "mistral") else ())
+        for name in NEW
+    ],
+)
 def test_cache_and_pack_give_the_states_of_the_sequence_alone(name: str) -> None:
     case = TINY_CASES[name]
     config = tiny_config(case.family, **case.overrides)

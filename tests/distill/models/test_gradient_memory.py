@@ -110,7 +110,8 @@ def test_training_an_adapter_in_bfloat16_writes_residuals_as_bits(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["attention", "experts", pytest.param("delta net", marks=pytest.mark.slow)]
+    "name",
+    [pytest.param(name, marks=() if name == "attention" else pytest.mark.slow) for name in CONFIGS],
 )
 def test_wider_weights_are_cast_where_they_are_used_and_get_gradients_of_their_own_dtype(name):
     # Two periods are a loop already, and each one more rounds the gradient once more.
