@@ -111,7 +111,8 @@ def test_tiny_log_probs_equal_the_reference(tiny: tuple[str, LoadedModel, Fixtur
     )
 
 
-@pytest.mark.parametrize("loss", [pytest.param("hard", marks=pytest.mark.slow), "soft"])
+@pytest.mark.slow  # make test-parity compares the same gradients with the library itself
+@pytest.mark.parametrize("loss", ["hard", "soft"])
 def test_tiny_gradients_equal_the_reference(
     tiny: tuple[str, LoadedModel, Fixture], loss: str
 ) -> None:
@@ -167,7 +168,7 @@ def test_real_log_probs_and_rankings_equal_the_reference(
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("loss", ["hard", "soft"])
+@pytest.mark.parametrize("loss", [pytest.param("hard", marks=pytest.mark.slow), "soft"])
 def test_real_gradients_equal_the_reference(real: tuple[LoadedModel, Fixture], loss: str) -> None:
     model, fixture = real
     targets = real_targets(fixture.arrays["token_ids"], model.config.vocab_size)[loss]
