@@ -10,6 +10,7 @@ from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.weights import ModelWeights
 from distill.models.functional import Cache, head_kernel, init_cache
 from distill.models.loading import LoadedModel
+from distill.ops.device import is_on_cpu
 from distill.tensors import Int32Array
 
 _BATCH_SIZES = (16, 4, 1)
@@ -18,7 +19,7 @@ _BATCH_SIZES = (16, 4, 1)
 
 def _piece_tokens() -> int:
     """Most prompt tokens of a piece: as for scoring, short on a CPU, and filling an accelerator."""
-    return 1024 if jax.default_backend() == "cpu" else 16384
+    return 1024 if is_on_cpu() else 16384
 
 
 class PromptReader:

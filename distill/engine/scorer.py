@@ -30,6 +30,7 @@ from distill.engine.supports import (
 from distill.engine.weights import ModelWeights
 from distill.models.functional import head_weights, packed_hidden_states
 from distill.models.loading import LoadedModel
+from distill.ops.device import is_on_cpu
 from distill.ops.logits import Head
 from distill.ops.supports import SampledRows, candidate_rows
 from distill.ops.topk import TopKRows, scoring_chunk_rows, top_k_rows
@@ -77,7 +78,7 @@ class Scorer:
         self._config = model.config
         # A piece of the body: short on a CPU, whose time per token is long and where a small
         # matmul is as efficient; large enough on an accelerator to fill it.
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = is_on_cpu()
         self.token_budget = 1024 if on_cpu else 16384
         # A context and its completions often miss 1024 by little, and would then compute the
         # context twice: a piece of twice the length is the cheaper of two evils. At 16384 they

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import base_weights
 from distill.models.loading import LoadedModel, load_model
+from distill.ops.device import is_on_cpu
 
 ROUNDING = 2.0**-6
 """Of the length of a row of log-probs: a bfloat16 has 8 bits, and each layer rounds a few times.
@@ -64,7 +64,7 @@ def test_samples_are_as_probable_as_scoring_finds_them(half: LoadedModel, prompt
 def test_base_weights_hold_the_head_as_products_read_it(half: LoadedModel, model: LoadedModel):
     assert base_weights(model).head_columns is None
     columns = base_weights(half).head_columns
-    if jax.default_backend() == "cpu":
+    if is_on_cpu():
         embedding = half.parameters["embed_tokens"]["embedding"]
         assert columns is not None
         assert columns.dtype == jnp.bfloat16

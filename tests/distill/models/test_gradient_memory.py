@@ -12,6 +12,7 @@ import pytest
 from distill.models.adapters import LoraSpec, init_adapter, layer_targets
 from distill.models.functional import build_graph, hidden_states
 from tests.distill.models.test_functional import random_model
+from tests.support.devices import only_cpu
 from tests.support.tiny_models import tiny_config
 
 LAYERS, TOKENS = 3, 40
@@ -24,11 +25,6 @@ CONFIGS = {
 ROUNDING = {"attention": 0.02, "experts": 0.03, "delta net": 0.15}
 """Of a gradient of two periods, by its length: twice what bfloat16 was measured to cost. JAX's own
 gradient of bfloat16 weights is off by 0.067 in the last, whose memory carries errors on."""
-
-
-only_cpu = pytest.mark.skipif(
-    jax.default_backend() != "cpu", reason="elsewhere bfloat16 arrays stay as they are"
-)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from distill.ops.bits import as_bits, bits_like, from_bits, zeros_as_bits
-
-only_cpu = pytest.mark.skipif(
-    jax.default_backend() != "cpu", reason="elsewhere bfloat16 arrays stay as they are"
-)
+from tests.support.devices import only_cpu
 
 
 @only_cpu

@@ -13,6 +13,7 @@ from distill.ops.products import (
     right_gradient,
     transposed,
 )
+from tests.support.devices import only_cpu
 
 SHAPES = [(5, 7, 3), (3, 2, MUCH_WIDER * 2), (6, MUCH_WIDER * 3, 3), (1, 9, 9)]
 """(rows, in, out); the third is transposed the other way round."""
@@ -86,7 +87,7 @@ def test_a_kernel_is_rounded_to_the_rows_and_its_gradient_is_not(dtype, stored):
         np.testing.assert_array_equal(of_kernel, expected)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere it is the plain product")
+@only_cpu
 def test_bfloat16_product_is_handed_factors_that_lie_as_it_reads_them():
     program = jax.jit(left_gradient).lower(
         jax.ShapeDtypeStruct((48, 80), jnp.bfloat16), jax.ShapeDtypeStruct((112, 80), jnp.bfloat16)
