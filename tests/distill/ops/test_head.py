@@ -233,6 +233,25 @@ def test_logits_are_the_same_however_the_kernel_is_read(inputs, row_count, has_c
     np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_are_the_same_however_the_sum_of_the_kernels_lies(inputs, monkeypatch):
+    hidden, kernel, token_ids = inputs
+
+    def gradients():
+        return jax.grad(fused_loss, argnums=(0, 1))(
+            hidden, Head(kernel), distribution(token_ids), WITH_TAIL
+        )
+
+    monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunking, "MIN_CHUNK_ROWS", 16)
+    sums, results = [], []
+    for on_cpu in (True, False):
+        monkeypatch.setattr(chunking, "is_on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        sums.append(chunking.empty_kernel_sum(kernel).shape)
+        results.append(gradients())
+    assert sums == [(HIDDEN, VOCAB), (VOCAB, HIDDEN)]
+    assert_close(*results)
+
+
 def test_kernel_is_held_twice_only_where_its_products_are_quicker_so(inputs):
     _, kernel, _ = inputs
     assert kernel_columns(kernel) is None
