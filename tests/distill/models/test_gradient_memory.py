@@ -23,9 +23,9 @@ CONFIGS = {
     "delta net": tiny_config("qwen3_5_text", layer_count=2 * LAYERS),
 }
 ROUNDING = {"attention": 0.02, "experts": 0.03, "delta net": 0.15}
-"""Of a gradient of two periods, by its length: over twice what bfloat16 was measured to cost (0.008,
-0.011, 0.064). In the last, whose memory carries errors on, JAX's own gradient of bfloat16 weights
-is off by 0.067."""
+"""Of a gradient of two periods, by its length: over twice what bfloat16 was measured to cost
+(0.008, 0.011, 0.064). In the last, whose memory carries errors on, JAX's own gradient of
+bfloat16 weights is off by 0.067."""
 
 
 @pytest.fixture(scope="module")
