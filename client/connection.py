@@ -1,5 +1,6 @@
 """A channel to a service: its options, its deadlines and the one kind of retry."""
 
+import math
 import random
 import threading
 import time
@@ -119,18 +120,21 @@ class Connection:
             deadline: of all the attempts together.
 
         Raises:
-            ServiceError: any other status, or the last UNAVAILABLE.
+            ServiceError: any other status, or the last UNAVAILABLE. Where the first attempt failed
+                for another reason, the hint says for which.
         """
-        for delay_seconds in self._delays():
+        first: ServiceError | None = None
+        for delay_seconds in (*self._delays(), math.inf):  # none after the last attempt
             try:
                 with self._errors():
                     return attempt(deadline.remaining_seconds)
             except ServiceError as error:
+                first = first or error
                 if error.code != "UNAVAILABLE" or deadline.remaining_seconds <= delay_seconds:
+                    _tell_of_the_first(error, first)
                     raise
             time.sleep(delay_seconds)
-        with self._errors():
-            return attempt(deadline.remaining_seconds)
+        raise AssertionError("the last attempt returns or raises")
 
     def stream(
         self, open_stream: Callable[[float], Iterator[Answer]], deadline: Deadline
@@ -185,6 +189,13 @@ class Connection:
             delay_seconds = self._retry.first_delay_seconds * 2**index
             # Jitter, so that many clients of one restarted service do not return in step.
             yield min(delay_seconds, self._retry.max_delay_seconds) * random.uniform(0.8, 1.2)
+
+
+def _tell_of_the_first(error: ServiceError, first: ServiceError) -> None:
+    """A service that went away in the middle of a call must not read as one that never ran."""
+    if first.message != error.message and not (first.hint and first.hint == error.hint):
+        broken = f"the first attempt ended with {first.code}: {first.message}"
+        error.hint = "; ".join(filter(None, (error.hint, broken)))
 
 
 def wait_until_serving(address: str, *, service: str, timeout_seconds: float) -> None:

@@ -1,10 +1,13 @@
 """Compiled functions that know how often they were compiled."""
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import jax
+
+_LOGGER = logging.getLogger(__name__)
 
 Arguments = ParamSpec("Arguments")
 ResultT = TypeVar("ResultT")
@@ -29,6 +32,8 @@ class CompiledFunctions:
         def traced(*args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultT:
             # Python only runs this while JAX traces a shape that it has no code for.
             self.compile_count += 1
+            # Before, and not after: whoever waits for a first answer wants to know for what.
+            _LOGGER.info("a new shape of %s: compiling it, or reading it", function.__name__)
             return function(*args, **kwargs)
 
         return jax.jit(traced, static_argnames=static_argnames, donate_argnames=donate_argnames)

@@ -126,8 +126,8 @@ def _download(hub_id: str) -> Path:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise ModelError(
-            f"model {hub_id!r} cannot be downloaded (no connection to the hub?), and is not here "
-            "whole"
+            f"model {hub_id!r} cannot be downloaded (no connection to the hub?), and no earlier "
+            "download of it is complete"
         ) from error
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
         raise ModelError(

@@ -80,12 +80,13 @@ class RunningServer:
         Raises:
             StartError: the address cannot be bound.
         """
+        self._requests = ErrorInterceptor(max_concurrent_requests)
         self._server = grpc.server(
             ThreadPoolExecutor(
                 max_concurrent_requests + _SPARE_THREADS, thread_name_prefix="request"
             ),
             options=_CHANNEL_OPTIONS,
-            interceptors=[ErrorInterceptor(max_concurrent_requests)],
+            interceptors=[self._requests],
         )
         # gRPC would not say why a bind fails, and would write lines of its own.
         _check_can_bind(host, port)
@@ -114,6 +115,12 @@ class RunningServer:
         """
         end = time.monotonic() + grace_seconds
         self._health.enter_graceful_shutdown()
+        if (in_progress := self._requests.in_progress) > 0:
+            _LOGGER.info(
+                "finishing %d request(s), for up to %g s; a second signal stops at once",
+                in_progress,
+                grace_seconds,
+            )
         self._server.stop(grace_seconds).wait()
         if self._service is not None:
             self._service.close(max(0.0, end - time.monotonic()))

@@ -82,7 +82,9 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ha
 
     def __init__(self, max_concurrent_requests: int) -> None:
         self._max_concurrent_requests = max_concurrent_requests
-        self._slots = threading.BoundedSemaphore(max_concurrent_requests)
+        self._lock = threading.Lock()
+        self.in_progress = 0
+        """Requests that are being answered; health checks do not count."""
 
     def intercept_service(
         self,
@@ -126,15 +128,20 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ha
 
     @contextmanager
     def _guarded(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
-        if not self._slots.acquire(blocking=False):
-            limit = self._max_concurrent_requests
+        limit = self._max_concurrent_requests
+        with self._lock:
+            has_room = self.in_progress < limit
+            if has_room:
+                self.in_progress += 1
+        if not has_room:
             _abort(context, method, BusyError(f"the service handles {limit} requests at a time"))
         try:
             yield
         except Exception as error:
             _abort(context, method, error)
         finally:
-            self._slots.release()
+            with self._lock:
+                self.in_progress -= 1
 
 
 def _abort(context: grpc.ServicerContext, method: str, error: Exception) -> NoReturn:

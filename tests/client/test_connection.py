@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from client.connection import RetryPolicy, wait_until_serving
+from client.connection import Connection, RetryPolicy, Role, wait_until_serving
 from client.errors import ServiceError
 from client.student import StudentClient
 from client.teacher import TeacherClient
@@ -77,6 +77,20 @@ def test_a_service_that_says_why_it_is_unavailable_is_not_told_to_be_absent() ->
     ):
         client.model_info()
     assert (caught.value.hint, caught.value.message) == ("", "the service is draining")
+
+
+def test_a_service_that_went_away_amid_a_call_is_not_told_to_have_never_run() -> None:
+    problems = ["Socket closed", "Connection refused"]
+
+    def attempt(_timeout_seconds: float) -> None:
+        raise ServiceError(code="UNAVAILABLE", message=problems.pop(0))
+
+    retry = RetryPolicy(attempts=2, first_delay_seconds=0.01)
+    connection = Connection("127.0.0.1:1", Role.TEACHER, timeout_seconds=5, retry=retry)
+    with pytest.raises(ServiceError, match=r"Connection refused.*Socket closed") as caught:
+        connection.call(attempt, connection.deadline(None))
+    assert caught.value.hint.endswith("the first attempt ended with UNAVAILABLE: Socket closed")
+    connection.close()
 
 
 def test_the_address_of_the_other_service_is_recognised() -> None:

@@ -93,8 +93,12 @@ def test_health_answers_while_every_request_slot_is_taken(
 
 
 def test_a_drain_reports_not_serving_finishes_requests_and_then_closes(
-    echo: Echo, server: RunningServer, channel: grpc.Channel
+    echo: Echo,
+    server: RunningServer,
+    channel: grpc.Channel,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "distill.rpc.server")
     watch = health_pb2_grpc.HealthStub(channel).Watch(
         health_pb2.HealthCheckRequest(service=NAME), timeout=20
     )
@@ -111,6 +115,7 @@ def test_a_drain_reports_not_serving_finishes_requests_and_then_closes(
     stopping.join(20)
     assert not stopping.is_alive()
     assert echo.closed == 1
+    assert "finishing 1 request(s), for up to 20 s" in caplog.text
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(f"/{NAME}/Answer")(b"late", timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
