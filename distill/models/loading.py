@@ -15,9 +15,14 @@ from distill.models.functional import Graph, Parameters, build_graph, head_colum
 from distill.models.hf_families import parse_hf_config
 from distill.models.hf_weights import leaves, read_weights
 from distill.models.references import resolve_reference
+from distill.ops.device import is_on_cpu
 from distill.tokenizer import TextTokenizer
 
 _LOGGER = logging.getLogger(__name__)
+
+AUTO_DTYPE = "auto"
+"""The dtype in which a device is fast: bfloat16 on an accelerator, whose exact float32 products are
+many times slower, and float32 on a CPU."""
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -63,7 +68,7 @@ def load_model(
     Args:
         reference: a Hugging Face model directory, a `.gguf` file, "smollm2-135m" (the embedded
             default), or a hub id "organisation/name". GGUF is converted once into the cache.
-        compute_dtype: "float32" or "bfloat16".
+        compute_dtype: "float32", "bfloat16", or "auto" for the one that suits the device.
         cache_dir: where conversions are kept; None: $DISTILL_CACHE_DIR, or the user's cache.
         mask_padded_vocabulary: give the rows of the vocabulary that the tokenizer has no ids for
             no probability.
@@ -71,9 +76,11 @@ def load_model(
     Raises:
         ModelError: the model cannot be found, is incomplete, or of a kind not supported.
     """
+    if compute_dtype == AUTO_DTYPE:
+        compute_dtype = "float32" if is_on_cpu() else "bfloat16"
     if compute_dtype not in COMPUTE_DTYPES:
-        allowed = " or ".join(COMPUTE_DTYPES)
-        raise ModelError(f"compute_dtype: must be {allowed}, got {compute_dtype!r}")
+        allowed = ", ".join((AUTO_DTYPE, *COMPUTE_DTYPES))
+        raise ModelError(f"compute_dtype: must be one of {allowed}, got {compute_dtype!r}")
     resolved = resolve_reference(reference, cache_dir)
     config = parse_hf_config(_read_config(resolved.directory))
     tokenizer = TextTokenizer.from_directory(resolved.directory)

@@ -88,9 +88,10 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) 
     )
     add(
         "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="compute dtype; logits are always float32 (default: %(default)s)",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="compute dtype; auto: bfloat16 on an accelerator, float32 on a CPU; logits are always "
+        "float32 (default: %(default)s)",
     )
     add(
         "--mask-padded-vocabulary",

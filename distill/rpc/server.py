@@ -114,13 +114,13 @@ class RunningServer:
                 compute is given up.
         """
         end = time.monotonic() + grace_seconds
-        self._health.enter_graceful_shutdown()
         if (in_progress := self._requests.in_progress) > 0:
             _LOGGER.info(
                 "finishing %d request(s), for up to %g s; a second signal stops at once",
                 in_progress,
                 grace_seconds,
             )
+        self._health.enter_graceful_shutdown()
         self._server.stop(grace_seconds).wait()
         if self._service is not None:
             self._service.close(max(0.0, end - time.monotonic()))

@@ -39,9 +39,8 @@ def trainer(model):
     return Trainer(model, token_budget=256, remat=False)
 
 
-@pytest.mark.parametrize(
-    "lora", [pytest.param(LORA, marks=pytest.mark.slow, id="lora"), pytest.param(None, id="full")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 def test_gradient_of_a_ragged_batch_equals_the_dense_one(model, trainer, lora):
     """Packed beside others, the tokens of an example choose the same experts as alone."""
     batch = batch_of(ragged(np.random.default_rng(0), model.config.vocab_size))

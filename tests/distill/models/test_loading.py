@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from distill.errors import ModelError
+from distill.models import loading
 from distill.models.functional import Parameters
 from distill.models.hf_families import model_weight_entries
 from distill.models.loading import load_model
@@ -100,6 +101,17 @@ def test_stored_and_compute_types_combine(tmp_path: Path, stored: str, compute: 
     assert kernel.dtype == jnp.dtype(compute)
     steps = exact.astype(stored).astype(compute)
     np.testing.assert_array_equal(kernel, steps)
+    assert model.parameters["norm"]["scale"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("on_cpu", "expected"), [(True, "float32"), (False, "bfloat16")])
+def test_the_automatic_dtype_is_the_fast_one_of_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: bool, expected: str
+) -> None:
+    monkeypatch.setattr(loading, "is_on_cpu", lambda: on_cpu)
+    model = load_model(str(write_tiny_model(tmp_path / "m")), compute_dtype="auto")
+    kernel = model.parameters["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.dtype == jnp.dtype(expected)
     assert model.parameters["norm"]["scale"].dtype == jnp.float32
 
 
@@ -284,5 +296,5 @@ def test_tokens_that_were_added_beyond_the_model_are_no_obstacle(
 
 def test_unknown_compute_type_is_refused(tmp_path: Path) -> None:
     directory = write_tiny_model(tmp_path / "m")
-    with pytest.raises(ModelError, match="must be float32 or bfloat16, got 'float16'"):
+    with pytest.raises(ModelError, match="must be one of auto, float32, bfloat16, got 'float16'"):
         load_model(str(directory), compute_dtype="float16")

@@ -150,7 +150,7 @@ def options_of(*arguments: str) -> ServerOptions:
 def test_the_defaults_serve_the_embedded_model_on_loopback() -> None:
     options = options_of()
     assert (options.model, options.host, options.port) == ("smollm2-135m", "127.0.0.1", 50051)
-    assert options.dtype == "float32"
+    assert options.dtype == "auto"
     assert options.ready_file is None
     assert not options.exit_when_stdin_closes
 
