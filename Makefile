@@ -81,8 +81,8 @@ protos: ## generate distill/v1 from protos/
 	@protos/generate.sh
 
 bench: environment-dev ## measure beside plain JAX, PyTorch and skyrl (ARGS="--quick --json FILE --only NAME")
-	@echo "==> benchmarks, with memory in large pages for all sides, as the services have it"
-	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python -m benchmarks $(ARGS)
+	@echo "==> benchmarks, with memory in large pages for all sides, as in services that the client or the images start"
+	@GLIBC_TUNABLES="$${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}" $(VENV)/bin/python -m benchmarks $(ARGS)
 
 # Never a dependency: it lives in an environment of its own and is spoken to through pipes.
 bench-peer: ## install skyrl's JAX backend for make bench; PyTorch: make environment-parity

@@ -120,19 +120,20 @@ class Connection:
             deadline: of all the attempts together.
 
         Raises:
-            ServiceError: any other status, or the last UNAVAILABLE. Where the first attempt failed
-                for another reason, the hint says for which.
+            ServiceError: any other status, or the last UNAVAILABLE. Where none answers in the end,
+                but an earlier attempt met a service and broke off, the hint says how.
         """
-        first: ServiceError | None = None
+        broken = ""
         for delay_seconds in (*self._delays(), math.inf):  # none after the last attempt
             try:
                 with self._errors():
                     return attempt(deadline.remaining_seconds)
             except ServiceError as error:
-                first = first or error
                 if error.code != "UNAVAILABLE" or deadline.remaining_seconds <= delay_seconds:
-                    _tell_of_the_first(error, first)
+                    _tell_what_broke(error, broken)
                     raise
+                if not error.hint:  # with one, nobody was there
+                    broken = str(error)
             time.sleep(delay_seconds)
         raise AssertionError("the last attempt returns or raises")
 
@@ -191,11 +192,12 @@ class Connection:
             yield min(delay_seconds, self._retry.max_delay_seconds) * random.uniform(0.8, 1.2)
 
 
-def _tell_of_the_first(error: ServiceError, first: ServiceError) -> None:
+def _tell_what_broke(error: ServiceError, broken: str) -> None:
     """A service that went away in the middle of a call must not read as one that never ran."""
-    if first.message != error.message and not (first.hint and first.hint == error.hint):
-        broken = f"the first attempt ended with {first.code}: {first.message}"
-        error.hint = "; ".join(filter(None, (error.hint, broken)))
+    is_unanswered = error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not error.reason
+    if is_unanswered and broken not in ("", str(error)):
+        told = f"an earlier attempt ended with {broken}"
+        error.hint = "; ".join(filter(None, (error.hint, told)))
 
 
 def wait_until_serving(address: str, *, service: str, timeout_seconds: float) -> None:

@@ -5,11 +5,8 @@ import sys
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGEST_INT = 2**31 - 1
-"""mallopt takes an int."""
-
 _NEVER = -1
-"""The trim threshold that turns trimming off: the largest int would still trim beyond 2 GiB."""
+"""As a threshold: the largest size there is. The largest int would leave out what is over 2 GiB."""
 
 _LARGEST_OLD_THRESHOLD = 32 << 20
 """Half of the largest heap of an arena."""
@@ -31,6 +28,6 @@ def keep_freed_memory() -> None:
     if mallopt is None:
         return  # not glibc
     # Older versions refuse a threshold above half a heap; their own would then stay at 128 KiB.
-    if not mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT):
+    if not mallopt(_M_MMAP_THRESHOLD, _NEVER):
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_OLD_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, _NEVER)

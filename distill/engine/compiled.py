@@ -33,7 +33,11 @@ class CompiledFunctions:
             # Python only runs this while JAX traces a shape that it has no code for.
             self.compile_count += 1
             # Before, and not after: whoever waits for a first answer wants to know for what.
-            _LOGGER.info("a new shape of %s: compiling it, or reading it", function.__name__)
+            _LOGGER.info(
+                "program %d, %s for new shapes: compiling it, unless the cache has it",
+                self.compile_count,
+                function.__name__,
+            )
             return function(*args, **kwargs)
 
         return jax.jit(traced, static_argnames=static_argnames, donate_argnames=donate_argnames)

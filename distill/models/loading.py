@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distill.dtypes import AUTO_DTYPE, COMPUTE_DTYPES
 from distill.errors import ModelError
 from distill.models.config import ModelConfig
 from distill.models.functional import Graph, Parameters, build_graph, head_columns
@@ -19,12 +20,6 @@ from distill.ops.device import is_on_cpu
 from distill.tokenizer import TextTokenizer
 
 _LOGGER = logging.getLogger(__name__)
-
-AUTO_DTYPE = "auto"
-"""The dtype in which a device is fast: bfloat16 on an accelerator, whose exact float32 products are
-many times slower, and float32 on a CPU."""
-
-COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)

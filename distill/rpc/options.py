@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.dtypes import AUTO_DTYPE, COMPUTE_DTYPES
 from distill.rpc.address import split_address
 
 
@@ -31,7 +32,7 @@ class ServerOptions:
     """Stop at the end of standard input: no service outlives the process that started it."""
 
     dtype: str
-    """Compute dtype: "float32" or "bfloat16"."""
+    """Compute dtype: "float32", "bfloat16", or "auto" for the fast one of the device."""
 
     mask_padded_vocabulary: bool
     """Whether tokens that the tokenizer does not have get no probability."""
@@ -88,8 +89,8 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) 
     )
     add(
         "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
+        choices=(AUTO_DTYPE, *COMPUTE_DTYPES),
+        default=AUTO_DTYPE,
         help="compute dtype; auto: bfloat16 on an accelerator, float32 on a CPU; logits are always "
         "float32 (default: %(default)s)",
     )

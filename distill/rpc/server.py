@@ -31,6 +31,9 @@ _LOGGER = logging.getLogger(__name__)
 
 _SPARE_THREADS = 8  # beyond the request slots: health checks and refusals
 
+_PATIENCE_SECONDS = 0.2
+"""A stop that takes longer is explained in the log."""
+
 _CHANNEL_OPTIONS = (
     # Without it, a second server binds the same port and takes half of the calls.
     ("grpc.so_reuseport", 0),
@@ -114,14 +117,15 @@ class RunningServer:
                 compute is given up.
         """
         end = time.monotonic() + grace_seconds
-        if (in_progress := self._requests.in_progress) > 0:
-            _LOGGER.info(
-                "finishing %d request(s), for up to %g s; a second signal stops at once",
-                in_progress,
-                grace_seconds,
-            )
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace_seconds).wait()
+        stopped = self._server.stop(grace_seconds)
+        if not stopped.wait(min(_PATIENCE_SECONDS, grace_seconds)):
+            _LOGGER.info(
+                "waiting up to %g s for %d request(s) and for open watches of the health",
+                grace_seconds,
+                self._requests.in_progress,
+            )
+        stopped.wait()
         if self._service is not None:
             self._service.close(max(0.0, end - time.monotonic()))
 
@@ -160,7 +164,7 @@ def serve(
     _LOGGER.info(
         "serving %s at %s, started in %.1f s", service.description, server.address, seconds
     )
-    _LOGGER.info("stopping: %s", stop_signal.wait())
+    _LOGGER.info("stopping: %s; a second signal stops at once", stop_signal.wait())
     server.stop(options.grace_seconds)
     if options.ready_file is not None:
         options.ready_file.unlink(missing_ok=True)

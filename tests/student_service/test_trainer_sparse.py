@@ -39,11 +39,13 @@ def trainer(model):
     return Trainer(model, token_budget=256, remat=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(LORA, marks=pytest.mark.slow, id="lora"), pytest.param(None, id="full")]
+)
 def test_gradient_of_a_ragged_batch_equals_the_dense_one(model, trainer, lora):
     """Packed beside others, the tokens of an example choose the same experts as alone."""
-    batch = batch_of(ragged(np.random.default_rng(0), model.config.vocab_size))
+    # Two examples: the reference compiles the model once for each.
+    batch = batch_of(ragged(np.random.default_rng(0), model.config.vocab_size)[:2])
     trainable = moved_trainable(trainer, lora)
     outcome = run(trainer, trainable, lora, batch)
     value, gradient = jax.jit(jax.value_and_grad(dense_loss(model, lora, batch)))(trainable)
@@ -52,7 +54,7 @@ def test_gradient_of_a_ragged_batch_equals_the_dense_one(model, trainer, lora):
     if lora is None:
         mlp = outcome.gradients["layers"]["sparse"]["mlp"]
         assert jnp.abs(mlp["router"]["kernel"]).max() > 0
-        # Every expert of every layer was visited by one of 152 tokens.
+        # Every expert of every layer was visited by one of 49 tokens.
         for projection in mlp["experts"].values():
             assert (jnp.abs(projection["kernel"]).max((-1, -2)) > 0).all()
 
