@@ -5,7 +5,11 @@ import sys
 
 import pytest
 
-MEASURE = """
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only glibc is told anything"
+)
+
+PAGE_FAULTS = """
 import resource, sys
 import numpy as np
 from distill.engine.allocator import keep_freed_memory
@@ -21,9 +25,9 @@ def faults():
 faults()
 print(faults())
 """
+"""Of writing 64 MiB for the second time."""
 
-
-MEASURE_LARGE = """
+KEPT_MIB = """
 import ctypes, resource, sys
 from distill.engine.allocator import keep_freed_memory
 
@@ -43,24 +47,19 @@ assert block, "no address space"
 libc.free(block)
 print((pages() - before) * resource.getpagesize() >> 20)
 """
+"""Of the addresses of a block of 3 GiB that was freed."""
 
 
-def page_faults(kind: str) -> int:
-    """Of writing 64 MiB for the second time, in a process of its own: the setting lasts."""
-    command = [sys.executable, "-c", MEASURE, kind]
+def measured(script: str, kind: str) -> int:
+    """What a script prints, in a process of its own: the setting lasts."""
+    command = [sys.executable, "-c", script, kind]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told anything")
 def test_memory_that_was_freed_is_not_fetched_from_the_kernel_again() -> None:
-    assert page_faults("kept") < page_faults("default") / 4
+    assert measured(PAGE_FAULTS, "kept") < measured(PAGE_FAULTS, "default") / 4
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told anything")
 def test_a_block_larger_than_an_int_stays_with_the_process_too() -> None:
-    def kept_mib(kind: str) -> int:
-        command = [sys.executable, "-c", MEASURE_LARGE, kind]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    assert kept_mib("default") < 100
-    assert kept_mib("kept") >= 3 << 10
+    assert measured(KEPT_MIB, "default") < 100
+    assert measured(KEPT_MIB, "kept") >= 3 << 10
