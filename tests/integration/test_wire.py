@@ -1,7 +1,6 @@
 """What the contract says of single messages, asked of real services through bare stubs."""
 
 import threading
-import time
 
 import grpc
 import jax
@@ -18,6 +17,7 @@ from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2, student_service_pb2_grpc, tensor_pb2, training_pb2
 from distill.v1 import student_service_pb2 as pb
 from tests.integration.batches import LORA, VOCAB, move, tokens
+from tests.support.waiting import wait_until
 
 CROSS_ENTROPY = training_pb2.OBJECTIVE_CROSS_ENTROPY
 TAIL_BUCKET = training_pb2.OBJECTIVE_TAIL_BUCKET
@@ -220,13 +220,6 @@ def steps(stub, run_name, numbers, timeout=None):
         )
         for number in numbers
     ]
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 PLACES_TO_WAIT = 32  # half of the service's 64 request slots

@@ -13,6 +13,7 @@ from distill.tensors import encode_int32
 from distill.v1 import scoring_pb2, training_pb2
 from distill.v1 import student_service_pb2 as pb
 from distill.v1.student_service_pb2_grpc import StudentServiceStub
+from tests.support.waiting import wait_until
 
 LORA = LoraSettings(rank=2)
 TOKENS = encode_int32(np.arange(3, 12))
@@ -29,13 +30,6 @@ def run(student):
     run = student.create_run(f"run-{uuid.uuid4().hex[:8]}", lora=LORA)
     run.save_checkpoint("saved")
     return run
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def forward_parts(run_id, weights=None):

@@ -1,7 +1,6 @@
 """The teacher over a real connection: description, streams, concurrency, cancellation, errors."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -18,6 +17,7 @@ from distill.tokenizer import TextTokenizer
 from distill.v1 import scoring_pb2
 from distill.v1 import teacher_service_pb2 as pb
 from distill.v1.teacher_service_pb2_grpc import TeacherServiceStub
+from tests.support.waiting import wait_until
 
 WAIT_SECONDS = 60.0
 
@@ -47,13 +47,6 @@ def stream_top_k(stub: TeacherServiceStub, request: scoring_pb2.Scoring) -> grpc
 def own_log_probs(stub: TeacherServiceStub, prompt: list[int]) -> np.ndarray:
     chunks = [answer.chunk for answer in stream_top_k(stub, scoring(prompt))]
     return np.concatenate([decode_floats(chunk.prompt_log_probs, "", (1,)) for chunk in chunks])
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "the condition never came true"
-        time.sleep(0.01)
 
 
 def test_the_description_fits_the_model(stub: TeacherServiceStub, model: LoadedModel) -> None:
@@ -123,7 +116,7 @@ def test_a_cancelled_stream_stops_costing_compute(
     call = stream_top_k(stub, scoring(*prompts, top_k=512))
     next(call)
     call.cancel()
-    wait_until(lambda: not queue._unfinished)
+    wait_until(lambda: not queue._unfinished, WAIT_SECONDS)
     computed = scorer.head_rows_computed - rows_before
     assert 0 < computed < 16 * 599 / 2
     # The queue is free for others.
@@ -147,7 +140,7 @@ def test_a_client_that_does_not_read_is_not_computed_for(
     # Others get their turn meanwhile.
     assert len(own_log_probs(stub, tokens(10))) == 9
     call.cancel()
-    wait_until(lambda: not queue._unfinished)
+    wait_until(lambda: not queue._unfinished, WAIT_SECONDS)
 
 
 def test_a_passed_deadline_ends_the_compute(stub: TeacherServiceStub, queue: DeviceQueue) -> None:
@@ -161,7 +154,7 @@ def test_a_passed_deadline_ends_the_compute(stub: TeacherServiceStub, queue: Dev
     with pytest.raises(grpc.RpcError) as caught:
         list(stub.Sample(request, timeout=0.05))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    wait_until(lambda: not queue._unfinished)
+    wait_until(lambda: not queue._unfinished, WAIT_SECONDS)
     assert queue.pieces_run - pieces_before < 2000 / 8
 
 
@@ -197,7 +190,7 @@ def test_samples_arrive_once_each_and_agree_with_scoring(stub: TeacherServiceStu
 def test_a_bad_request_is_refused_before_any_compute(
     stub: TeacherServiceStub, queue: DeviceQueue, request_scoring: scoring_pb2.Scoring, field: str
 ) -> None:
-    wait_until(lambda: not queue._unfinished)
+    wait_until(lambda: not queue._unfinished, WAIT_SECONDS)
     pieces_before = queue.pieces_run
     with pytest.raises(grpc.RpcError) as caught:
         list(stream_top_k(stub, request_scoring))
@@ -211,7 +204,7 @@ def test_a_bad_request_is_refused_before_any_compute(
 def test_an_oversized_request_is_refused_before_any_compute(
     stub: TeacherServiceStub, queue: DeviceQueue
 ) -> None:
-    wait_until(lambda: not queue._unfinished)
+    wait_until(lambda: not queue._unfinished, WAIT_SECONDS)
     pieces_before = queue.pieces_run
     with pytest.raises(grpc.RpcError) as caught:
         list(stream_top_k(stub, scoring(tokens(601))))

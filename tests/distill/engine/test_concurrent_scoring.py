@@ -15,7 +15,8 @@ from distill.engine.supports import Candidates, Draws, Support
 from distill.engine.weights import ModelWeights
 from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter
 from distill.models.loading import LoadedModel
-from tests.distill.engine.waiting import WAIT_SECONDS, Gate, wait_until
+from tests.distill.engine.gate import Gate
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 COMPILE_SECONDS = 120.0
 """Longest wait for an answer that may need new shapes."""

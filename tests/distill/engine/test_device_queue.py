@@ -9,7 +9,8 @@ import pytest
 
 from distill.engine.device_queue import DeviceQueue, Rest
 from distill.errors import DeadlineError, UnavailableError
-from tests.distill.engine.waiting import WAIT_SECONDS, Gate, wait_until
+from tests.distill.engine.gate import Gate
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 
 @pytest.fixture

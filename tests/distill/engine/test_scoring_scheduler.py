@@ -12,7 +12,8 @@ from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.errors import DeadlineError, UnavailableError
 from tests.distill.engine.fake_scoring import WEIGHTS, FakeScorer, Stop, job
-from tests.distill.engine.waiting import WAIT_SECONDS, Gate, wait_until
+from tests.distill.engine.gate import Gate
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 LONG_SECONDS = 10 * WAIT_SECONDS
 """A patience that no test survives."""

@@ -3,7 +3,6 @@
 import argparse
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import grpc
@@ -12,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
 from distill.rpc.server import RunningServer, Service, StartError
+from tests.support.waiting import wait_until
 
 NAME = "test.Echo"
 
@@ -111,10 +111,7 @@ def test_a_drain_reports_not_serving_finishes_requests_and_then_closes(
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()
     assert echo.closed == 0
-    deadline = time.monotonic() + 15
-    while "waiting up to 20 s for 1 request(s)" not in caplog.text:
-        assert time.monotonic() < deadline, caplog.text
-        time.sleep(0.02)
+    wait_until(lambda: "waiting up to 20 s for 1 request(s)" in caplog.text)
     echo.release.set()
     assert call.result() == b"in flight"
     stopping.join(20)

@@ -1,13 +1,9 @@
-"""Waiting for what the device queue's worker does, and holding it."""
+"""Holding the device queue's worker."""
 
 import threading
-import time
-from collections.abc import Callable
 
 from distill.engine.device_queue import DeviceQueue
-
-WAIT_SECONDS = 20.0
-"""Longest wait for something that takes milliseconds unless it is broken."""
+from tests.support.waiting import WAIT_SECONDS
 
 
 class Gate:
@@ -26,10 +22,3 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "the condition never came true"
-        time.sleep(0.002)
