@@ -34,7 +34,7 @@ class CompiledFunctions:
             self.compile_count += 1
             # Before, and not after: whoever waits for a first answer wants to know for what.
             _LOGGER.info(
-                "program %d, %s for new shapes: compiling it, unless the cache has it",
+                "program %d, %s for new shapes: compiling it, unless the compilation cache has it",
                 self.compile_count,
                 function.__name__,
             )

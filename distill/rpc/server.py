@@ -121,7 +121,7 @@ class RunningServer:
         stopped = self._server.stop(grace_seconds)
         if not stopped.wait(min(_PATIENCE_SECONDS, grace_seconds)):
             _LOGGER.info(
-                "waiting up to %g s for %d request(s) and for open watches of the health",
+                "waiting up to %g s for %d request(s) and for open health watches",
                 grace_seconds,
                 self._requests.in_progress,
             )
