@@ -26,8 +26,7 @@ from benchmarks.peers.process import Peer, PeerCommand, skyrl_python, torch_pyth
 from benchmarks.results import CaseResult, print_table, read_json, updated, write_json
 from benchmarks.rounds import RoundPlan
 from benchmarks.sizes import FULL, QUICK
-from distill.engine.allocator import keep_freed_memory
-from distill.engine.precision import use_full_precision
+from distill.engine.process import keep_freed_memory, use_full_precision
 
 FULL_PLAN = RoundPlan(most_rounds=5, most_seconds=40)
 QUICK_PLAN = RoundPlan(most_rounds=3, most_seconds=3)

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from client.decoding import decode_chunk
+from client.parsing import decode_chunk
 from client.teacher import TeacherClient
 from distill.engine.scoring_jobs import ScoredChunk
 from distill.rpc.scoring import chunk_bytes

@@ -15,11 +15,16 @@ from distill.engine.samples import Sample, SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.weights import base_weights
-from distill.models.adapters import ADAPTER_TARGETS, LoraSpec
 from distill.models.loading import LoadedModel
+from distill.network.adapters import ADAPTER_TARGETS, LoraSpec
 from distill.tensors import Int32Array
-from student_service.batch import ExampleTargets, LossSettings, TrainingBatch, TrainingExample
-from student_service.trainer import Trainer
+from student_service.training.batch import (
+    ExampleTargets,
+    LossSettings,
+    TrainingBatch,
+    TrainingExample,
+)
+from student_service.training.trainer import Trainer
 
 MICRO_BATCH_TOKENS = 1024
 """The student service's default."""

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill.models.config import ModelConfig
-from distill.models.export import write_hf_directory
-from distill.models.functional import build_graph
 from distill.models.loading import LoadedModel, load_model
 from distill.models.references import EMBEDDED_NAME, resolve_reference
+from distill.models.write_directory import write_hf_directory
+from distill.network.config import ModelConfig
+from distill.network.functional import build_graph
 from distill.tokenizer import TextTokenizer
 
 LARGE_VOCABULARY = "random-v151936"

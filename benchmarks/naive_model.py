@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill.models.config import ModelConfig
-from distill.models.export import hf_tensors
+from distill.models.write_directory import hf_tensors
+from distill.network.config import ModelConfig
 
 Weights = dict[str, Any]
 """{"embedding": [V, D], "norm": [D], "layers": {"q_proj": [L, in, out], ...}}, and "head" [V, D]

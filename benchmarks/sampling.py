@@ -16,9 +16,9 @@ import numpy as np
 from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
 from distill.engine.weights import base_weights
-from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter, scale_adapter
-from distill.models.functional import Adapter
 from distill.models.loading import LoadedModel, load_model
+from distill.network.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter, scale_adapter
+from distill.network.functional import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ nor is the look-up of an embedding, nor an adapter, which is a small share.
 
 from dataclasses import dataclass
 
-from distill.models.config import ModelConfig
-from distill.models.layer_kinds import kind_projections
+from distill.network.config import ModelConfig
+from distill.network.projections import kind_projections
 
 SCORING_PASSES = 1
 LORA_PASSES = 2

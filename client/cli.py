@@ -62,7 +62,7 @@ def _reported_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the person at the terminal."""
     from client.demos.errors import DemoError
     from client.errors import ClientError
-    from client.services import ServiceStartError
+    from client.services.local import ServiceStartError
     from distill.errors import DistillError
 
     return (

@@ -4,21 +4,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from client.connection import Connection, Deadline
-from client.decoding import (
-    decode_batch_result,
-    decode_checkpoint,
-    decode_model_info,
-    decode_run,
-    decode_step,
-)
-from client.encoding import (
+from client.download import write_files
+from client.formatting import (
     NORMALIZATIONS,
     encode_adamw,
     encode_batch,
     encode_example,
     encode_weights,
 )
-from client.export import write_files
+from client.parsing import (
+    decode_batch_result,
+    decode_checkpoint,
+    decode_model_info,
+    decode_run,
+    decode_step,
+)
 from client.results import BatchResult, CheckpointInfo, ModelInfo, RunInfo, StepResult
 from client.sequence import MutationSequence
 from client.settings import (

@@ -5,14 +5,14 @@ from types import TracebackType
 from typing import Self
 
 from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
-from client.decoding import (
+from client.formatting import encode_run_config, encode_sampling, encode_scoring, encode_weights
+from client.parsing import (
     decode_checkpoint,
     decode_chunk,
     decode_completion,
     decode_model_info,
     decode_run,
 )
-from client.encoding import encode_run_config, encode_sampling, encode_scoring, encode_weights
 from client.results import CheckpointInfo, Completion, ModelInfo, RunInfo, ScoreChunk
 from client.run import StudentRun
 from client.scores import scored_prompts

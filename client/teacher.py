@@ -5,8 +5,8 @@ from types import TracebackType
 from typing import Self
 
 from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
-from client.decoding import decode_chunk, decode_completion, decode_model_info
-from client.encoding import encode_sampling, encode_scoring
+from client.formatting import encode_sampling, encode_scoring
+from client.parsing import decode_chunk, decode_completion, decode_model_info
 from client.results import Completion, ModelInfo, PromptScores, ScoreChunk
 from client.scores import assemble_scores, scored_prompts
 from client.settings import SampledSupport, SamplingSettings, ScoredPrompt, Tokens

@@ -111,71 +111,47 @@ def load_service(
         StartError: the directory of runs cannot be written to.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
-    from distill.engine.allocator import keep_freed_memory
-    from distill.engine.compilation_cache import enable_compilation_cache
-    from distill.engine.device_queue import DeviceQueue
-    from distill.engine.precision import use_full_precision
-    from distill.engine.sampler import Sampler
-    from distill.engine.scorer import Scorer
-    from distill.engine.scoring_scheduler import ScoringScheduler
-    from distill.models.loading import load_model
+    from distill.engine.process import start_engine
     from distill.rpc.model_info import describe_service, request_limits
     from distill.v1.student_service_pb2 import DESCRIPTOR
     from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
-    from student_service.checkpoints import CheckpointStore
-    from student_service.incarnation import first_epoch
-    from student_service.registry import RunRegistry
+    from student_service.edge.teacher_pool import TeacherPool
+    from student_service.runs.checkpoints import CheckpointStore
+    from student_service.runs.incarnation import first_epoch
+    from student_service.runs.registry import RunRegistry
     from student_service.servicer import StudentServicer
-    from student_service.teacher_pool import TeacherPool
-    from student_service.trainer import Trainer
+    from student_service.training.trainer import Trainer
 
     try:
         epoch = first_epoch(runs_dir)
     except (OSError, ValueError) as error:
         raise StartError(f"cannot use --runs-dir {runs_dir}: {error}") from error
-    keep_freed_memory()
-    use_full_precision()
-    enable_compilation_cache(options.cache_dir)
-    model = load_model(
+    engine = start_engine(
         options.model,
-        compute_dtype=options.dtype,
+        dtype=options.dtype,
         cache_dir=options.cache_dir,
         mask_padded_vocabulary=options.mask_padded_vocabulary,
     )
+    model = engine.model
     limits = request_limits(
         model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
     )
-    queue = DeviceQueue()
-    scorer = Scorer(model)
     trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
     pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)
     runs = RunRegistry(
         model,
         trainer=trainer,
-        queue=queue,
+        queue=engine.queue,
         store=CheckpointStore(runs_dir),
         # The other half is for requests that can go on, among them those that these wait for.
         max_waiting_requests=options.max_concurrent_requests // 2,
         first_epoch=epoch,
         max_runs=max_runs,
     )
-    servicer = StudentServicer(
-        model=model,
-        limits=limits,
-        queue=queue,
-        scoring=ScoringScheduler(
-            queue,
-            scorer,
-            token_budget=2 * scorer.token_budget,
-            shares_prefixes=scorer.shares_prefixes,
-        ),
-        sampler=Sampler(model),
-        runs=runs,
-        teachers=pool,
-    )
+    servicer = StudentServicer(engine, limits, runs=runs, teachers=pool)
 
     def close(grace_seconds: float) -> None:
-        queue.close(grace_seconds=grace_seconds)
+        engine.queue.close(grace_seconds=grace_seconds)
         pool.close()
 
     return Service(

@@ -7,35 +7,25 @@ from pathlib import Path
 
 import grpc
 
-from distill.engine.device_queue import DeviceQueue
-from distill.engine.sampler import Sampler
-from distill.engine.scoring_scheduler import ScoringScheduler
+from distill.engine.process import Engine
 from distill.engine.weights import ModelWeights, base_weights
 from distill.errors import InvalidFieldError, NotFoundError
 from distill.limits import RequestLimits
-from distill.models.loading import LoadedModel
 from distill.rpc.deadline import remaining_seconds
-from distill.rpc.model_info import describe_model
-from distill.rpc.sampling import encode_sample, parse_sampling
-from distill.rpc.scoring import chunk_bytes, parse_scoring
-from distill.rpc.streaming import stream_results
+from distill.rpc.scoring_service import ScoringService
 from distill.v1 import student_service_pb2 as pb
 from distill.v1 import student_service_pb2_grpc, training_pb2
-from student_service.batch_stream import BatchReader
-from student_service.caller import Caller
-from student_service.encoding import (
+from student_service.edge.batch_stream import BatchReader
+from student_service.edge.formatting import (
     encode_batch_result,
     encode_checkpoint,
     encode_file,
     encode_run,
 )
-from student_service.export import export_files
-from student_service.mutations import apply_once, make_ticket, mutate, replayed, request_ticket
-from student_service.registry import RunRegistry
-from student_service.runs import Run
-from student_service.targets import with_targets
-from student_service.teacher_pool import TeacherPool
-from student_service.validation import (
+from student_service.edge.mutations import apply_once, make_ticket, mutate, replayed, request_ticket
+from student_service.edge.targets import with_targets
+from student_service.edge.teacher_pool import TeacherPool
+from student_service.edge.validation import (
     MutationHeader,
     parse_adamw,
     parse_mutation,
@@ -43,6 +33,10 @@ from student_service.validation import (
     parse_normalization,
     parse_run_config,
 )
+from student_service.runs.caller import Caller
+from student_service.runs.registry import RunRegistry
+from student_service.runs.run import Run
+from student_service.runs.weight_files import export_files
 
 
 class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
@@ -50,31 +44,25 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
 
     def __init__(
         self,
-        *,
-        model: LoadedModel,
+        engine: Engine,
         limits: RequestLimits,
-        queue: DeviceQueue,
-        scoring: ScoringScheduler,
-        sampler: Sampler,
+        *,
         runs: RunRegistry,
         teachers: TeacherPool,
     ) -> None:
-        self._model = model
+        self._model = engine.model
+        self._queue = engine.queue
         self._limits = limits
-        self._queue = queue
-        self._scoring = scoring
-        self._sampler = sampler
+        self._scoring = ScoringService(engine, limits)
         self._runs = runs
         self._teachers = teachers
-        self._vocab_size = model.config.valid_vocab_size
+        self._vocab_size = engine.model.config.valid_vocab_size
 
     def GetModelInfo(
         self, request: pb.StudentServiceGetModelInfoRequest, context: grpc.ServicerContext
     ) -> pb.StudentServiceGetModelInfoResponse:
         """See the proto."""
-        info = describe_model(
-            self._model, self._limits, include_tokenizer=request.include_tokenizer
-        )
+        info = self._scoring.describe(include_tokenizer=request.include_tokenizer)
         return pb.StudentServiceGetModelInfoResponse(model=info, teachers=self._teachers.names)
 
     def CreateRun(
@@ -203,29 +191,20 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         self, request: pb.StudentServiceSampleRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.StudentServiceSampleResponse]:
         """See the proto."""
-        job = parse_sampling(
-            request.sampling, field="sampling", limits=self._limits, vocab_size=self._vocab_size
-        )
+        job = self._scoring.parse_sampling(request.sampling)
         weights = self._weights(request.run_id, request.weights, context)
-        # All of them may wait, and the task is not parked for it: a client that reads slowly must
-        # not hold the cache that other jobs wait for, and samples are small.
-        samples = self._queue.stream(
-            self._sampler.sample(job, weights), window=job.sample_count + 1
-        )
-        for sample in stream_results(samples, context):
-            yield pb.StudentServiceSampleResponse(sequence=encode_sample(sample))
+        for sequence in self._scoring.sample(job, weights, context):
+            yield pb.StudentServiceSampleResponse(sequence=sequence)
 
     def StreamTopK(
         self, request: pb.StudentServiceStreamTopKRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.StudentServiceStreamTopKResponse]:
         """See the proto."""
-        jobs = parse_scoring(
-            request.scoring, field="scoring", limits=self._limits, vocab_size=self._vocab_size
-        )
+        jobs = self._scoring.parse_scoring(request.scoring)
         weights = self._weights(request.run_id, request.weights, context)
-        for chunk in stream_results(self._scoring.score(jobs, weights), context):
+        for chunk in self._scoring.score(jobs, weights, context):
             response = pb.StudentServiceStreamTopKResponse()
-            response.chunk.MergeFromString(chunk_bytes(chunk))
+            response.chunk.MergeFromString(chunk)
             yield response
 
     def SaveCheckpoint(

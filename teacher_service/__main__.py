@@ -29,50 +29,27 @@ def load_service(options: ServerOptions) -> Service:
         ModelError: the model cannot be loaded.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
-    from distill.engine.allocator import keep_freed_memory
-    from distill.engine.compilation_cache import enable_compilation_cache
-    from distill.engine.device_queue import DeviceQueue
-    from distill.engine.precision import use_full_precision
-    from distill.engine.sampler import Sampler
-    from distill.engine.scorer import Scorer
-    from distill.engine.scoring_scheduler import ScoringScheduler
-    from distill.models.loading import load_model
+    from distill.engine.process import start_engine
     from distill.rpc.model_info import describe_service, request_limits
     from distill.v1.teacher_service_pb2 import DESCRIPTOR
     from distill.v1.teacher_service_pb2_grpc import add_TeacherServiceServicer_to_server
     from teacher_service.servicer import TeacherServicer
 
-    keep_freed_memory()
-    use_full_precision()
-    enable_compilation_cache(options.cache_dir)
-    model = load_model(
+    engine = start_engine(
         options.model,
-        compute_dtype=options.dtype,
+        dtype=options.dtype,
         cache_dir=options.cache_dir,
         mask_padded_vocabulary=options.mask_padded_vocabulary,
     )
     limits = request_limits(
-        model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
+        engine.model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
     )
-    queue = DeviceQueue()
-    scorer = Scorer(model)
-    servicer = TeacherServicer(
-        model=model,
-        limits=limits,
-        queue=queue,
-        scoring=ScoringScheduler(
-            queue,
-            scorer,
-            token_budget=2 * scorer.token_budget,
-            shares_prefixes=scorer.shares_prefixes,
-        ),
-        sampler=Sampler(model),
-    )
+    servicer = TeacherServicer(engine, limits)
     return Service(
         full_name=DESCRIPTOR.services_by_name["TeacherService"].full_name,
-        description=describe_service(model),
+        description=describe_service(engine.model),
         register=partial(add_TeacherServiceServicer_to_server, servicer),
-        close=lambda grace_seconds: queue.close(grace_seconds=grace_seconds),
+        close=lambda grace_seconds: engine.queue.close(grace_seconds=grace_seconds),
     )
 
 

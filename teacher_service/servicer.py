@@ -4,16 +4,10 @@ from collections.abc import Iterator
 
 import grpc
 
-from distill.engine.device_queue import DeviceQueue
-from distill.engine.sampler import Sampler
-from distill.engine.scoring_scheduler import ScoringScheduler
+from distill.engine.process import Engine
 from distill.engine.weights import base_weights
 from distill.limits import RequestLimits
-from distill.models.loading import LoadedModel
-from distill.rpc.model_info import describe_model
-from distill.rpc.sampling import encode_sample, parse_sampling
-from distill.rpc.scoring import chunk_bytes, parse_scoring
-from distill.rpc.streaming import stream_results
+from distill.rpc.scoring_service import ScoringService
 from distill.v1 import teacher_service_pb2 as pb
 from distill.v1 import teacher_service_pb2_grpc
 
@@ -21,21 +15,9 @@ from distill.v1 import teacher_service_pb2_grpc
 class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
     """Scores and samples under the fixed weights of one model."""
 
-    def __init__(
-        self,
-        *,
-        model: LoadedModel,
-        limits: RequestLimits,
-        queue: DeviceQueue,
-        scoring: ScoringScheduler,
-        sampler: Sampler,
-    ) -> None:
-        self._model = model
-        self._limits = limits
-        self._queue = queue
-        self._scoring = scoring
-        self._sampler = sampler
-        self._weights = base_weights(model)
+    def __init__(self, engine: Engine, limits: RequestLimits) -> None:
+        self._scoring = ScoringService(engine, limits)
+        self._weights = base_weights(engine.model)
 
     def GetModelInfo(
         self,
@@ -43,9 +25,7 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
         context: grpc.ServicerContext,
     ) -> pb.TeacherServiceGetModelInfoResponse:
         """Describe the model and the limits."""
-        description = describe_model(
-            self._model, self._limits, include_tokenizer=request.include_tokenizer
-        )
+        description = self._scoring.describe(include_tokenizer=request.include_tokenizer)
         return pb.TeacherServiceGetModelInfoResponse(model=description)
 
     def StreamTopK(
@@ -54,15 +34,10 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[pb.TeacherServiceStreamTopKResponse]:
         """Stream the distributions of the requested rows."""
-        jobs = parse_scoring(
-            request.scoring,
-            field="scoring",
-            limits=self._limits,
-            vocab_size=self._model.config.valid_vocab_size,
-        )
-        for chunk in stream_results(self._scoring.score(jobs, self._weights), context):
+        jobs = self._scoring.parse_scoring(request.scoring)
+        for chunk in self._scoring.score(jobs, self._weights, context):
             response = pb.TeacherServiceStreamTopKResponse()
-            response.chunk.MergeFromString(chunk_bytes(chunk))
+            response.chunk.MergeFromString(chunk)
             yield response
 
     def Sample(
@@ -71,16 +46,6 @@ class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[pb.TeacherServiceSampleResponse]:
         """Stream samples as they finish."""
-        job = parse_sampling(
-            request.sampling,
-            field="sampling",
-            limits=self._limits,
-            vocab_size=self._model.config.valid_vocab_size,
-        )
-        # All of them may wait, and the task is not parked for it: a client that reads slowly must
-        # not hold the cache that other jobs wait for, and samples are small.
-        samples = self._queue.stream(
-            self._sampler.sample(job, self._weights), window=job.sample_count + 1
-        )
-        for sample in stream_results(samples, context):
-            yield pb.TeacherServiceSampleResponse(sequence=encode_sample(sample))
+        job = self._scoring.parse_sampling(request.sampling)
+        for sequence in self._scoring.sample(job, self._weights, context):
+            yield pb.TeacherServiceSampleResponse(sequence=sequence)

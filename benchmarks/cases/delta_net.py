@@ -15,13 +15,13 @@ from benchmarks.bench import NAIVE, OURS, PEAK, Bench, seconds_by_side, tokens_p
 from benchmarks.programs import watch_programs
 from benchmarks.results import CaseResult
 from benchmarks.rounds import measure, wall_seconds
-from distill.models.attention import Attention, PackPlace
-from distill.models.config import ModelConfig
-from distill.models.delta_net import DeltaNet
-from distill.models.delta_net_config import DeltaNetConfig
-from distill.models.layer_kinds import LayerKind
-from distill.models.packing import rows_as_segments
-from distill.models.rotary import rotary_angles
+from distill.network.attention import Attention, PackPlace
+from distill.network.config import ModelConfig
+from distill.network.delta_net import DeltaNet
+from distill.network.delta_net_config import DeltaNetConfig
+from distill.network.layer_kinds import LayerKind
+from distill.network.packing import rows_as_segments
+from distill.network.rotary import rotary_angles
 
 LENGTHS = (1024, 4096, 8192)
 """T: at the first delta-net may take twice the time of attention, beyond the second it must win."""

@@ -12,7 +12,7 @@ from benchmarks.naive_model import naive_weights
 from benchmarks.programs import watch_programs
 from benchmarks.results import CaseResult
 from benchmarks.workloads import training_load
-from distill.models.config import ModelConfig
+from distill.network.config import ModelConfig
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
 from distill.ops.logits import Head
 from distill.ops.objectives import TargetRows, tail_bucket

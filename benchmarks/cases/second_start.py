@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.bench import NAIVE, OURS, Bench, seconds_by_side
 from benchmarks.results import CaseResult
 from benchmarks.rounds import measure
-from client.services import STUDENT_MODULE, TEACHER_MODULE, LocalService
+from client.services.local import STUDENT_MODULE, TEACHER_MODULE, LocalService
 from client.settings import BatchSettings, LoraSettings, Objective, TokenExample
 from client.student import StudentClient
 from client.teacher import TeacherClient

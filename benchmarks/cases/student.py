@@ -23,7 +23,7 @@ from benchmarks.peers.protocol import TRAIN, Task
 from benchmarks.results import CaseResult
 from benchmarks.work import FULL_PASSES, LORA_PASSES, Work
 from benchmarks.workloads import TrainingLoad, ragged_lengths, training_load
-from distill.models.export import write_peft_adapter
+from distill.models.write_directory import write_peft_adapter
 
 
 def lora_soft_dense(bench: Bench) -> list[CaseResult]:

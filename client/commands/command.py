@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from client.errors import ServiceError
 from client.recipes.batches import Targets
-from client.services import TEACHER_MODULE, LocalService
+from client.services.local import TEACHER_MODULE, LocalService
 from client.settings import DISTRIBUTION_OBJECTIVES, Objective
 from client.student import StudentClient
 from client.teacher import TeacherClient

@@ -13,11 +13,11 @@ from client.commands.command import (
     positive_int,
 )
 from client.demos.errors import DemoError
-from client.demos.pair import LocalPair, RunningPair
 from client.demos.sdft import DemoSettings, run_demo
 from client.demos.sdft_summary import print_summary
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
+from client.services.pair import LocalPair, RunningPair
 from client.settings import AdamW, LoraSettings, Objective
 
 # Of the source tree: an installed package has no examples, and `_check_questions` says so.

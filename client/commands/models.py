@@ -19,7 +19,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _execute(arguments: argparse.Namespace) -> None:
     try:
         # As for `convert`: a client may be installed without the model formats.
-        from distill.models.hf_families import describe_families
+        from distill.families.registry import describe_families
     except ModuleNotFoundError as error:
         raise ModelError(f"listing models needs the package {error.name}") from None
 

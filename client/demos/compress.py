@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from client.data.corpus import load_corpus
 from client.demos.compress_settings import CompressSettings
 from client.demos.compress_training import CompressTraining
-from client.demos.corpus import load_corpus
-from client.demos.pair import LocalPair, open_pair
-from client.demos.report import open_reporter, remove_files, write_json
+from client.reports.report import open_reporter, remove_files, write_json
+from client.services.pair import LocalPair, open_pair
 from distill.errors import ModelError
 
 TEACHER_NAME = "main"

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from client.data.corpus import Corpus, cut_sequences
 from client.demos.compress_settings import CompressSettings
-from client.demos.corpus import Corpus, cut_sequences
 from client.demos.errors import DemoError
-from client.demos.pair import Pair
-from client.demos.perplexity import (
+from client.recipes.metrics import StepMetrics
+from client.recipes.off_policy import train_off_policy
+from client.recipes.perplexity import (
     Prediction,
     share_won_back,
     student_prediction,
     teacher_prediction,
 )
-from client.demos.perplexity_curve import CurvePoint, draw_perplexity
-from client.demos.report import Reporter, append_json_line, tokens_per_second
-from client.recipes.metrics import StepMetrics
-from client.recipes.off_policy import train_off_policy
+from client.reports.perplexity_curve import CurvePoint, draw_perplexity
+from client.reports.report import Reporter, append_json_line, tokens_per_second
 from client.run import StudentRun
+from client.services.pair import Pair
 
 
 class CompressTraining:

@@ -5,7 +5,7 @@ with their demonstrated answers and the question with its own, as earlier turns 
 student's prompt is the question alone. The student samples answers, the teacher scores them under
 its longer prompt, and the student trains on the teacher's distributions (client/recipes/sdft.py).
 
-What is reported for held-out questions, before and after training, client/demos/heldout.py defines.
+What is reported for held-out questions, before and after training, client/data/heldout.py defines.
 """
 
 import random
@@ -15,17 +15,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.demos.datasets import (
+from client.data.datasets import (
     Question,
     check_disjoint,
     load_questions,
     student_messages,
     teacher_messages,
 )
+from client.data.heldout import Evaluation, ask_teacher, evaluate_student
 from client.demos.errors import DemoError
-from client.demos.heldout import Evaluation, ask_teacher, evaluate_student
-from client.demos.pair import LocalPair, Pair, RunningPair, open_pair
-from client.demos.report import (
+from client.recipes.batches import Targets
+from client.recipes.metrics import StepMetrics
+from client.recipes.sdft import PrivilegedPrompt, SdftSettings, train_sdft
+from client.reports.report import (
     Reporter,
     append_json_line,
     draw_curves,
@@ -34,9 +36,7 @@ from client.demos.report import (
     tokens_per_second,
     write_json,
 )
-from client.recipes.batches import Targets
-from client.recipes.metrics import StepMetrics
-from client.recipes.sdft import PrivilegedPrompt, SdftSettings, train_sdft
+from client.services.pair import LocalPair, Pair, RunningPair, open_pair
 from client.settings import LoraSettings
 from distill.tokenizer import TextTokenizer
 

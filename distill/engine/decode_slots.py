@@ -14,8 +14,8 @@ from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.layer_parts import decode_parts
 from distill.engine.samples import GrowingSample, SampleEnds, SampleJob
 from distill.engine.weights import ModelWeights
-from distill.models.functional import Cache, head_kernel, init_cache
 from distill.models.loading import LoadedModel
+from distill.network.functional import Cache, head_kernel, init_cache
 from distill.ops.sampling import SamplingSettings
 
 _SMALLEST_STOP_COUNT = 4

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from distill.models.config import ModelConfig
-from distill.models.functional import (
+from distill.network.config import ModelConfig
+from distill.network.functional import (
     Adapter,
     Cache,
     Graph,

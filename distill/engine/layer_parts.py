@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from distill.engine.weights import ModelWeights
-from distill.models.config import ModelConfig
-from distill.models.functional import LayerParts, layer_adapter, stacks_by_kind
+from distill.network.config import ModelConfig
+from distill.network.functional import LayerParts, layer_adapter, stacks_by_kind
+from distill.network.projections import layers_with
 
 
 def decode_parts(config: ModelConfig, weights: ModelWeights) -> LayerParts | None:
@@ -24,15 +25,15 @@ def decode_parts(config: ModelConfig, weights: ModelWeights) -> LayerParts | Non
     if [device.platform for device in leaf.sharding.device_set] != ["cpu"]:
         return None
     adapter = layer_adapter(weights.adapter)
-    layers_with = {target: config.layers_with(target) for target in adapter}
+    having = {target: layers_with(config, target) for target in adapter}
     parts = []
     for layer in range(config.layer_count):
         kind = config.kind_of(layer)
         part = {kind.name: _cut(stacks[kind.name], config.layers_of(kind).index(layer))}
         own = {
-            target: _cut(pair, layers_with[target].index(layer))
+            target: _cut(pair, having[target].index(layer))
             for target, pair in adapter.items()
-            if layer in layers_with[target]
+            if layer in having[target]
         }
         parts.append((part, own))
     return tuple(parts)

@@ -1,4 +1,4 @@
-"""Which sequences share a pack, and the pack's arrays. NumPy; `distill.models.packing` says what a
+"""Which sequences share a pack, and the pack's arrays. NumPy; `distill.network.packing` says what a
 pack is."""
 
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.engine.buckets import length_bucket
-from distill.models.packed_attention import BLOCK_SLOTS
-from distill.models.packing import Segments
+from distill.network.packed_attention import BLOCK_SLOTS
+from distill.network.packing import Segments
 from distill.tensors import Int32Array
 
 SMALLEST_PACK = 128

@@ -8,9 +8,9 @@ import numpy as np
 from distill.engine.buckets import cache_slots, length_bucket
 from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.weights import ModelWeights
-from distill.models.functional import Cache, head_kernel, init_cache
+from distill.kernels.profile import is_on_cpu
 from distill.models.loading import LoadedModel
-from distill.ops.device import is_on_cpu
+from distill.network.functional import Cache, head_kernel, init_cache
 from distill.tensors import Int32Array
 
 _BATCH_SIZES = (16, 4, 1)

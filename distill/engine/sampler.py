@@ -17,8 +17,8 @@ from distill.engine.device_queue import Rest
 from distill.engine.prompt_reader import PromptReader
 from distill.engine.samples import GrowingSample, Sample, SampleEnds, SampleJob, growing_samples
 from distill.engine.weights import ModelWeights
-from distill.models.functional import Cache, head_kernel, init_cache
 from distill.models.loading import LoadedModel
+from distill.network.functional import Cache, head_kernel, init_cache
 
 _MAX_BATCH = 32
 """Sequences that advance together: the weights are read once per step for all of them."""

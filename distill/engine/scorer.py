@@ -28,11 +28,11 @@ from distill.engine.supports import (
     sampled_head,
 )
 from distill.engine.weights import ModelWeights
-from distill.models.functional import head_weights, packed_hidden_states
+from distill.kernels.profile import is_on_cpu
 from distill.models.loading import LoadedModel
-from distill.ops.device import is_on_cpu
+from distill.network.functional import head_weights, packed_hidden_states
 from distill.ops.logits import Head
-from distill.ops.supports import SampledRows, candidate_rows
+from distill.ops.sampled_support import SampledRows, candidate_rows
 from distill.ops.topk import TopKRows, scoring_chunk_rows, top_k_rows
 from distill.tensors import Int32Array
 

@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from distill.engine.arrivals import Company
 from distill.engine.call_plan import CallPlanner, WaitingJobs, same_weights
-from distill.engine.company import Company
 from distill.engine.device_queue import DeviceQueue, DeviceStream, Rest
 from distill.engine.result_stream import ResultStream
 from distill.engine.scoring_jobs import IsWanted, ScoredChunk, ScoreJob

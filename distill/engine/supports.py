@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from distill.ops.logits import Head
-from distill.ops.supports import SampledRows, sampled_rows
+from distill.ops.sampled_support import SampledRows, sampled_rows
 from distill.tensors import Int32Array
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import jax
 
-from distill.models.functional import Adapter, Parameters
 from distill.models.loading import LoadedModel
+from distill.network.functional import Adapter, Parameters
 
 
 @dataclass(frozen=True)

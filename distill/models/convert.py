@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from distill.errors import ModelError
-from distill.models.config import ModelConfig
+from distill.families.registry import family_named, hf_config, model_weight_entries
+from distill.formats.gguf_file import GgufFile
+from distill.formats.gguf_tokenizer import rebuild_tokenizer
+from distill.formats.gguf_tokens import token_by_role
+from distill.formats.weight_map import WeightEntry
 from distill.models.gguf_config import ROPE_FACTORS, parse_gguf_config
-from distill.models.gguf_file import GgufFile
-from distill.models.gguf_tokenizer import rebuild_tokenizer
-from distill.models.gguf_tokens import token_by_role
-from distill.models.hf_families import family_files, hf_config, model_weight_entries
 from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE
 from distill.models.new_directory import locked, new_directory, written_aside
 from distill.models.references import EMBEDDED_NAME, embedded_gguf
-from distill.models.weight_map import WeightEntry
+from distill.network.config import ModelConfig
 
 CONVERSION_VERSION = 1
 """Raised when a conversion comes out differently, so that older ones in caches are not used."""
@@ -171,7 +171,7 @@ def _shards(file: GgufFile, entries: tuple[WeightEntry, ...]) -> Iterator[list[W
 
 def _hf_tensor(file: GgufFile, config: ModelConfig, entry: WeightEntry) -> NDArray[np.float32]:
     tensor = file.tensor(entry.gguf_name)
-    weights = family_files(config.family).weights
+    weights = family_named(config.family).weights
     if entry.path[-1] == "scale" and weights.gguf_norm_offset:
         tensor = tensor - np.float32(weights.gguf_norm_offset)
     gguf_part = entry.gguf_name.removesuffix(".weight").rpartition(".")[2]

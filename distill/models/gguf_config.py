@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 
 from distill.errors import ModelError
-from distill.models.config import LinearRopeScaling, Llama3RopeScaling, ModelConfig
-from distill.models.frequencies import inverse_frequencies
-from distill.models.gguf_family import GgufFamily
-from distill.models.gguf_file import GgufFile
-from distill.models.hf_families import family_files, family_of_gguf
+from distill.families.registry import family_of_gguf
+from distill.formats.family import GgufFormat
+from distill.formats.gguf_file import GgufFile
+from distill.network.config import LinearRopeScaling, Llama3RopeScaling, ModelConfig
+from distill.network.frequencies import inverse_frequencies
 
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor in which llama.cpp keeps Llama 3's scaling, as one divisor per frequency."""
@@ -21,9 +21,9 @@ def parse_gguf_config(file: GgufFile) -> ModelConfig:
     Raises:
         ModelError: what is missing or not supported, by name.
     """
-    files = family_files(family_of_gguf(file.architecture))
-    assert files.gguf is not None
-    _refuse_unsupported(file, files.gguf)
+    family = family_of_gguf(file.architecture)
+    assert family.gguf is not None
+    _refuse_unsupported(file, family.gguf)
     head_count = _one_for_all_layers(file, "attention.head_count")
     hidden_size = int(file.require_hyperparameter("embedding_length"))
     head_dim = int(file.hyperparameter("attention.key_length") or hidden_size // head_count)
@@ -34,9 +34,9 @@ def parse_gguf_config(file: GgufFile) -> ModelConfig:
                 f"GGUF {name} {width} is not supported; supported: the head size {head_dim}"
             )
     config = ModelConfig(
-        family=files.config.family,
-        **files.config.traits,
-        **files.gguf.read(file),
+        family=family.name,
+        **family.config.traits,
+        **family.gguf.read(file),
         # The metadata may lack the vocabulary size; the embedding cannot.
         vocab_size=file.shape("token_embd.weight")[0],
         hidden_size=hidden_size,
@@ -73,7 +73,7 @@ def _linear_scaling(file: GgufFile) -> LinearRopeScaling | None:
     return LinearRopeScaling(factor=_shortest(file.require_hyperparameter("rope.scaling.factor")))
 
 
-def _refuse_unsupported(file: GgufFile, family: GgufFamily) -> None:
+def _refuse_unsupported(file: GgufFile, form: GgufFormat) -> None:
     rope_type = file.hyperparameter("rope.scaling.type")
     if rope_type not in (None, "none", "linear"):
         raise ModelError(
@@ -81,7 +81,7 @@ def _refuse_unsupported(file: GgufFile, family: GgufFamily) -> None:
         )
     for feature in _FEATURES:
         value = file.hyperparameter(feature)
-        if value and feature not in family.understood:
+        if value and feature not in form.understood:
             raise ModelError(f"GGUF {feature} {value!r} is not supported")
     if file.hyperparameter("attention.causal") is False:
         raise ModelError("GGUF attention.causal False is not supported; supported: True")

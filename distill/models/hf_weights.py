@@ -19,10 +19,10 @@ import safetensors
 from numpy.typing import NDArray
 
 from distill.errors import ModelError
-from distill.models.config import ModelConfig
-from distill.models.expert_weights import split_fused_experts
-from distill.models.hf_families import family_files, model_weight_entries
-from distill.models.weight_map import WeightMap
+from distill.families.registry import family_named, model_weight_entries
+from distill.formats.expert_weights import split_fused_experts
+from distill.formats.weight_map import WeightMap
+from distill.network.config import ModelConfig
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def open_weights(
     Raises:
         ModelError: a tensor is missing, unknown, or there twice.
     """
-    weight_map = family_files(config.family).weights
+    weight_map = family_named(config.family).weights
     files, skipped = _text_names(_open_files(directory, stack), weight_map)
     files = split_fused_experts(files)
     wanted = {entry.hf_name for entry in model_weight_entries(config)}

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from distill.dtypes import AUTO_DTYPE, COMPUTE_DTYPES
 from distill.errors import ModelError
-from distill.models.config import ModelConfig
-from distill.models.functional import Graph, Parameters, build_graph, head_columns
-from distill.models.hf_families import parse_hf_config
+from distill.families.registry import parse_hf_config
+from distill.kernels.profile import is_on_cpu
 from distill.models.hf_weights import leaves, read_weights
 from distill.models.references import resolve_reference
-from distill.ops.device import is_on_cpu
+from distill.network.config import ModelConfig
+from distill.network.functional import Graph, Parameters, build_graph, head_columns
 from distill.tokenizer import TextTokenizer
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class LoadedModel:
     """What it is."""
 
     graph: Graph = field(repr=False)
-    """Static part, for `distill.models.functional`."""
+    """Static part, for `distill.network.functional`."""
 
     parameters: Parameters = field(repr=False)
     """Weights: projections and embedding in the compute dtype, norms in float32."""

@@ -17,8 +17,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from distill.errors import ModelError
-from distill.models.config import ModelConfig
-from distill.models.hf_families import family_files, model_weight_entries, parse_hf_config
+from distill.families.registry import family_named, model_weight_entries, parse_hf_config
 from distill.models.hf_weights import (
     FILE_METADATA,
     INDEX_FILE,
@@ -29,6 +28,7 @@ from distill.models.hf_weights import (
 from distill.models.layer_choice import check_layers, parse_layers
 from distill.models.new_directory import check_vacant, new_directory
 from distill.models.references import resolve_reference
+from distill.network.config import ModelConfig
 
 RECORD_FILE = "pruning.json"
 """Says in the new directory where its layers come from."""
@@ -108,7 +108,7 @@ def pruned_config(raw: Mapping[str, Any], layers: Sequence[int]) -> dict[str, An
         name: [raw[name][layer] for layer in layers] for name in _LISTS_OF_LAYERS if raw.get(name)
     }
     if not _describes(pruned, wanted):
-        pruned |= family_files(whole.family).config.write(wanted)
+        pruned |= family_named(whole.family).config.write(wanted)
     if not _describes(pruned, wanted):
         raise ModelError(
             f"config.json: a {whole.family} model of layers {list(layers)} of "

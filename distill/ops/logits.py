@@ -6,8 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from distill.ops.device import is_on_cpu
-from distill.ops.products import float32_product, left_gradient, right_gradient, transposed
+from distill.kernels.products import float32_product, left_gradient, right_gradient, transposed
+from distill.kernels.profile import is_on_cpu
 
 MAX_CHUNK_BYTES = 64 << 20
 """Bound on one chunk of float32 logits, where that many rows keep the product at full speed."""

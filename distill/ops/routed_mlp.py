@@ -19,8 +19,8 @@ from jax import lax
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.typing import DTypeLike
 
-from distill.ops.bits import as_bits, bits_like, from_bits, values_as, zeros_as_bits
-from distill.ops.products import float32_product, left_gradient, right_gradient
+from distill.kernels.bits import as_bits, bits_like, from_bits, values_as, zeros_as_bits
+from distill.kernels.products import float32_product, left_gradient, right_gradient
 
 LARGEST_BLOCK = 128
 """Rows at which the products run at full speed."""

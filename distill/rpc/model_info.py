@@ -1,8 +1,8 @@
 """What a service says about its model."""
 
 from distill.limits import RequestLimits
-from distill.models.functional import head_kernel
 from distill.models.loading import LoadedModel
+from distill.network.functional import head_kernel
 from distill.v1 import scoring_pb2
 
 

@@ -1,5 +1,5 @@
 from benchmarks.work import FULL_PASSES, LORA_PASSES, SCORING_PASSES, Work, body_parameter_count
-from distill.models.layer_kinds import LayerKind
+from distill.network.layer_kinds import LayerKind
 from tests.support.tiny_models import tiny_config
 
 CONFIG = tiny_config(

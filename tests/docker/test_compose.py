@@ -163,7 +163,7 @@ def test_stop_is_graceful_and_restart_keeps_the_volumes(deployed: Deployment) ->
         "up", "--wait", *SERVICES, what="starting the services again", timeout_seconds=300
     )
     after = json.loads(deployed.python("student", STORED_FILES))
-    # Each process of the student counts itself (student_service/incarnation.py).
+    # Each process of the student counts itself (student_service/runs/incarnation.py).
     assert after.pop(INCARNATION_FILE) > before.pop(INCARNATION_FILE)
     # Neither converted again nor lost.
     assert after == before

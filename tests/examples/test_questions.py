@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from client.demos.datasets import check_disjoint, load_questions
-from client.demos.evaluation import ANSWER_FORMAT
+from client.data.datasets import check_disjoint, load_questions
+from client.recipes.evaluation import ANSWER_FORMAT
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRAINING = EXAMPLES / "questions_train.jsonl"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.services import STUDENT_MODULE, TEACHER_MODULE, LocalService
+from client.services.local import STUDENT_MODULE, TEACHER_MODULE, LocalService
 from client.student import StudentClient
 from client.teacher import TeacherClient
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.services import STUDENT_MODULE, TEACHER_MODULE, LocalService
+from client.services.local import STUDENT_MODULE, TEACHER_MODULE, LocalService
 from client.settings import (
     AdamW,
     BatchSettings,
@@ -20,7 +20,7 @@ from client.settings import (
 )
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from distill.models.gemma3.config import default_types, local_and_global
+from distill.families.gemma3 import default_types, local_and_global
 from tests.integration.batches import aligned
 from tests.support.tiny_models import SENTENCES, write_tiny_model
 

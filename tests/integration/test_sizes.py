@@ -16,7 +16,7 @@ from client.recipes.sdft import (
     sample_completions,
     train_sdft,
 )
-from client.services import STUDENT_MODULE, TEACHER_MODULE, LocalService
+from client.services.local import STUDENT_MODULE, TEACHER_MODULE, LocalService
 from client.settings import AdamW, LoraSettings
 from client.student import StudentClient
 from client.teacher import TeacherClient

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from client.errors import decode_error
-from client.services import LocalService
+from client.services.local import LocalService
 from client.settings import BatchSettings, LoraSettings, Objective, TokenExample
 from distill.limits import MAX_MESSAGE_BYTES
-from distill.models.functional import head_kernel, hidden_states
 from distill.models.loading import load_model
+from distill.network.functional import head_kernel, hidden_states
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2, student_service_pb2_grpc, tensor_pb2, training_pb2
 from distill.v1 import student_service_pb2 as pb

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from distill.models.hf_families import FAMILY_FILES, hf_config, parse_hf_config
+from distill.families.registry import FAMILIES, hf_config, parse_hf_config
 from tests.support.parity_cases import TINY_CASES
 from tests.support.tiny_models import tiny_config
 
 pytestmark = pytest.mark.parity
 
 
-@pytest.mark.parametrize("family", FAMILY_FILES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("write", ["all keys", "as saved"])
 def test_config_of_transformers_is_read(tmp_path: Path, family: str, write: str) -> None:
     config = AutoConfig.for_model(family)

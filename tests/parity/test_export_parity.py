@@ -13,16 +13,16 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from distill.models.adapters import (
+from distill.models.loading import LoadedModel, load_model
+from distill.models.write_directory import write_hf_directory, write_peft_adapter
+from distill.network.adapters import (
     ALL_TARGETS,
     LoraSpec,
     init_adapter,
     model_targets,
     scale_adapter,
 )
-from distill.models.export import write_hf_directory, write_peft_adapter
-from distill.models.functional import HEAD_TARGET, Adapter
-from distill.models.loading import LoadedModel, load_model
+from distill.network.functional import HEAD_TARGET, Adapter
 from tests.parity.reference import (
     load_reference,
     load_reference_tokenizer,

@@ -6,9 +6,9 @@ import torch
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distill.models.export import hf_tensors
 from distill.models.loading import load_model
 from distill.models.references import embedded_gguf
+from distill.models.write_directory import hf_tensors
 from distill.tokenizer import TextTokenizer
 from tests.support.parity_cases import FIXTURES, REAL_MODEL
 from tests.support.tokenizer_cases import TEXTS

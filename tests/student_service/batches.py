@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from student_service.batch import (
+from student_service.training.batch import (
     ExampleTargets,
     LossSettings,
     TrainingBatch,

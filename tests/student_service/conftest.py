@@ -10,6 +10,7 @@ import pytest
 
 from client.student import StudentClient
 from distill.engine.device_queue import DeviceQueue
+from distill.engine.process import Engine
 from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_scheduler import ScoringScheduler
@@ -17,11 +18,11 @@ from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel, load_model
 from distill.rpc.server import RunningServer, Service
 from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
-from student_service.checkpoints import CheckpointStore
-from student_service.registry import RunRegistry
+from student_service.edge.teacher_pool import TeacherPool
+from student_service.runs.checkpoints import CheckpointStore
+from student_service.runs.registry import RunRegistry
 from student_service.servicer import StudentServicer
-from student_service.teacher_pool import TeacherPool
-from student_service.trainer import Trainer
+from student_service.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +72,13 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         max_runs=64,
     )
     servicer = StudentServicer(
-        model=model,
-        limits=limits,
-        queue=queue,
-        scoring=ScoringScheduler(queue, Scorer(model), token_budget=1024),
-        sampler=Sampler(model),
+        Engine(
+            model=model,
+            queue=queue,
+            scoring=ScoringScheduler(queue, Scorer(model), token_budget=1024),
+            sampler=Sampler(model),
+        ),
+        limits,
         runs=runs,
         teachers=teachers,
     )

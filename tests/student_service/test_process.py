@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from client.services import STUDENT_MODULE, LocalService
+from client.services.local import STUDENT_MODULE, LocalService
 from distill.tensors import encode_int32
 from distill.v1 import student_service_pb2 as pb
 from distill.v1 import training_pb2

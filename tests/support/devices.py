@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.ops.device import is_on_cpu
+from distill.kernels.profile import is_on_cpu
 
 only_cpu = pytest.mark.skipif(
     not is_on_cpu(), reason="elsewhere bfloat16 arrays stay as they are, and no layout is pinned"

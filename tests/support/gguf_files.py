@@ -9,8 +9,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, TokenType
 from numpy.typing import NDArray
 
-from distill.models.config import ModelConfig
-from distill.models.hf_families import family_files, model_weight_entries
+from distill.families.registry import family_named, model_weight_entries
+from distill.network.config import ModelConfig
 from tests.support.tiny_models import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,
@@ -48,7 +48,7 @@ def write_tiny_gguf(
 
     Args:
         path: of the file.
-        family: a key of FAMILY_FILES whose GGUF files are read.
+        family: a key of FAMILIES whose GGUF files are read.
         tensor_type: of the matrices; norms are always F32.
         pre: `tokenizer.ggml.pre`.
         metadata: further keys below the architecture's, int, float or str.
@@ -56,7 +56,7 @@ def write_tiny_gguf(
         overrides: fields of ModelConfig.
     """
     config = tiny_gguf_config(family, **overrides)
-    files = family_files(family)
+    files = family_named(family)
     assert files.gguf is not None
     architecture = files.gguf.architecture
     writer = gguf.GGUFWriter(path, architecture)

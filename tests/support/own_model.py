@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.models.adapters import scale_adapter
-from distill.models.config import ModelConfig
-from distill.models.export import hf_tensors
-from distill.models.functional import (
+from distill.models.loading import LoadedModel
+from distill.models.write_directory import hf_tensors
+from distill.network.adapters import scale_adapter
+from distill.network.config import ModelConfig
+from distill.network.functional import (
     Adapter,
     Graph,
     Parameters,
     head_weights,
     hidden_states,
 )
-from distill.models.loading import LoadedModel
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
 from distill.ops.logits import head_logits
 from distill.ops.objectives import TargetRows, cross_entropy

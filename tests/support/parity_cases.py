@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.models.config import LayerAttention, LinearRopeScaling
-from distill.models.delta_net_config import DeltaNetConfig
-from distill.models.experts_config import ExpertsConfig
-from distill.models.qwen3_5.config import KINDS
-from distill.models.qwen3_moe.config import DENSE, SPARSE
+from distill.families.qwen3_5 import KINDS
+from distill.families.qwen3_moe import DENSE, SPARSE
+from distill.network.config import LayerAttention, LinearRopeScaling
+from distill.network.delta_net_config import DeltaNetConfig
+from distill.network.experts_config import ExpertsConfig
 from distill.tokenizer import TextTokenizer
 from tests.support.comparison import FloatArray, SoftTargets, hard_targets, soft_targets
 from tests.support.tiny_models import LLAMA3_ROPE, write_tiny_model

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from distill.models.config import Llama3RopeScaling, ModelConfig
-from distill.models.delta_net_config import DeltaNetConfig
-from distill.models.experts_config import ExpertsConfig
-from distill.models.functional import build_graph
-from distill.models.hf_families import FAMILY_FILES, hf_config, model_weight_entries
-from distill.models.qwen3_5.config import KINDS
-from distill.models.qwen3_moe.config import SPARSE
-from distill.models.weight_map import WeightEntry
+from distill.families.qwen3_5 import KINDS
+from distill.families.qwen3_moe import SPARSE
+from distill.families.registry import FAMILIES, hf_config, model_weight_entries
+from distill.formats.weight_map import WeightEntry
+from distill.network.config import Llama3RopeScaling, ModelConfig
+from distill.network.delta_net_config import DeltaNetConfig
+from distill.network.experts_config import ExpertsConfig
+from distill.network.functional import build_graph
 
 SENTENCES = (
     "The teacher reads the prompt and sends the likely next tokens.",
@@ -84,7 +84,7 @@ def tiny_config(family: str = "llama", **overrides: Any) -> ModelConfig:
         "tied_head": family == "llama",
         "max_position_count": 2048,
     }
-    traits = FAMILY_FILES[family].config.traits if family in FAMILY_FILES else {}
+    traits = FAMILIES[family].config.traits if family in FAMILIES else {}
     return ModelConfig(**(fields | dict(traits) | FAMILY_FIELDS.get(family, {}) | overrides))
 
 
@@ -107,7 +107,7 @@ def write_tiny_model(
 
     Args:
         directory: made where it does not exist.
-        family: a key of FAMILY_FILES.
+        family: a key of FAMILIES.
         seed: of the weights.
         dtype: of the weights in the file: "float32", "float16" or "bfloat16".
         pads_vocabulary: whether the model's vocabulary may be larger than the tokenizer's.

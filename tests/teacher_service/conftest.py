@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from distill.engine.device_queue import DeviceQueue
+from distill.engine.process import Engine
 from distill.engine.sampler import Sampler
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_scheduler import ScoringScheduler
@@ -52,7 +53,7 @@ def servicer(
     model: LoadedModel, limits: RequestLimits, queue: DeviceQueue, scoring: ScoringScheduler
 ) -> TeacherServicer:
     return TeacherServicer(
-        model=model, limits=limits, queue=queue, scoring=scoring, sampler=Sampler(model)
+        Engine(model=model, queue=queue, scoring=scoring, sampler=Sampler(model)), limits
     )
 
 

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from client.demos.errors import DatasetError
-from client.demos.pair import PairError, RunningPair
 from client.demos.sdft import DemoSettings, run_demo
 from client.demos.sdft_summary import print_summary
 from client.errors import MismatchedPairError, ServiceError
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
+from client.services.pair import PairError, RunningPair
 from client.settings import LoraSettings
 from distill.v1 import student_service_pb2
 from tests.client.fake_server import serving

@@ -11,8 +11,8 @@ from distill.engine.samples import Sample, SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import base_weights
+from distill.kernels.profile import is_on_cpu
 from distill.models.loading import LoadedModel, load_model
-from distill.ops.device import is_on_cpu
 
 ROUNDING = 2.0**-6
 """Of the length of a row of log-probs: a bfloat16 has 8 bits, and each layer rounds a few times.

@@ -13,8 +13,8 @@ from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.engine.supports import Candidates, Draws, Support
 from distill.engine.weights import ModelWeights
-from distill.models.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter
 from distill.models.loading import LoadedModel
+from distill.network.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter
 from tests.distill.engine.gate import Gate
 from tests.support.waiting import WAIT_SECONDS, wait_until
 

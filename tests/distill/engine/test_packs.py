@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.engine.packs import SMALLEST_PACK, PackWriter, first_fit, pack_slots
-from distill.models.packed_attention import BLOCK_SLOTS
+from distill.network.packed_attention import BLOCK_SLOTS
 
 SIZES = st.lists(st.integers(1, 120), max_size=40)
 

@@ -15,8 +15,8 @@ from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
 from distill.engine.scoring_plan import plan_packs
 from distill.engine.weights import ModelWeights
-from distill.models.adapters import LoraSpec, init_adapter, model_targets
 from distill.models.loading import LoadedModel
+from distill.network.adapters import LoraSpec, init_adapter, model_targets
 from distill.tensors import Int32Array
 
 DenseLogits = Callable[..., NDArray[np.float64]]

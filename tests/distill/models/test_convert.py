@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from distill.errors import AlreadyExistsError, ModelError
+from distill.formats.gguf_file import GgufFile
+from distill.formats.gguf_tokenizer import PRE_TOKENIZERS, rebuild_tokenizer
 from distill.models import convert as conversion
-from distill.models.config import LayerAttention, LinearRopeScaling
 from distill.models.convert import convert, convert_once
-from distill.models.gguf_file import GgufFile
-from distill.models.gguf_tokenizer import PRE_TOKENIZERS, rebuild_tokenizer
 from distill.models.loading import load_model
+from distill.network.config import LayerAttention, LinearRopeScaling
 from tests.support.gguf_files import tiny_gguf_config, write_tiny_gguf
 from tests.support.tiny_models import LLAMA3_ROPE, tiny_tensors, tiny_tokenizer
 

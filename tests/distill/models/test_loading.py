@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from distill.errors import ModelError
+from distill.families.registry import model_weight_entries
 from distill.models import loading
-from distill.models.functional import Parameters
-from distill.models.hf_families import model_weight_entries
 from distill.models.loading import load_model
+from distill.network.functional import Parameters
 from tests.support.own_model import own_log_probs
 from tests.support.parity_cases import TINY_CASES
 from tests.support.tiny_models import write_tiny_model

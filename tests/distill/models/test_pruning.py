@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from distill.errors import AlreadyExistsError, InvalidFieldError, ModelError
+from distill.families.registry import hf_config, parse_hf_config
 from distill.models import pruning
-from distill.models.config import LayerAttention, ModelConfig
-from distill.models.hf_families import hf_config, parse_hf_config
 from distill.models.loading import load_model
 from distill.models.pruning import prune, pruned_config
+from distill.network.config import LayerAttention, ModelConfig
 from tests.support.gguf_files import write_tiny_gguf
 from tests.support.tiny_models import tiny_config, write_tiny_model
 

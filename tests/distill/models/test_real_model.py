@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.models.functional import (
+from distill.models.loading import LoadedModel, load_model
+from distill.network.functional import (
     cached_hidden_states,
     head_kernel,
     hidden_states,
     init_cache,
 )
-from distill.models.loading import LoadedModel, load_model
 from distill.tokenizer import TextTokenizer
 
 pytestmark = pytest.mark.real_model

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill.kernels.profile import is_on_cpu
 from distill.ops import logits as chunking
-from distill.ops.device import is_on_cpu
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
 from distill.ops.logits import FEW_ROWS, Head, chunk_row_count, head_logits, kernel_columns
 from distill.ops.objectives import TargetRows, cross_entropy, tail_bucket

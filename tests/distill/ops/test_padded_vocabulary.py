@@ -10,8 +10,8 @@ import pytest
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
 from distill.ops.logits import Head, head_logits
 from distill.ops.objectives import OBJECTIVES, ObjectiveParameters, TargetRows
+from distill.ops.sampled_support import candidate_rows, sampled_rows
 from distill.ops.sampling import SamplingSettings, draw_tokens
-from distill.ops.supports import candidate_rows, sampled_rows
 from distill.ops.topk import top_k_rows
 
 # No multiple of a block of any pass; the padding reaches over the end of one.

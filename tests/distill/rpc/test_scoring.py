@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.decoding import decode_chunk
 from client.errors import BrokenStreamError
+from client.parsing import decode_chunk
 from distill.engine.scoring_jobs import ScoredChunk
 from distill.engine.supports import Candidates, Draws
 from distill.errors import InvalidFieldError, LimitExceededError

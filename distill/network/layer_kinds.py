@@ -1,0 +1,39 @@
+"""Kinds of layers: what must be equal for layers to share one stack of parameters.
+
+A model is a *period* of kinds, repeated. Most models have one kind. Layers that differ in numbers
+alone (a window, a rotary base) are of one kind; see `ModelConfig.layer_attention`. Knows no JAX.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What a layer is built of."""
+
+    name: str = "layer"
+    """Its key below "layers" in the parameter tree of a model of several kinds."""
+
+    mixer: str = "attention"
+    """What mixes tokens: a key of `decoder.MIXERS` and of `projections.MIXER_PROJECTIONS`. Also the
+    module's name in the layer."""
+
+    mlp: str = "dense"
+    """What follows it, in "mlp": a key of `decoder.MLPS` and of `projections.MLP_PROJECTIONS`."""
+
+    intermediate_size: int | None = None
+    """Width of its dense MLP; None: the config's."""
+
+
+RECURRENT_MIXERS = frozenset({"delta_net"})
+"""Those that remember a sequence as a state and not token by token."""
+
+
+def shortest_period(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    """The shortest sequence whose whole repetitions are the given one; at worst itself."""
+    count = len(kinds)
+    for length in range(1, count):
+        if count % length == 0 and all(kinds[i] == kinds[i % length] for i in range(count)):
+            return tuple(kinds[:length])
+    return tuple(kinds)

@@ -1,0 +1,216 @@
+"""Requests into checked values. Whatever passes here is trusted below; `examples` has the rest.
+
+Everything that can be known without the run's state is checked before any compute, and names the
+field, the limit and the value.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.errors import InvalidFieldError
+from distill.limits import RequestLimits
+from distill.network.adapters import LoraSpec, check_targets, layer_targets, model_targets
+from distill.network.config import ModelConfig
+from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
+from distill.rpc.checks import check_limit, check_range, check_temperature
+from distill.v1 import training_pb2
+from student_service.training.batch import LossSettings
+from student_service.training.optimizer import AdamWSettings
+
+MAX_LORA_RANK = 1024
+"""Beyond this an adapter is larger than the weights of any model it would adapt."""
+
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
+
+
+def parse_name(name: str, field: str) -> str:
+    """A run's or checkpoint's name: it becomes a directory name.
+
+    Raises:
+        InvalidFieldError: not 1 to 64 of [A-Za-z0-9._-], or a leading dot.
+    """
+    # fullmatch: `$` would let a trailing newline pass.
+    if not _NAME.fullmatch(name):
+        raise InvalidFieldError(
+            field, f"must be 1 to 64 of [A-Za-z0-9._-] without a leading dot, got {name[:80]!r}"
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutationHeader:
+    """The exactly-once header."""
+
+    run_id: str
+    """Name of the run."""
+
+    writer_epoch: int
+    """Epoch the writer was given."""
+
+    sequence_number: int
+    """From 1."""
+
+
+def parse_mutation(mutation: training_pb2.Mutation, field: str = "mutation") -> MutationHeader:
+    """Raises InvalidFieldError for a bad name or a number below 1."""
+    parse_name(mutation.run_id, f"{field}.run_id")
+    for name in ("writer_epoch", "sequence_number"):
+        if getattr(mutation, name) < 1:
+            raise InvalidFieldError(
+                f"{field}.{name}", f"must be at least 1, got {getattr(mutation, name)}"
+            )
+    return MutationHeader(
+        run_id=mutation.run_id,
+        writer_epoch=mutation.writer_epoch,
+        sequence_number=mutation.sequence_number,
+    )
+
+
+def parse_run_config(config: training_pb2.RunConfig, model: ModelConfig) -> LoraSpec | None:
+    """The adapter to train, or None for all weights.
+
+    Args:
+        config: as it came.
+        model: which says what can have an adapter.
+
+    Raises:
+        InvalidFieldError: nothing chosen, or a bad rank, alpha or target module.
+    """
+    if config.WhichOneof("trainable") is None:
+        raise InvalidFieldError("config.trainable", "must be lora or full, got neither")
+    if config.HasField("full"):
+        return None
+    lora = config.lora
+    check_range("config.lora.rank", lora.rank, 1, MAX_LORA_RANK)
+    alpha = lora.alpha if lora.HasField("alpha") else 2.0 * lora.rank
+    _check_positive(alpha, "config.lora.alpha")
+    check_targets(model, lora.target_modules, "config.lora.target_modules")
+    # In the order of a layer, so that the same set is the same configuration.
+    chosen = set(lora.target_modules) or set(layer_targets(model))
+    return LoraSpec(
+        rank=lora.rank,
+        alpha=alpha,
+        target_modules=tuple(target for target in model_targets(model) if target in chosen),
+        seed=lora.seed,
+    )
+
+
+def parse_adamw(adamw: training_pb2.AdamW) -> AdamWSettings:
+    """Raises InvalidFieldError for a setting outside its range."""
+    defaults = AdamWSettings(learning_rate=adamw.learning_rate)
+    if not (np.isfinite(adamw.learning_rate) and adamw.learning_rate >= 0):
+        raise InvalidFieldError(
+            "adamw.learning_rate", f"must be finite and at least 0, got {adamw.learning_rate}"
+        )
+    betas = {}
+    for name in ("beta1", "beta2"):
+        value = getattr(adamw, name) if adamw.HasField(name) else getattr(defaults, name)
+        if not 0 <= value < 1:
+            raise InvalidFieldError(f"adamw.{name}", f"must be in [0, 1), got {value}")
+        betas[name] = value
+    epsilon = adamw.epsilon if adamw.HasField("epsilon") else defaults.epsilon
+    _check_positive(epsilon, "adamw.epsilon")
+    weight_decay = adamw.weight_decay
+    if not (np.isfinite(weight_decay) and weight_decay >= 0):
+        raise InvalidFieldError(
+            "adamw.weight_decay", f"must be finite and at least 0, got {weight_decay}"
+        )
+    clip = adamw.max_gradient_norm if adamw.HasField("max_gradient_norm") else None
+    if clip is not None:
+        _check_positive(clip, "adamw.max_gradient_norm")
+    return AdamWSettings(
+        learning_rate=adamw.learning_rate,
+        beta1=betas["beta1"],
+        beta2=betas["beta2"],
+        epsilon=epsilon,
+        weight_decay=weight_decay,
+        max_gradient_norm=clip,
+    )
+
+
+def parse_loss(batch: training_pb2.Batch, limits: RequestLimits) -> LossSettings:
+    """Raises InvalidFieldError or LimitExceededError for a bad `Batch` header."""
+    known = training_pb2.Objective.keys()
+    if batch.objective not in training_pb2.Objective.values() or not batch.objective:
+        names = ", ".join(known[1:])
+        raise InvalidFieldError("batch.objective", f"must be one of {names}, got {batch.objective}")
+    name = training_pb2.Objective.Name(batch.objective).removeprefix("OBJECTIVE_").lower()
+    temperature = batch.temperature if batch.HasField("temperature") else 1.0
+    check_temperature("batch.temperature", temperature)
+    if batch.reduction not in training_pb2.Reduction.values():
+        raise InvalidFieldError(
+            "batch.reduction",
+            f"must be one of {', '.join(training_pb2.Reduction.keys())}, got {batch.reduction}",
+        )
+    if batch.example_count < 1:
+        raise InvalidFieldError(
+            "batch.example_count", f"must be at least 1, got {batch.example_count}"
+        )
+    check_limit("batch.example_count", batch.example_count, limits.max_sequences)
+    spec = OBJECTIVES[name]
+    clip_low, clip_high = _parse_clips(batch, spec)
+    return LossSettings(
+        objective=name,
+        temperature=temperature,
+        sequence_mean=batch.reduction == training_pb2.REDUCTION_SEQUENCE_MEAN,
+        beta=_parse_beta(batch, spec),
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )
+
+
+def _parse_beta(batch: training_pb2.Batch, spec: ObjectiveSpec) -> float:
+    if not batch.HasField("jsd_beta"):
+        return LossSettings.beta
+    if not spec.uses_beta:
+        raise InvalidFieldError("batch.jsd_beta", f"the objective {spec.name} does not use it")
+    # Also False for NaN.
+    if not 0 <= batch.jsd_beta <= 1:
+        raise InvalidFieldError("batch.jsd_beta", f"must be in [0, 1], got {batch.jsd_beta:g}")
+    return batch.jsd_beta
+
+
+def _parse_clips(batch: training_pb2.Batch, spec: ObjectiveSpec) -> tuple[float, float]:
+    given = [name for name in ("clip_low", "clip_high") if batch.HasField(name)]
+    if spec.default_clips is None:
+        if given:
+            raise InvalidFieldError(
+                f"batch.{given[0]}", f"the objective {spec.name} does not use it"
+            )
+        return LossSettings.clip_low, LossSettings.clip_high
+    for name in given:
+        value = getattr(batch, name)
+        if not (np.isfinite(value) and value >= 0):
+            raise InvalidFieldError(
+                f"batch.{name}", f"must be finite and at least 0, got {value:g}"
+            )
+    # In float32 as the fields: a given bound may equal a default one.
+    low, high = (float(np.float32(bound)) for bound in spec.default_clips)
+    low = batch.clip_low if batch.HasField("clip_low") else low
+    high = batch.clip_high if batch.HasField("clip_high") else high
+    if low > high:
+        raise InvalidFieldError(
+            "batch.clip_low", f"must be at most clip_high, which is {high:g}, got {low:g}"
+        )
+    return low, high
+
+
+def _check_positive(value: float, field: str) -> None:
+    if not (np.isfinite(value) and value > 0):
+        raise InvalidFieldError(field, f"must be finite and greater than 0, got {value}")
+
+
+def parse_normalization(normalization: int) -> str:
+    """ "none", "rows" or "examples".
+
+    Raises:
+        InvalidFieldError: an unknown value.
+    """
+    names = {int(value): name for name, value in training_pb2.GradientNormalization.items()}
+    if normalization not in names:
+        known = ", ".join(names.values())
+        raise InvalidFieldError("normalization", f"must be one of {known}, got {normalization}")
+    name = names[normalization].removeprefix("GRADIENT_NORMALIZATION_").lower()
+    return "none" if name == "unspecified" else name

@@ -1,0 +1,212 @@
+"""Saved states of runs: safetensors beside a JSON manifest, whole or not at all.
+
+Layout: `<root>/<run>/checkpoints/<name>.json` names its state file and that file's digest. The
+manifest is renamed into place after its state file is on disk, so a checkpoint either is the old
+one or the new one, also when it is overwritten.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from distill.errors import (
+    AlreadyExistsError,
+    CorruptDataError,
+    InvalidFieldError,
+    NotFoundError,
+)
+from student_service.edge.validation import parse_name
+from student_service.runs.manifests import decode_manifest, encode_manifest
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """A checkpoint without its arrays."""
+
+    name: str
+    """Unique in the run."""
+
+    step: int
+    """Optimizer steps at that time."""
+
+    sequence_number: int
+    """Of the SaveCheckpoint that made it."""
+
+    created_unix_seconds: float
+    """When."""
+
+    weights_version: str
+    """Identifies the weights."""
+
+    size_bytes: int
+    """Of the state file."""
+
+
+class CheckpointStore:
+    """The checkpoints of all runs below one directory.
+
+    Both names become parts of a path: here, at the last moment, whatever is no name is refused,
+    though the edge has checked them.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def save(
+        self,
+        run_id: str,
+        info: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        *,
+        overwrite: bool,
+    ) -> CheckpointInfo:
+        """Write a checkpoint.
+
+        Args:
+            run_id: the run.
+            info: JSON values, among them the fields of CheckpointInfo but size and time.
+            arrays: the state by name.
+            overwrite: replace a checkpoint of the same name.
+
+        Raises:
+            AlreadyExistsError: the name is taken and `overwrite` is false.
+        """
+        directory = self._directory(run_id)
+        directory.mkdir(parents=True, exist_ok=True)
+        manifest_path = self._manifest_path(run_id, info["name"])
+        # Whatever it says: a damaged one can be replaced too.
+        if manifest_path.exists() and not overwrite:
+            raise AlreadyExistsError(
+                f"name: the run has a checkpoint {info['name']!r} already; set overwrite to "
+                "replace it"
+            )
+        state_path = directory / f"{info['name']}-{uuid.uuid4().hex}.safetensors"
+        aside = manifest_path.with_suffix(".json.tmp")
+        try:
+            save_file(dict(arrays), state_path)
+            _sync(state_path)
+            manifest = {
+                **info,
+                "created_unix_seconds": time.time(),
+                "size_bytes": state_path.stat().st_size,
+                "state_file": state_path.name,
+                "state_sha256": _digest(state_path),
+            }
+            aside.write_text(encode_manifest(manifest))
+            _sync(aside)
+        except BaseException:
+            # No manifest names it, so nobody would ever remove it: and a full disk is one reason.
+            state_path.unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
+            raise
+        aside.replace(manifest_path)
+        _sync(directory)
+        self._remove_states(directory, info["name"], kept=state_path)
+        return _info(manifest)
+
+    @staticmethod
+    def _remove_states(directory: Path, name: str, *, kept: Path) -> None:
+        """Remove what no manifest names any more: the states of overwritten checkpoints."""
+        state_name = re.compile(rf"{re.escape(name)}-[0-9a-f]{{32}}\.safetensors")
+        for path in directory.iterdir():
+            if path != kept and state_name.fullmatch(path.name):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    # The new checkpoint is saved: this must not fail it.
+                    _LOGGER.warning("cannot remove the old state %s: %s", path.name, error)
+
+    def load(self, run_id: str, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
+        """The manifest and the arrays of a checkpoint.
+
+        Raises:
+            NotFoundError: the run has no such checkpoint.
+            CorruptDataError: its state file is missing or does not match its digest, or the
+                manifest does not match its own.
+        """
+        manifest = self.manifest(run_id, name)
+        while (arrays := self._arrays(run_id, manifest)) is None:
+            previous, manifest = manifest, self.manifest(run_id, name)
+            # Overwritten between the two reads, the state is gone with its manifest: that is no
+            # damage, and the new one is there.
+            if manifest["state_file"] == previous["state_file"]:
+                raise CorruptDataError(
+                    f"the state of checkpoint {name!r} does not match its digest"
+                )
+        return manifest, arrays
+
+    def _arrays(self, run_id: str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """The arrays of a manifest; None where they are missing or do not match it."""
+        path = self._directory(run_id) / Path(manifest["state_file"]).name
+        try:
+            if _digest(path) != manifest["state_sha256"]:
+                return None
+            arrays: dict[str, np.ndarray] = load_file(path)
+        except FileNotFoundError:
+            return None
+        return arrays
+
+    def manifest(self, run_id: str, name: str) -> Mapping[str, Any]:
+        """What a checkpoint says of itself; errors are those of `load`."""
+        path = self._manifest_path(run_id, name)
+        if not path.is_file() or path.is_symlink():
+            raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}")
+        try:
+            encoded = path.read_bytes()
+        except FileNotFoundError:  # the run's checkpoints are being deleted
+            raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}") from None
+        return decode_manifest(encoded, name)
+
+    def list(self, run_id: str) -> list[CheckpointInfo]:
+        """The checkpoints of a run, oldest first; without those whose manifest is damaged."""
+        found = []
+        for path in self._directory(run_id).glob("*.json"):
+            try:
+                found.append(_info(self.manifest(run_id, path.stem)))
+            except CorruptDataError as error:
+                # Loading it says so too. The others must not be lost with it.
+                _LOGGER.warning("run %s: %s", run_id, error)
+            except (InvalidFieldError, NotFoundError):
+                continue  # nothing that a save made, or removed meanwhile
+        return sorted(found, key=lambda info: info.created_unix_seconds)
+
+    def delete_all(self, run_id: str) -> None:
+        """Remove everything of a run."""
+        shutil.rmtree(self._directory(run_id).parent, ignore_errors=True)
+
+    def _directory(self, run_id: str) -> Path:
+        return self._root / parse_name(run_id, "run_id") / "checkpoints"
+
+    def _manifest_path(self, run_id: str, name: str) -> Path:
+        return self._directory(run_id) / f"{parse_name(name, 'name')}.json"
+
+
+def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:
+    return CheckpointInfo(**{name: manifest[name] for name in CheckpointInfo.__dataclass_fields__})
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

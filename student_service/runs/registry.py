@@ -1,0 +1,165 @@
+"""All runs of the service, by name."""
+
+import threading
+from collections import OrderedDict
+
+from distill.engine.device_queue import DeviceQueue
+from distill.errors import AlreadyExistsError, DeadlineError, LimitExceededError, NotFoundError
+from distill.models.loading import LoadedModel
+from distill.network.adapters import LoraSpec
+from student_service.runs.checkpoints import CheckpointStore
+from student_service.runs.run import Remaining, Run
+from student_service.runs.sequencer import Sequencer, Ticket
+from student_service.training.trainer import Trainer
+
+KEPT_DELETIONS = 1024
+"""Deletions that can be repeated. Their runs' writers stay fenced after that too."""
+
+
+def _described(lora: LoraSpec | None) -> str:
+    if lora is None:
+        return "all weights"
+    return (
+        f"a LoRA of rank {lora.rank}, alpha {lora.alpha:g}, seed {lora.seed} on "
+        f"{', '.join(lora.target_modules)}"
+    )
+
+
+class RunRegistry:
+    """All runs of the service."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        trainer: Trainer,
+        queue: DeviceQueue,
+        store: CheckpointStore,
+        max_waiting_requests: int,
+        first_epoch: int,
+        max_runs: int,
+        kept_deletions: int = KEPT_DELETIONS,
+    ) -> None:
+        """Args:
+        model: the base of all runs.
+        trainer: computes for them.
+        queue: the device.
+        store: their checkpoints.
+        max_waiting_requests: most mutations that wait for their turn, over all runs; fewer than
+            the service has request slots.
+        first_epoch: of a new run's first writer; above all that earlier processes have given.
+        max_runs: most runs at a time; each holds its parameters three times, and its gradient.
+        kept_deletions: names of deleted runs whose deletion can be repeated.
+        """
+        self._model = model
+        self._trainer = trainer
+        self._queue = queue
+        self._store = store
+        self._waiting_slots = threading.Semaphore(max_waiting_requests)
+        self._lock = threading.Lock()
+        self._creating = threading.Lock()
+        self._runs: dict[str, Run] = {}
+        self._deletions: OrderedDict[str, Ticket] = OrderedDict()
+        self._kept_deletions = kept_deletions
+        self._first_epoch = first_epoch
+        self._max_runs = max_runs
+
+    def create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
+        """The run of that name, and whether it was made just now.
+
+        Raises:
+            AlreadyExistsError: it exists with another configuration.
+            LimitExceededError: it would be one too many.
+            DeadlineError: the device was not free in time.
+        """
+        run = self._find(run_id)
+        if run is None:
+            run, is_new = self._create(run_id, lora, remaining)
+            if is_new:
+                return run, True
+        if run.lora != lora:
+            raise AlreadyExistsError(
+                f"run_id: run {run_id!r} exists with another configuration: it trains "
+                f"{_described(run.lora)}, asked for {_described(lora)}"
+            )
+        return run, False
+
+    def _find(self, run_id: str) -> Run | None:
+        with self._lock:
+            return self._runs.get(run_id)
+
+    def _create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
+        # A lock of its own: a new run waits for the device, and the other runs' requests must not
+        # wait with it.
+        timeout = remaining()
+        if not self._creating.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise DeadlineError("the deadline passed while another run was created")
+        try:
+            run = self._find(run_id)
+            if run is not None:
+                return run, False
+            with self._lock:
+                if len(self._runs) >= self._max_runs:
+                    raise LimitExceededError(
+                        "runs of the service", self._max_runs, len(self._runs) + 1
+                    )
+            run = Run(
+                run_id,
+                lora,
+                trainer=self._trainer,
+                queue=self._queue,
+                store=self._store,
+                base_version=self._model.weights_version,
+                sequencer=self._new_sequencer(run_id),
+                remaining=remaining,
+            )
+            with self._lock:
+                self._runs[run_id] = run
+            return run, True
+        finally:
+            self._creating.release()
+
+    def _new_sequencer(self, run_id: str) -> Sequencer:
+        # The writer of a deleted run must not be taken for that of a new one of its name.
+        with self._lock:
+            deletion = self._deletions.get(run_id)
+            epoch = self._first_epoch if deletion is None else deletion.writer_epoch + 1
+        return Sequencer(
+            epoch=epoch,
+            waiting_slots=self._waiting_slots,
+            measure=lambda answer: answer.ByteSize(),
+        )
+
+    def get(self, run_id: str, field: str = "run_id") -> Run:
+        """Raises NotFoundError when there is none of that name."""
+        run = self._find(run_id)
+        if run is None:
+            raise NotFoundError(f"{field}: there is no run {run_id!r}")
+        return run
+
+    def list(self) -> list[Run]:
+        """By name."""
+        with self._lock:
+            return [self._runs[name] for name in sorted(self._runs)]
+
+    def remove(self, run: Run, ticket: Ticket) -> None:
+        """Forget a run. Later mutations of it are refused.
+
+        Args:
+            run: to be forgotten.
+            ticket: of the mutation that deletes it; all that is remembered.
+        """
+        with self._lock:
+            self._runs.pop(run.run_id, None)
+            self._deletions.pop(run.run_id, None)
+            self._deletions[run.run_id] = ticket
+            while len(self._deletions) > self._kept_deletions:
+                forgotten = self._deletions.popitem(last=False)[1]
+                # Its name is forgotten, so every new run starts above its epoch.
+                self._first_epoch = max(self._first_epoch, forgotten.writer_epoch + 1)
+        run.sequencer.close()
+
+    def deleted_by(self, run_id: str) -> Ticket | None:
+        """The mutation that deleted the last run of that name; None where none was, or long ago."""
+        with self._lock:
+            return self._deletions.get(run_id)

@@ -1,0 +1,343 @@
+"""A run: the owner of one training state, and how it changes.
+
+A state is replaced and never edited: an operation computes a new one from the old, and only when
+it has succeeded is it swapped in. The sequencer makes sure that one operation runs at a time.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from distill.engine.device_queue import DeviceQueue
+from distill.engine.weights import ModelWeights
+from distill.errors import UnavailableError, WrongStateError
+from distill.network.adapters import LoraSpec
+from student_service.runs.caller import Caller
+from student_service.runs.checkpoints import CheckpointInfo, CheckpointStore
+from student_service.runs.run_state import (
+    COUNTERS,
+    RunState,
+    from_named_arrays,
+    named_arrays,
+    state_tree,
+)
+from student_service.runs.sequencer import Sequencer
+from student_service.training.batch import BatchOutcome, TrainingBatch
+from student_service.training.optimizer import AdamWSettings, Trainable
+from student_service.training.trainer import Trainer, parameter_count
+
+Remaining = Callable[[], float | None]
+"""Seconds that are left of the caller's deadline; None where it set none.
+
+What waits for the device may start within that time and never later: a caller whose deadline has
+passed can rely on it that nothing of its request starts any more.
+"""
+
+KEPT_CHECKPOINT_WEIGHTS = 2
+"""Checkpoints whose weights stay in memory for sampling and scoring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTiming:
+    """Where the time of a batch went, in seconds."""
+
+    queue_seconds: float
+    """Waiting for the device."""
+
+    compute_seconds: float
+    """From the first piece to the last, other streams' turns included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What an optimizer step did."""
+
+    step: int
+    """Steps so far."""
+
+    gradient_norm: float
+    """After normalisation, before clipping."""
+
+    update_norm: float
+    """Of the change of the parameters."""
+
+    normalizer: float
+    """What the gradient sum was divided by."""
+
+    weights_version: str
+    """Of the new weights."""
+
+
+class Run:
+    """One training state and the sequence of what changes it."""
+
+    def __init__(
+        self,
+        run_id: str,
+        lora: LoraSpec | None,
+        *,
+        trainer: Trainer,
+        queue: DeviceQueue,
+        store: CheckpointStore,
+        base_version: str,
+        sequencer: Sequencer,
+        remaining: Remaining,
+    ) -> None:
+        self.run_id = run_id
+        self.lora = lora
+        self.sequencer = sequencer
+        self._trainer = trainer
+        self._queue = queue
+        self._store = store
+        self._base_version = base_version
+        trainable = queue.run(lambda: trainer.initial_trainable(lora), timeout_seconds=remaining())
+        self.trainable_parameter_count = parameter_count(trainable)
+        self._state = RunState(
+            trainable=trainable,
+            optimizer_state=trainer.initial_optimizer_state(trainable),
+            weights_version=f"{run_id}:0",
+        )
+        self._current_weights: ModelWeights | None = None
+        self._saved_weights: OrderedDict[str, ModelWeights] = OrderedDict()
+        self._weights_lock = threading.Lock()
+
+    @property
+    def state(self) -> RunState:
+        """The present state; it stays valid when the run goes on."""
+        return self._state
+
+    def forward_backward(
+        self, batch: TrainingBatch, remaining: Remaining
+    ) -> tuple[BatchOutcome, BatchTiming]:
+        """Add the gradient of a batch to the sum. Call through the sequencer."""
+        state = self._state
+        outcome, timing = _timed(
+            self._trainer.forward_backward(state.trainable, self.lora, batch),
+            lambda pieces: self._finish(pieces, remaining),
+        )
+        gradient_sum = self._queue.run(
+            lambda: self._trainer.accumulate(state.gradient_sum, outcome.gradients),
+            timeout_seconds=remaining(),
+        )
+        self._swap(
+            replace(
+                state,
+                gradient_sum=gradient_sum,
+                accumulated_batches=state.accumulated_batches + 1,
+                accumulated_rows=state.accumulated_rows + outcome.batch.row_count,
+                accumulated_examples=state.accumulated_examples + len(batch.examples),
+            )
+        )
+        return outcome.batch, timing
+
+    def forward(
+        self, batch: TrainingBatch, checkpoint: str | None, base: bool, caller: Caller
+    ) -> tuple[BatchOutcome, BatchTiming]:
+        """Evaluate a batch under the current, a saved, or the base weights; nothing changes."""
+        trainable = self._state.trainable
+        if base:
+            # A fresh adapter changes nothing, and fresh full weights are the base's.
+            trainable = caller.run(self._queue, lambda: self._trainer.initial_trainable(self.lora))
+        elif checkpoint is not None:
+            trainable = self.checkpoint_trainable(checkpoint, caller)
+        return _timed(
+            self._trainer.forward(trainable, self.lora, batch),
+            lambda pieces: caller.finish(self._queue, pieces),
+        )
+
+    def optim_step(
+        self,
+        settings: AdamWSettings,
+        normalization: str,
+        sequence_number: int,
+        remaining: Remaining,
+    ) -> StepReport:
+        """Apply the gradient sum and clear it. Call through the sequencer.
+
+        Args:
+            settings: of this step.
+            normalization: "none", "rows" or "examples".
+            sequence_number: of the mutation; names the new weights.
+            remaining: time for it to start.
+
+        Raises:
+            DeadlineError: the device was not free in time.
+            WrongStateError: nothing was accumulated.
+            NonFiniteGradientError: the step would not be finite.
+        """
+        state = self._state
+        gradient_sum = state.gradient_sum
+        if gradient_sum is None:
+            raise WrongStateError(
+                "the run has no gradient: ForwardBackward with at least one weighted row must "
+                "come before OptimStep"
+            )
+        normalizer = {
+            "none": 1.0,
+            "rows": float(state.accumulated_rows),
+            "examples": float(state.accumulated_examples),
+        }[normalization]
+        outcome = self._queue.run(
+            lambda: self._trainer.optim_step(
+                state.trainable, state.optimizer_state, gradient_sum, normalizer, settings
+            ),
+            timeout_seconds=remaining(),
+        )
+        stepped = RunState(
+            trainable=outcome.trainable,
+            optimizer_state=outcome.optimizer_state,
+            step=state.step + 1,
+            weights_version=f"{self.run_id}:{sequence_number}",
+        )
+        self._swap(stepped)
+        return StepReport(
+            step=stepped.step,
+            gradient_norm=float(outcome.gradient_norm),
+            update_norm=float(outcome.update_norm),
+            normalizer=normalizer,
+            weights_version=stepped.weights_version,
+        )
+
+    def save_checkpoint(
+        self, name: str, overwrite: bool, sequence_number: int, remaining: Remaining
+    ) -> CheckpointInfo:
+        """Save the whole state. Call through the sequencer."""
+        state = self._state
+        info = {
+            "name": name,
+            "sequence_number": sequence_number,
+            "weights_version": state.weights_version,
+            "base_weights_version": self._base_version,
+            "lora": None if self.lora is None else asdict(self.lora),
+            **{counter: getattr(state, counter) for counter in COUNTERS},
+        }
+        arrays = self._queue.run(
+            lambda: named_arrays(state_tree(state)), timeout_seconds=remaining()
+        )
+        return self._store.save(self.run_id, info, arrays, overwrite=overwrite)
+
+    def load_checkpoint(self, name: str, remaining: Remaining) -> None:
+        """Replace the state by a saved one; the sequence goes on. Call through the sequencer."""
+        run_piece = partial(self._queue.run, timeout_seconds=remaining())
+        self._swap(self._restore(name, run_piece)[0])
+
+    def list_checkpoints(self) -> list[CheckpointInfo]:
+        """Oldest first."""
+        return self._store.list(self.run_id)
+
+    def delete_checkpoints(self) -> None:
+        """Remove all of them from the disk."""
+        self._store.delete_all(self.run_id)
+
+    def current_weights(self, caller: Caller) -> ModelWeights:
+        """What to score and sample under now: the same arrays until they change.
+
+        Requests under the same arrays share calls of the model, and hold one copy of them.
+        """
+        with self._weights_lock:
+            if self._current_weights is not None:
+                return self._current_weights
+        return caller.run(self._queue, self._make_current_weights)
+
+    def _make_current_weights(self) -> ModelWeights:
+        # A piece on the device, of which there is one at a time: all who came for the same weights
+        # get those that the first of them makes.
+        with self._weights_lock:
+            trainable, kept = self._state.trainable, self._current_weights
+        if kept is not None:
+            return kept
+        weights = self._trainer.weights(trainable, self.lora)
+        with self._weights_lock:
+            if self._state.trainable is trainable:
+                self._current_weights = weights
+        return weights
+
+    def _swap(self, state: RunState) -> None:
+        """Make a new state the present one."""
+        with self._weights_lock:
+            if state.trainable is not self._state.trainable:
+                self._current_weights = None
+            self._state = state
+
+    def checkpoint_weights(self, name: str, caller: Caller) -> ModelWeights:
+        """What to score and sample under for a checkpoint."""
+        # The file's name, for a checkpoint may be overwritten under its own.
+        key = self._store.manifest(self.run_id, name)["state_file"]
+        with self._weights_lock:
+            if key in self._saved_weights:
+                self._saved_weights.move_to_end(key)
+                return self._saved_weights[key]
+        # Perhaps overwritten since.
+        state, manifest = self._restore(name, partial(caller.run, self._queue))
+        weights = caller.run(self._queue, lambda: self._trainer.weights(state.trainable, self.lora))
+        with self._weights_lock:
+            # Of those who restored it side by side the first decides which arrays all use.
+            weights = self._saved_weights.setdefault(manifest["state_file"], weights)
+            while len(self._saved_weights) > KEPT_CHECKPOINT_WEIGHTS:
+                self._saved_weights.popitem(last=False)
+        return weights
+
+    def checkpoint_trainable(self, name: str, caller: Caller) -> Trainable:
+        """The trained parameters of a checkpoint."""
+        return self._restore(name, partial(caller.run, self._queue))[0].trainable
+
+    def _restore(
+        self, name: str, run_piece: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
+    ) -> tuple[RunState, Mapping[str, Any]]:
+        manifest, arrays = self._store.load(self.run_id, name)
+        mine = None if self.lora is None else asdict(self.lora)
+        saved = manifest["lora"] and {
+            **manifest["lora"],
+            "target_modules": tuple(manifest["lora"]["target_modules"]),
+        }
+        if saved != mine:
+            raise WrongStateError(
+                f"checkpoint {name!r} was saved by a run of another configuration: "
+                f"{saved or 'all weights'}, this run has {mine or 'all weights'}"
+            )
+        if manifest["base_weights_version"] != self._base_version:
+            raise WrongStateError(
+                f"checkpoint {name!r} was trained on base weights "
+                f"{manifest['base_weights_version']}, this service has {self._base_version}"
+            )
+        tree = state_tree(self._state)
+        has_gradient = any(key.startswith("gradient_sum") for key in arrays)
+        tree["gradient_sum"] = self._state.trainable if has_gradient else None
+        restored = run_piece(lambda: from_named_arrays(tree, arrays))
+        state = RunState(
+            **restored,
+            **{counter: manifest[counter] for counter in COUNTERS},
+            weights_version=manifest["weights_version"],
+        )
+        return state, manifest
+
+    def _finish(self, pieces: Iterator[Any], remaining: Remaining) -> Any:
+        """Run the pieces of a mutation on the device; its caller may leave meanwhile."""
+        with self._queue.stream(pieces, timeout_seconds=remaining()) as stream:
+            try:
+                return next(stream)
+            except CancelledError:  # by the queue, at the end of a drain
+                raise UnavailableError("the service is shutting down") from None
+
+
+def _timed(
+    pieces: Iterator[Any], finish: Callable[[Iterator[Any]], Any]
+) -> tuple[Any, BatchTiming]:
+    """Finish a trainer's pieces; their result, and where the time went."""
+    queued = time.monotonic()
+    started: list[float] = []
+
+    def noting_the_start() -> Iterator[Any]:
+        started.append(time.monotonic())
+        yield from pieces
+
+    result = finish(noting_the_start())
+    finished = time.monotonic()
+    return result, BatchTiming(
+        queue_seconds=started[0] - queued, compute_seconds=finished - started[0]
+    )

@@ -1,0 +1,133 @@
+"""A batch of ragged examples as packs: a few arrays of bucketed shape, with little padding.
+
+Letters: N slots of a pack, R target rows of it, K support size; R is at most N.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from distill.engine.packs import Pack, PackWriter, first_fit, slots_within
+from distill.ops.objectives import OBJECTIVES
+from distill.tensors import FloatArray, Int32Array
+from student_service.training.batch import TrainingBatch
+
+_WHOLE_BYTES = 4 << 20
+"""Arrays [N, K] up to this size have a row for every slot: further shapes would cost more in
+compilations than they save. Larger ones are made for the rows there are."""
+
+_SMALLEST_ROWS = 16
+
+Sources: TypeAlias = tuple[tuple[int, Int32Array], ...]
+"""For each example of a micro-batch: its index in the batch and its weighted rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Arrays of one compiled call. The rows from `weighted_row_count` on are padding."""
+
+    pack: Pack
+    """The examples' tokens, [N]."""
+
+    row_slots: Int32Array
+    """The slot whose hidden state each weighted target row is about, [R]."""
+
+    target_ids: Int32Array
+    """[R, K]."""
+
+    target_values: FloatArray
+    """Weights, advantages or log p, [R, K]."""
+
+    tail_log_probs: FloatArray
+    """[R]."""
+
+    old_log_probs: FloatArray
+    """[R, K]; zeros where the objective has no use for them."""
+
+    row_scales: FloatArray
+    """Row weight times the reduction's factor, [R]; 0 in padding."""
+
+    sources: Sources
+    """The results of their rows lie one after the other in the first entries of the R rows."""
+
+    @property
+    def weighted_row_count(self) -> int:
+        """Rows that are no padding."""
+        return sum(len(rows) for _, rows in self.sources)
+
+
+def split_into_micro_batches(batch: TrainingBatch, *, token_budget: int) -> Iterator[MicroBatch]:
+    """Pack the examples of a batch, each pack when it is asked for.
+
+    A sequence is cut after its last weighted row: nothing later can change the loss. Examples
+    without a weighted row are left out.
+
+    Args:
+        batch: the checked batch.
+        token_budget: most tokens in one micro-batch; a longer example is alone in one.
+    """
+    reads_prompts = OBJECTIVES[batch.loss.objective].reads_prompts
+    examples = [
+        (index, rows)
+        for index, example in enumerate(batch.examples)
+        if len(rows := example.targets.weighted_rows(reads_prompts))
+    ]
+    lengths = [batch.examples[index].targets.offset + int(rows[-1]) + 1 for index, rows in examples]
+    for items in first_fit(lengths, token_budget):
+        yield _micro_batch(
+            batch, [(*examples[item], lengths[item]) for item in items], token_budget
+        )
+
+
+def _padded_rows(row_count: int, slot_count: int, support_size: int) -> int:
+    """Rows as they are compiled."""
+    if 4 * slot_count * support_size <= _WHOLE_BYTES:
+        return slot_count
+    size = _SMALLEST_ROWS
+    while size < row_count:
+        size *= 4
+    return min(size, slot_count)
+
+
+def _micro_batch(
+    batch: TrainingBatch, items: Sequence[tuple[int, Int32Array, int]], token_budget: int
+) -> MicroBatch:
+    """One pack of (index in the batch, weighted rows, length)."""
+    token_count = sum(length for _, _, length in items)
+    slot_count = slots_within(token_budget, token_count)
+    support_size = batch.examples[0].targets.token_ids.shape[1]
+    padded_count = _padded_rows(sum(len(rows) for _, rows, _ in items), slot_count, support_size)
+    writer = PackWriter(spare_slots=slot_count - token_count)
+    row_slots = np.zeros(padded_count, np.int32)
+    target_ids = np.zeros((padded_count, support_size), np.int32)
+    target_values = np.zeros((padded_count, support_size), np.float32)
+    tail_log_probs = np.zeros(padded_count, np.float32)
+    old_log_probs = np.zeros((padded_count, support_size), np.float32)
+    row_scales = np.zeros(padded_count, np.float32)
+    start = 0
+    for index, rows, length in items:
+        example = batch.examples[index]
+        targets = example.targets
+        first_slot = writer.add(example.input_tokens[:length])
+        here = slice(start, start + len(rows))
+        row_slots[here] = first_slot + targets.offset + rows
+        target_ids[here] = targets.token_ids[rows]
+        target_values[here] = targets.values[rows]
+        tail_log_probs[here] = targets.tail_log_probs[rows]
+        if targets.old_log_probs is not None:
+            old_log_probs[here] = targets.old_log_probs[rows]
+        factor = 1.0 / len(rows) if batch.loss.sequence_mean else 1.0
+        row_scales[here] = targets.row_weights[rows] * np.float32(factor)
+        start += len(rows)
+    return MicroBatch(
+        pack=writer.pack(slot_count),
+        row_slots=row_slots,
+        target_ids=target_ids,
+        target_values=target_values,
+        tail_log_probs=tail_log_probs,
+        old_log_probs=old_log_probs,
+        row_scales=row_scales,
+        sources=tuple((index, rows) for index, rows, _ in items),
+    )

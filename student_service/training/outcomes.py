@@ -1,0 +1,151 @@
+"""From the rows of micro-batches back to the examples of the batch, on the host in NumPy."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.ops.head import MAX_OVERLAP_SUPPORT
+from distill.ops.objectives import OBJECTIVES
+from distill.tensors import BoolArray, FloatArray, Int32Array
+from student_service.training.batch import BatchMetrics, BatchOutcome, ExampleOutcome, TrainingBatch
+from student_service.training.micro_batches import Sources
+
+
+class RowOutcomes(NamedTuple):
+    """What the compiled functions return for the R rows of a micro-batch: with padding, and
+    without it once it is fetched."""
+
+    log_probs: FloatArray
+    """[R, K]."""
+
+    losses: FloatArray
+    """Before row weights and the reduction, [R]."""
+
+    student_entropies: FloatArray
+    """[R]."""
+
+    top_token_ids: Int32Array
+    """[R]."""
+
+    support_overlaps: FloatArray
+    """[R]."""
+
+    tail_bucket_kls: FloatArray
+    """[R]; zeros where the targets are no distribution."""
+
+
+def summarize(
+    batch: TrainingBatch, sources: Sequence[Sources], rows: Sequence[RowOutcomes]
+) -> BatchOutcome:
+    """Put the rows back in the order and shape of the targets.
+
+    Sums are taken in float64 in the order of the examples, so that the reported loss does not
+    depend on how the batch was split.
+
+    Args:
+        batch: what was computed.
+        sources: of each micro-batch.
+        rows: of each micro-batch, without padding.
+    """
+    log_probs = [np.zeros(e.targets.token_ids.shape, np.float32) for e in batch.examples]
+    row_losses = [np.zeros(len(e.targets.token_ids), np.float32) for e in batch.examples]
+    weighted_counts = [0] * len(batch.examples)
+    for members, outcome in zip(sources, rows, strict=True):
+        start = 0
+        for index, weighted in members:
+            here = slice(start, start + len(weighted))
+            log_probs[index][weighted] = outcome.log_probs[here]
+            weights = batch.examples[index].targets.row_weights[weighted]
+            row_losses[index][weighted] = outcome.losses[here] * weights
+            weighted_counts[index] = len(weighted)
+            start += len(weighted)
+    examples = []
+    for index, example in enumerate(batch.examples):
+        loss = float(row_losses[index].sum(dtype=np.float64))
+        if batch.loss.sequence_mean:
+            loss /= max(1, weighted_counts[index])
+        examples.append(
+            ExampleOutcome(
+                loss=loss,
+                log_probs=log_probs[index][:, 0] if example.targets.hard else log_probs[index],
+                row_losses=row_losses[index],
+            )
+        )
+    return BatchOutcome(
+        loss=sum(example.loss for example in examples),
+        row_count=sum(weighted_counts),
+        token_count=batch.token_count,
+        metrics=_metrics(batch, sources, rows) if any(weighted_counts) else None,
+        examples=tuple(examples),
+    )
+
+
+def _metrics(
+    batch: TrainingBatch, sources: Sequence[Sources], rows: Sequence[RowOutcomes]
+) -> BatchMetrics:
+    """Means over the weighted rows of all micro-batches, in float64."""
+
+    def of_student(field: str) -> NDArray[Any]:
+        return np.concatenate([getattr(outcome, field) for outcome in rows])
+
+    def of_targets(field: str) -> NDArray[Any]:
+        return np.concatenate(
+            [
+                getattr(batch.examples[index].targets, field)[weighted]
+                for members in sources
+                for index, weighted in members
+            ]
+        )
+
+    def mean(values: FloatArray) -> float:
+        return float(values.mean(dtype=np.float64))
+
+    spec = OBJECTIVES[batch.loss.objective]
+    target_ids = of_targets("token_ids")
+    student_probs = np.exp(of_student("log_probs"))
+    if not spec.needs_distribution:
+        # A distribution names each token once; here slots may repeat one, or have no use.
+        is_used = of_targets("values") != 0
+        student_probs = np.where(_first_uses(target_ids, is_used), student_probs, 0.0)
+    student_mass = mean(student_probs.sum(-1))
+    student_entropy = mean(of_student("student_entropies"))
+    if not spec.needs_distribution:
+        return BatchMetrics(
+            tail_bucket_kl=None,
+            teacher_entropy=mean(of_targets("teacher_entropies")) if spec.reads_prompts else None,
+            student_entropy=student_entropy,
+            teacher_support_mass=None,
+            student_support_mass=student_mass,
+            top_k_overlap=None,
+            top_1_agreement=None,
+        )
+    log_p = of_targets("values")
+    # A token outside the support has no more probability than all of them together.
+    holds_top = of_targets("most_probable") | (log_p.max(-1) >= of_targets("tail_log_probs"))
+    teacher_top = np.take_along_axis(target_ids, log_p.argmax(-1)[:, None], axis=-1)[:, 0]
+    student_top = of_student("top_token_ids")
+    overlap_measured = target_ids.shape[1] <= MAX_OVERLAP_SUPPORT
+    return BatchMetrics(
+        tail_bucket_kl=mean(of_student("tail_bucket_kls")),
+        teacher_entropy=mean(of_targets("teacher_entropies")),
+        student_entropy=student_entropy,
+        teacher_support_mass=mean(np.exp(log_p).sum(-1)),
+        student_support_mass=student_mass,
+        top_k_overlap=mean(of_student("support_overlaps")) if overlap_measured else None,
+        top_1_agreement=float((teacher_top == student_top).mean()) if holds_top.all() else None,
+    )
+
+
+def _first_uses(token_ids: Int32Array, is_used: BoolArray) -> BoolArray:
+    """Whether each slot [R, K] is in use and the first such of its row with its token."""
+    # A slot without a use gets a number of its own.
+    numbers = np.where(is_used, token_ids, -1 - np.arange(token_ids.shape[1], dtype=np.int32))
+    order = np.argsort(numbers, axis=-1, kind="stable")
+    ordered = np.take_along_axis(numbers, order, axis=-1)
+    starts = np.ones(ordered.shape, bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    is_first = np.empty_like(starts)
+    np.put_along_axis(is_first, order, starts, axis=-1)
+    return is_first & is_used

@@ -1,0 +1,60 @@
+"""How many runs there are, and what is left of those that were."""
+
+import pytest
+
+from distill.errors import LimitExceededError, NotFoundError, SequenceConflictError
+from distill.network.adapters import LoraSpec
+from student_service.runs.checkpoints import CheckpointStore
+from student_service.runs.registry import RunRegistry
+from student_service.runs.sequencer import Ticket
+
+LORA = LoraSpec(rank=1, alpha=1.0, target_modules=("q_proj",), seed=0)
+
+
+@pytest.fixture
+def registry(in_process, tmp_path):
+    return RunRegistry(
+        in_process.model,
+        trainer=in_process.trainer,
+        queue=in_process.queue,
+        store=CheckpointStore(tmp_path),
+        max_waiting_requests=8,
+        first_epoch=1,
+        max_runs=2,
+        kept_deletions=2,
+    )
+
+
+def create(registry, name):
+    return registry.create(name, LORA, lambda: 20.0)[0]
+
+
+def deletion(run, number=1):
+    return Ticket(writer_epoch=run.sequencer.epoch, sequence_number=number, digest=b"delete")
+
+
+def test_a_run_too_many_is_refused_until_another_is_deleted(registry):
+    first, second = create(registry, "first"), create(registry, "second")
+    with pytest.raises(LimitExceededError, match="runs of the service: must be at most 2, got 3"):
+        create(registry, "third")
+    with pytest.raises(NotFoundError):
+        registry.get("third")
+    assert create(registry, "second") is second  # no new one
+    registry.remove(first, deletion(first))
+    assert create(registry, "third").run_id == "third"
+
+
+def test_deletions_are_forgotten_in_the_end_and_their_writers_stay_fenced(registry):
+    epochs = {}
+    for index in range(6):
+        run = create(registry, f"run-{index}")
+        epochs[run.run_id] = run.sequencer.epoch
+        registry.remove(run, deletion(run))
+    known = [name for name in epochs if registry.deleted_by(name) is not None]
+    assert known == ["run-4", "run-5"]
+    for name in ("run-0", "run-5"):
+        again = create(registry, name)
+        assert again.sequencer.epoch > epochs[name]
+        earlier = Ticket(writer_epoch=epochs[name], sequence_number=1, digest=b"late")
+        with pytest.raises(SequenceConflictError, match="another writer"):
+            again.sequencer.execute(earlier, lambda: "applied", timeout_seconds=1)
