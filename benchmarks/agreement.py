@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.tensors import FloatArray, Int32Array
+from distill.arrays import FloatArray, Int32Array
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 """Nats of a mean log-probability or a mean loss by dtype; where nothing more exact is at hand also

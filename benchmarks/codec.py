@@ -14,14 +14,14 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from client.parsing import decode_chunk
+from client.parsing import parse_rows
 from client.teacher import TeacherClient
-from distill.engine.scoring_jobs import ScoredChunk
-from distill.rpc.scoring import chunk_bytes
+from distill.rows import Rows
 from distill.rpc.server import RunningServer, Service
 from distill.v1 import scoring_pb2, tensor_pb2
 from distill.v1.teacher_service_pb2 import DESCRIPTOR
 from distill.v1.teacher_service_pb2 import TeacherServiceStreamTopKResponse as Response
+from distill.wire import rows_to_bytes
 
 _SECONDS_PER_MEASUREMENT = 0.05
 _STREAMED_BYTES = 40 << 20
@@ -29,7 +29,7 @@ _VOCAB_SIZE = 49152
 
 _LARGEST_RESULT_BYTES = 16 << 20
 
-_Writer = Callable[[ScoredChunk], Response]
+_Writer = Callable[[Rows], Response]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +96,17 @@ def measure_codec(row_count: int = 256, top_k: int = 100, rounds: int = 5) -> Co
     """
     _settle_allocator()
     chunk = _random_chunk(row_count, top_k)
-    encoded = chunk_bytes(chunk)
+    encoded = rows_to_bytes(chunk)
     if _from_lists(chunk).SerializeToString(deterministic=True) != encoded:
         raise AssertionError("the codec's bytes are not protobuf's")
     source = np.frombuffer(encoded, np.uint8)
     seconds = _medians(
         {
             "lists_encode": lambda: _from_lists(chunk),
-            "encode": lambda: scoring_pb2.TopKChunk.FromString(chunk_bytes(chunk)),
+            "encode": lambda: scoring_pb2.TopKChunk.FromString(rows_to_bytes(chunk)),
             "lists_write": lambda: _from_lists(chunk).SerializeToString(),
-            "write": lambda: chunk_bytes(chunk),
-            "decode": lambda: decode_chunk(scoring_pb2.TopKChunk.FromString(encoded)),
+            "write": lambda: rows_to_bytes(chunk),
+            "decode": lambda: parse_rows(scoring_pb2.TopKChunk.FromString(encoded)),
             "copy": source.copy,
         },
         rounds,
@@ -140,15 +140,15 @@ def _settle_allocator() -> None:
     np.ones(_LARGEST_RESULT_BYTES, np.uint8)
 
 
-def _random_chunk(row_count: int, top_k: int) -> ScoredChunk:
+def _random_chunk(row_count: int, top_k: int) -> Rows:
     random = np.random.default_rng(0)
 
     def floats(*shape: int) -> NDArray[np.float32]:
         return random.standard_normal(shape, np.float32)
 
-    return ScoredChunk(
-        row=0,
-        position_offset=1,
+    return Rows(
+        prompt_index=0,
+        first_row=1,
         token_ids=random.integers(0, _VOCAB_SIZE, (row_count, top_k), np.int32),
         log_probs=floats(row_count, top_k),
         prompt_log_probs=floats(row_count),
@@ -157,14 +157,14 @@ def _random_chunk(row_count: int, top_k: int) -> ScoredChunk:
     )
 
 
-def _from_lists(chunk: ScoredChunk) -> scoring_pb2.TopKChunk:
+def _from_lists(chunk: Rows) -> scoring_pb2.TopKChunk:
     def floats(array: NDArray[np.float32]) -> tensor_pb2.FloatTensor:
         # Faster than from the array itself, whose items arrive as NumPy scalars.
         return tensor_pb2.FloatTensor(shape=array.shape, values=array.ravel().tolist())
 
     return scoring_pb2.TopKChunk(
-        row=chunk.row,
-        position_offset=chunk.position_offset,
+        prompt_index=chunk.prompt_index,
+        first_row=chunk.first_row,
         token_ids=tensor_pb2.Int32Tensor(
             shape=chunk.token_ids.shape, values=chunk.token_ids.ravel().tolist()
         ),
@@ -175,13 +175,13 @@ def _from_lists(chunk: ScoredChunk) -> scoring_pb2.TopKChunk:
     )
 
 
-def _response_from_lists(chunk: ScoredChunk) -> Response:
+def _response_from_lists(chunk: Rows) -> Response:
     return Response(chunk=_from_lists(chunk))
 
 
-def _response(chunk: ScoredChunk) -> Response:
+def _response(chunk: Rows) -> Response:
     response = Response()
-    response.chunk.MergeFromString(chunk_bytes(chunk))
+    response.chunk.MergeFromString(rows_to_bytes(chunk))
     return response
 
 
@@ -207,10 +207,10 @@ def _repetitions(action: Callable[[], object]) -> int:
 class _Loopback:
     """A teacher that sends one chunk over and over, and its client; a context manager."""
 
-    def __init__(self, chunk: ScoredChunk) -> None:
+    def __init__(self, chunk: Rows) -> None:
         self._chunk = chunk
         self._writer: _Writer = _response
-        self._count = max(1, _STREAMED_BYTES // len(chunk_bytes(chunk)))
+        self._count = max(1, _STREAMED_BYTES // len(rows_to_bytes(chunk)))
 
     def __enter__(self) -> "_Loopback":
         self._server = RunningServer(host="127.0.0.1", port=0)

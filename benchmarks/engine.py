@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.workloads import ScoringLoad, TrainingLoad
+from distill.arrays import Int32Array
 from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
 from distill.engine.scorer import Scorer
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import base_weights
 from distill.models.loading import LoadedModel
 from distill.network.adapters import ADAPTER_TARGETS, LoraSpec
-from distill.tensors import Int32Array
+from distill.rows import Rows
 from student_service.training.batch import (
-    ExampleTargets,
     LossSettings,
+    NamedTokens,
     TrainingBatch,
     TrainingExample,
 )
@@ -36,7 +37,7 @@ LORA = LoraSpec(rank=16, alpha=32.0, target_modules=ADAPTER_TARGETS, seed=0)
 class OwnScores:
     """What scoring gave, by prompt."""
 
-    chunks: list[list[ScoredChunk]]
+    chunks: list[list[Rows]]
     """Of each prompt, in order."""
 
     def prompt(self, index: int) -> dict[str, NDArray[Any]]:
@@ -70,10 +71,10 @@ class OwnScorer:
         return self._collect(load, [[job] for job in _score_jobs(load)])
 
     def _collect(self, load: ScoringLoad, requests: list[list[ScoreJob]]) -> OwnScores:
-        chunks: list[list[ScoredChunk]] = [[] for _ in load.prompts]
+        chunks: list[list[Rows]] = [[] for _ in load.prompts]
         for jobs in requests:
             for chunk in self._scorer.score(jobs, self._weights):
-                chunks[chunk.row].append(chunk)
+                chunks[chunk.prompt_index].append(chunk)
         return OwnScores(chunks=chunks)
 
 
@@ -133,17 +134,29 @@ def training_batch(load: TrainingLoad) -> TrainingBatch:
     for tokens, ids, values, tails in zip(
         load.sequences, load.target_ids, load.target_values, load.tail_log_probs, strict=True
     ):
-        targets = ExampleTargets(
-            offset=0,
-            token_ids=ids,
-            values=values,
-            tail_log_probs=tails,
-            teacher_entropies=np.zeros(len(tokens), np.float32),
-            most_probable=np.ones(len(tokens), bool),
-            row_weights=np.ones(len(tokens), np.float32),
-            hard=load.is_hard,
+        row_count = len(tokens)
+        targets = (
+            NamedTokens(token_ids=ids, weights=values, hard=True)
+            if load.is_hard
+            else Rows(
+                prompt_index=0,
+                first_row=1,
+                token_ids=ids,
+                log_probs=values,
+                prompt_log_probs=np.zeros(row_count, np.float32),
+                tail_log_probs=tails,
+                entropies=np.zeros(row_count, np.float32),
+                most_probable=True,
+            )
         )
-        examples.append(TrainingExample(input_tokens=tokens, targets=targets))
+        examples.append(
+            TrainingExample(
+                input_tokens=tokens,
+                target_offset=0,
+                targets=targets,
+                row_weights=np.ones(row_count, np.float32),
+            )
+        )
     objective = "cross_entropy" if load.is_hard else "tail_bucket"
     return TrainingBatch(loss=LossSettings(objective=objective), examples=tuple(examples))
 
@@ -161,6 +174,12 @@ def first_sequences(load: TrainingLoad, count: int) -> TrainingLoad:
 
 def _score_jobs(load: ScoringLoad) -> list[ScoreJob]:
     return [
-        ScoreJob(row=row, token_ids=prompt, score_from=first, top_k=load.top_k, temperature=1.0)
+        ScoreJob(
+            prompt_index=row,
+            token_ids=prompt,
+            score_from=first,
+            top_k=load.top_k,
+            temperature=1.0,
+        )
         for row, (prompt, first) in enumerate(zip(load.prompts, load.score_from, strict=True))
     ]

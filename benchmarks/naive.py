@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.naive_model import Weights, logits
 from benchmarks.workloads import ScoringLoad, TrainingLoad
+from distill.arrays import FloatArray, Int32Array
 from distill.engine.buckets import power_of_two_at_most
 from distill.network.config import ModelConfig
-from distill.tensors import FloatArray, Int32Array
 
 SCORING_SEQUENCES = 8
 LOGIT_BYTES = 2 << 30

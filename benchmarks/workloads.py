@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.tensors import FloatArray, Int32Array
+from distill.arrays import FloatArray, Int32Array
 
 SEED = 20
 

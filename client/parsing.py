@@ -12,14 +12,15 @@ from client.results import (
     ExampleResult,
     ModelInfo,
     RunInfo,
-    ScoreChunk,
     ServiceLimits,
     StepResult,
     StopReason,
 )
 from distill.errors import InvalidFieldError
+from distill.rows import Rows
 from distill.tensors import decode_floats, decode_int32
 from distill.v1 import scoring_pb2, student_service_pb2, training_pb2
+from distill.wire import rows_from_message
 
 _STOP_REASONS = {
     scoring_pb2.STOP_REASON_STOP: StopReason.STOP,
@@ -61,32 +62,13 @@ def decode_model_info(message: scoring_pb2.ModelInfo, teachers: tuple[str, ...] 
 
 
 @_service_arrays()
-def decode_chunk(message: scoring_pb2.TopKChunk) -> ScoreChunk:
-    """Decode the distributions of consecutive rows.
+def parse_rows(message: scoring_pb2.TopKChunk) -> Rows:
+    """The distributions of consecutive rows.
 
     Raises:
         BrokenStreamError: the arrays do not describe the same rows.
     """
-    chunk = ScoreChunk(
-        prompt_index=message.row,
-        position_offset=message.position_offset,
-        token_ids=decode_int32(message.token_ids, "chunk.token_ids", (2,)),
-        log_probs=decode_floats(message.log_probs, "chunk.log_probs", (2,)),
-        prompt_log_probs=decode_floats(message.prompt_log_probs, "chunk.prompt_log_probs", (1,)),
-        tail_log_probs=decode_floats(message.tail_log_probs, "chunk.tail_log_probs", (1,)),
-        entropies=decode_floats(message.entropies, "chunk.entropies", (1,)),
-        weights=decode_floats(message.weights, "chunk.weights", (2,))
-        if message.HasField("weights")
-        else None,
-    )
-    rows = chunk.token_ids.shape[:1]
-    arrays = (chunk.prompt_log_probs, chunk.tail_log_probs, chunk.entropies)
-    on_support = [chunk.log_probs] if chunk.weights is None else [chunk.log_probs, chunk.weights]
-    if any(a.shape != chunk.token_ids.shape for a in on_support) or any(
-        a.shape != rows for a in arrays
-    ):
-        raise BrokenStreamError(f"the arrays of a chunk of prompt {chunk.prompt_index} disagree")
-    return chunk
+    return rows_from_message(message, "chunk")
 
 
 @_service_arrays()

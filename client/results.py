@@ -1,13 +1,13 @@
 """What the services answer, as NumPy arrays in frozen dataclasses.
 
-Letters: P rows of a chunk, R rows of a prompt, N target rows, K support size.
+Letters: N target rows, K support size. Distributions come as `distill.rows.Rows`.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from client.errors import MismatchedPairError
-from distill.tensors import FloatArray, Int32Array
+from distill.arrays import FloatArray, Int32Array
 from distill.tokenizer import describe_mismatch
 
 
@@ -86,63 +86,6 @@ def check_pair(teacher: ModelInfo, student: ModelInfo) -> None:
                 student_fingerprint=student.tokenizer_fingerprint,
             )
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreChunk:
-    """Distributions of consecutive rows of one prompt on a support of K tokens."""
-
-    prompt_index: int
-    """Index of the prompt in the request."""
-
-    position_offset: int
-    """First row of the prompt that the chunk describes."""
-
-    token_ids: Int32Array
-    """The support, [P, K]: by descending log-probability; or the candidates as they were named;
-    or the exact head, descending, and then the draws."""
-
-    log_probs: FloatArray
-    """Log-probabilities of the support over the full vocabulary, [P, K]."""
-
-    prompt_log_probs: FloatArray
-    """Log-probability of the prompt's own token, [P]."""
-
-    tail_log_probs: FloatArray
-    """Log of the probability outside the support, [P]."""
-
-    entropies: FloatArray
-    """Entropy of the full distribution in nats, [P]."""
-
-    weights: FloatArray | None = None
-    """Importance weights of a sampled support, [P, K]; 0 in the slots of repeated draws."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptScores:
-    """The distributions of all requested rows [score_from, T) of one prompt; R = T - score_from."""
-
-    score_from: int
-    """The prompt row of the arrays' first row."""
-
-    token_ids: Int32Array
-    """The support, [R, K]: by descending log-probability; or the candidates as they were named;
-    or the exact head, descending, and then the draws."""
-
-    log_probs: FloatArray
-    """Log-probabilities of the support over the full vocabulary, [R, K]."""
-
-    prompt_log_probs: FloatArray
-    """Log-probability of the prompt's own token, [R]."""
-
-    tail_log_probs: FloatArray
-    """Log of the probability outside the support, [R]."""
-
-    entropies: FloatArray
-    """Entropy of the full distribution in nats, [R]."""
-
-    weights: FloatArray | None = None
-    """Importance weights of a sampled support, [R, K]; 0 in the slots of repeated draws."""
 
 
 class StopReason(StrEnum):

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from client.errors import BrokenStreamError
-from client.results import PromptScores, ScoreChunk
 from client.settings import ScoredPrompt, Tokens
+from distill.rows import Rows, concatenate
 
 
 def scored_prompts(
@@ -39,49 +37,32 @@ def scored_prompts(
     return scored
 
 
-def assemble_scores(
-    prompts: Sequence[ScoredPrompt], chunks: Iterable[ScoreChunk]
-) -> list[PromptScores]:
+def assemble_scores(prompts: Sequence[ScoredPrompt], chunks: Iterable[Rows]) -> list[Rows]:
     """Put the chunks of every prompt together, in the order of the prompts.
 
     Raises:
         BrokenStreamError: the chunks do not tile the requested rows exactly once, in order.
     """
-    parts: list[list[ScoreChunk]] = [[] for _ in prompts]
-    next_rows = [_first_row(prompt) for prompt in prompts]
+    parts: list[list[Rows]] = [[] for _ in prompts]
     for chunk in chunks:
-        index = chunk.prompt_index
-        if not 0 <= index < len(prompts):
-            raise BrokenStreamError(f"a chunk names prompt {index} of {len(prompts)}")
-        if chunk.position_offset != next_rows[index]:
-            raise BrokenStreamError(
-                f"prompt {index}: the next row is {next_rows[index]}, got {chunk.position_offset}"
-            )
-        next_rows[index] += len(chunk.token_ids)
-        parts[index].append(chunk)
-    for index, prompt in enumerate(prompts):
-        if next_rows[index] != len(prompt.token_ids):
-            raise BrokenStreamError(
-                f"prompt {index}: rows end at {next_rows[index]}, must end at "
-                f"{len(prompt.token_ids)}"
-            )
-    return [_join(_first_row(prompt), part) for prompt, part in zip(prompts, parts, strict=True)]
+        if not 0 <= chunk.prompt_index < len(prompts):
+            raise BrokenStreamError(f"a chunk names prompt {chunk.prompt_index} of {len(prompts)}")
+        parts[chunk.prompt_index].append(chunk)
+    return [_whole(index, *both) for index, both in enumerate(zip(prompts, parts, strict=True))]
 
 
-def _first_row(prompt: ScoredPrompt) -> int:
-    return 1 if prompt.score_from is None else prompt.score_from
-
-
-def _join(score_from: int, parts: Sequence[ScoreChunk]) -> PromptScores:
-    weights = [part.weights for part in parts if part.weights is not None]
-    if len(weights) not in (0, len(parts)):
-        raise BrokenStreamError("some chunks of a prompt have weights and others have none")
-    return PromptScores(
-        score_from=score_from,
-        token_ids=np.concatenate([part.token_ids for part in parts]),
-        log_probs=np.concatenate([part.log_probs for part in parts]),
-        prompt_log_probs=np.concatenate([part.prompt_log_probs for part in parts]),
-        tail_log_probs=np.concatenate([part.tail_log_probs for part in parts]),
-        entropies=np.concatenate([part.entropies for part in parts]),
-        weights=np.concatenate(weights) if weights else None,
-    )
+def _whole(index: int, prompt: ScoredPrompt, parts: Sequence[Rows]) -> Rows:
+    """All requested rows of a prompt."""
+    first_row = 1 if prompt.score_from is None else prompt.score_from
+    wanted = f"[{first_row}, {len(prompt.token_ids)})"
+    if not parts:
+        raise BrokenStreamError(f"prompt {index}: rows {wanted} are missing")
+    try:
+        rows = concatenate(parts)
+    except ValueError as error:
+        raise BrokenStreamError(f"the service sent chunks that do not fit: {error}") from None
+    if (rows.first_row, rows.end_row) != (first_row, len(prompt.token_ids)):
+        raise BrokenStreamError(
+            f"prompt {index}: the rows must be {wanted}, got [{rows.first_row}, {rows.end_row})"
+        )
+    return rows

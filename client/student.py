@@ -8,12 +8,12 @@ from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
 from client.formatting import encode_run_config, encode_sampling, encode_scoring, encode_weights
 from client.parsing import (
     decode_checkpoint,
-    decode_chunk,
     decode_completion,
     decode_model_info,
     decode_run,
+    parse_rows,
 )
-from client.results import CheckpointInfo, Completion, ModelInfo, RunInfo, ScoreChunk
+from client.results import CheckpointInfo, Completion, ModelInfo, RunInfo
 from client.run import StudentRun
 from client.scores import scored_prompts
 from client.settings import (
@@ -26,6 +26,7 @@ from client.settings import (
     WeightsChoice,
 )
 from client.teacher import decode_tokenizer
+from distill.rows import Rows
 from distill.tokenizer import TextTokenizer
 from distill.v1 import student_service_pb2 as messages
 from distill.v1 import student_service_pb2_grpc
@@ -196,7 +197,7 @@ class StudentClient:
         score_from: int | Sequence[int] | None = None,
         sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
-    ) -> Iterator[ScoreChunk]:
+    ) -> Iterator[Rows]:
         """The teacher's `stream_top_k` under a run's weights, or the base model's.
 
         Args:
@@ -220,4 +221,4 @@ class StudentClient:
             lambda timeout: self._stub.StreamTopK(request, timeout=timeout),
             self._connection.deadline(timeout_seconds),
         )
-        return (decode_chunk(response.chunk) for response in responses)
+        return (parse_rows(response.chunk) for response in responses)

@@ -6,10 +6,11 @@ from typing import Self
 
 from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
 from client.formatting import encode_sampling, encode_scoring
-from client.parsing import decode_chunk, decode_completion, decode_model_info
-from client.results import Completion, ModelInfo, PromptScores, ScoreChunk
+from client.parsing import decode_completion, decode_model_info, parse_rows
+from client.results import Completion, ModelInfo
 from client.scores import assemble_scores, scored_prompts
 from client.settings import SampledSupport, SamplingSettings, ScoredPrompt, Tokens
+from distill.rows import Rows
 from distill.tokenizer import TextTokenizer
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
 
@@ -89,7 +90,7 @@ class TeacherClient:
         score_from: int | Sequence[int] | None = None,
         sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
-    ) -> Iterator[ScoreChunk]:
+    ) -> Iterator[Rows]:
         """Stream the distributions of the requested rows on their support as they finish.
 
         Closing the iterator early stops the work on the service.
@@ -113,7 +114,7 @@ class TeacherClient:
             sampled=sampled,
             timeout_seconds=timeout_seconds,
         )
-        return (decode_chunk(message) for message in messages)
+        return (parse_rows(message) for message in messages)
 
     def stream_top_k_messages(
         self,
@@ -138,7 +139,7 @@ class TeacherClient:
         score_from: int | Sequence[int] | None = None,
         sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
-    ) -> list[PromptScores]:
+    ) -> list[Rows]:
         """Score prompts and put the rows of each together, in the order of the prompts.
 
         Args are those of `stream_top_k`.
@@ -149,7 +150,7 @@ class TeacherClient:
         scored = scored_prompts(prompts, score_from)
         scoring = encode_scoring(scored, top_k, temperature, sampled)
         messages = self._stream_scoring(scoring, timeout_seconds)
-        return assemble_scores(scored, (decode_chunk(message) for message in messages))
+        return assemble_scores(scored, (parse_rows(message) for message in messages))
 
     def sample(
         self,

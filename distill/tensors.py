@@ -15,13 +15,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.arrays import FloatArray, Int32Array
 from distill.errors import InvalidFieldError
 from distill.v1 import tensor_pb2
-from distill.wire import payload_header, varint
-
-FloatArray = NDArray[np.float32]
-Int32Array = NDArray[np.int32]
-BoolArray = NDArray[np.bool_]
+from distill.wire_format import payload_header, varint
 
 _WIRE_FLOAT: Final[np.dtype[np.float32]] = np.dtype("<f4")
 _WIRE_INT32: Final[np.dtype[np.int32]] = np.dtype("<i4")

@@ -38,7 +38,7 @@ def main() -> None:
 
         # The same rows as they finish; leaving the loop stops the work on the service.
         for chunk in teacher.stream_top_k([prompt], top_k=20):
-            print(f"rows from {chunk.position_offset}: log-probs of shape {chunk.log_probs.shape}")
+            print(f"rows from {chunk.first_row}: log-probs of shape {chunk.log_probs.shape}")
 
         greedy = SamplingSettings(max_tokens=16, temperature=0)
         (completion,) = teacher.sample([prompt], greedy)

@@ -16,6 +16,7 @@ from distill.rpc.scoring_service import ScoringService
 from distill.v1 import student_service_pb2 as pb
 from distill.v1 import student_service_pb2_grpc, training_pb2
 from student_service.edge.batch_stream import BatchReader
+from student_service.edge.distributions import with_targets
 from student_service.edge.formatting import (
     encode_batch_result,
     encode_checkpoint,
@@ -23,7 +24,6 @@ from student_service.edge.formatting import (
     encode_run,
 )
 from student_service.edge.mutations import apply_once, make_ticket, mutate, replayed, request_ticket
-from student_service.edge.targets import with_targets
 from student_service.edge.teacher_pool import TeacherPool
 from student_service.edge.validation import (
     MutationHeader,

@@ -16,7 +16,7 @@ from client.services.local import STUDENT_MODULE, TEACHER_MODULE, LocalService
 from client.settings import BatchSettings, LoraSettings, Objective, TokenExample
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from distill.tensors import Int32Array
+from distill.arrays import Int32Array
 
 TOP_K = 20
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from client.results import PromptScores
 from client.run import StudentRun
 from client.scores import assemble_scores, scored_prompts
 from client.settings import Tokens
 from client.student import StudentClient
 from client.teacher import TeacherClient
+from distill.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def share_won_back(*, teacher: Prediction, before: Prediction, after: Prediction
     return (before.nats_per_token - after.nats_per_token) / lost
 
 
-def _prediction(scores: Iterable[PromptScores]) -> Prediction:
+def _prediction(scores: Iterable[Rows]) -> Prediction:
     all_scores = list(scores)
     token_count = sum(len(one.prompt_log_probs) for one in all_scores)
     total = -sum(float(one.prompt_log_probs.sum(dtype="float64")) for one in all_scores)

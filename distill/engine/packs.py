@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill.arrays import Int32Array
 from distill.engine.buckets import length_bucket
 from distill.network.packed_attention import BLOCK_SLOTS
 from distill.network.packing import Segments
-from distill.tensors import Int32Array
 
 SMALLEST_PACK = 128
 """Slots of the smallest pack: below it a pack costs about the same and would only add a shape."""

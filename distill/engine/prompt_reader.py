@@ -5,13 +5,13 @@ from collections.abc import Generator, Sequence
 import jax
 import numpy as np
 
+from distill.arrays import Int32Array
 from distill.engine.buckets import cache_slots, length_bucket
 from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.weights import ModelWeights
 from distill.kernels.profile import is_on_cpu
 from distill.models.loading import LoadedModel
 from distill.network.functional import Cache, head_kernel, init_cache
-from distill.tensors import Int32Array
 
 _BATCH_SIZES = (16, 4, 1)
 """Prompts read at once. No more sizes: each is compiled for every length."""

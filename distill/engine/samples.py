@@ -6,7 +6,7 @@ from enum import Enum
 
 import numpy as np
 
-from distill.tensors import FloatArray, Int32Array
+from distill.arrays import FloatArray, Int32Array
 from distill.tokenizer import TextTokenizer
 
 

@@ -10,15 +10,16 @@ V vocabulary.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.arrays import Int32Array
 from distill.engine.buckets import power_of_two_at_least, power_of_two_at_most
 from distill.engine.compiled import CompiledFunctions
-from distill.engine.scoring_jobs import IsWanted, ScoredChunk, ScoreJob, always_wanted
+from distill.engine.scoring_jobs import IsWanted, ScoreJob, always_wanted
 from distill.engine.scoring_plan import PlacedJob, ScoringPack, plan_packs
 from distill.engine.supports import (
     Candidates,
@@ -34,7 +35,7 @@ from distill.network.functional import head_weights, packed_hidden_states
 from distill.ops.logits import Head
 from distill.ops.sampled_support import SampledRows, candidate_rows
 from distill.ops.topk import TopKRows, scoring_chunk_rows, top_k_rows
-from distill.tensors import Int32Array
+from distill.rows import Rows
 
 _CHUNK_BYTES = 256 << 10
 """Largest chunk, as bytes of its arrays: gRPC moves chunks of this size at full speed, and a
@@ -48,6 +49,10 @@ _CALL_DRAWS = 1 << 14
 
 _SMALLEST_TOP_K = 8
 _SMALLEST_CALL_ROWS = 16
+
+
+HeadArrays: TypeAlias = dict[str, NDArray[Any]]
+"""The arrays of `Rows` by name, of all rows of a call of the head; K as it is compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +110,7 @@ class Scorer:
         """Shapes compiled so far. It stands still once the shapes of the traffic are warm."""
         return self._compiled.compile_count
 
-    def score(self, jobs: Sequence[ScoreJob], weights: ModelWeights) -> Iterator[ScoredChunk]:
+    def score(self, jobs: Sequence[ScoreJob], weights: ModelWeights) -> Iterator[Rows]:
         """The chunks of `score_jobs` alone; a `next()` may compute a body as well as a head."""
         return (result[1] for result in self.score_jobs(jobs, weights) if result is not None)
 
@@ -114,7 +119,7 @@ class Scorer:
         jobs: Sequence[ScoreJob],
         weights: ModelWeights,
         is_wanted: IsWanted = always_wanted,
-    ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
+    ) -> Iterator[tuple[ScoreJob, Rows] | None]:
         """Score prompts, a pack of them after the other.
 
         Every `next()` computes at most one pack's body or one call of the head.
@@ -200,11 +205,8 @@ class Scorer:
         """What must be the same in one call: the kind of support, and K as it is compiled."""
         return type(placed.job.support).__name__, self._top_k_bucket(placed.job.top_k)
 
-    def _compute_head(
-        self, hidden: jax.Array, head: Head, ranges: list[_RowRange]
-    ) -> Sequence[NDArray[Any]]:
-        """One call of the head: the fields of TopKRows in NumPy, padded at the end; then weights
-        where the support is sampled."""
+    def _compute_head(self, hidden: jax.Array, head: Head, ranges: list[_RowRange]) -> HeadArrays:
+        """One call of the head, padded at the end."""
         row_count = sum(part.row_count for part in ranges)
         padded_count = self._padded_rows(row_count, self._call_rows(ranges[0].job))
         slots = np.zeros(padded_count, np.int32)
@@ -232,11 +234,11 @@ class Scorer:
         if ranges[0].job.support is not None:
             return self._compute_support(rows_of_head, ranges, row_numbers)
         outputs: TopKRows = self._head(*rows_of_head, top_k=self._top_k_bucket(ranges[0].job.top_k))
-        return [np.asarray(array) for array in outputs]
+        return _by_name(outputs)
 
     def _compute_support(
         self, rows_of_head: tuple[Any, ...], ranges: list[_RowRange], row_numbers: Int32Array
-    ) -> Sequence[NDArray[Any]]:
+    ) -> HeadArrays:
         """The same on a support that is not the K most probable tokens.
 
         Args:
@@ -258,7 +260,7 @@ class Scorer:
         if named:
             block = candidate_block(named, padded_count, width)
             rows: TopKRows = self._candidate_head(*rows_of_head, block)
-            return [np.asarray(array) for array in rows]
+            return _by_name(rows)
         exact_counts = np.zeros(padded_count, np.int32)
         key_data = np.zeros((padded_count, 2), np.uint32)
         start = 0
@@ -278,7 +280,7 @@ class Scorer:
             slot_count=width,
             head_slot_count=min(width, self._top_k_bucket(largest_head)) if largest_head else 0,
         )
-        return [np.asarray(array) for array in (*sampled.rows, sampled.weights)]
+        return {**_by_name(sampled.rows), "draw_weights": np.asarray(sampled.weights)}
 
     def _call_rows(self, job: ScoreJob) -> int:
         """Most rows of one call of the head."""
@@ -312,30 +314,32 @@ def _own(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[Any]:
     return part if part.nbytes == whole.nbytes else part.copy()
 
 
-def _chunks(
-    rows: Sequence[NDArray[Any]], ranges: list[_RowRange]
-) -> Iterator[tuple[ScoreJob, ScoredChunk]]:
-    """Cut the result of one call into chunks of one prompt and of bounded size."""
-    token_ids, log_probs, prompt_log_probs, tail_log_probs, entropies, *weights = rows
+def _by_name(rows: TopKRows) -> HeadArrays:
+    return {name: np.asarray(array) for name, array in rows._asdict().items()}
+
+
+def _chunks(arrays: HeadArrays, ranges: Sequence[_RowRange]) -> Iterator[tuple[ScoreJob, Rows]]:
+    """Cut the result of one call into rows of one prompt and of bounded size."""
+    row_bytes = sum(4 for rank in map(np.ndim, arrays.values()) if rank == 1)
+    token_bytes = sum(4 for rank in map(np.ndim, arrays.values()) if rank == 2)
     start = 0
     for part in ranges:
         top_k = part.job.top_k
-        most_rows = max(1, _CHUNK_BYTES // ((12 if weights else 8) * top_k + 12))
+        most_rows = max(1, _CHUNK_BYTES // (token_bytes * top_k + row_bytes))
         for offset in range(0, part.row_count, most_rows):
             end = min(offset + most_rows, part.row_count)
             here = slice(start + offset, start + end)
+            cut: dict[str, Any] = {
+                name: _own(array[here, :top_k] if array.ndim == 2 else array[here], array)
+                for name, array in arrays.items()
+            }
             yield (
                 part.job,
-                ScoredChunk(
-                    row=part.job.row,
-                    position_offset=part.first_row + offset,
-                    token_ids=_own(token_ids[here, :top_k], token_ids),
-                    log_probs=_own(log_probs[here, :top_k], log_probs),
-                    prompt_log_probs=_own(prompt_log_probs[here], prompt_log_probs),
-                    tail_log_probs=_own(tail_log_probs[here], tail_log_probs),
-                    entropies=_own(entropies[here], entropies),
-                    weights=_own(weights[0][here, :top_k], weights[0]) if weights else None,
+                Rows(
+                    prompt_index=part.job.prompt_index,
+                    first_row=part.first_row + offset,
                     most_probable=part.job.support is None,
+                    **cut,
                 ),
             )
         start += part.row_count

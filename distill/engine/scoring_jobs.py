@@ -1,22 +1,22 @@
-"""What is scored, and what comes out. NumPy; knows neither protobuf nor JAX.
+"""What is scored. Knows neither protobuf nor JAX.
 
-Letters: T tokens of a prompt, P rows of a chunk, K support size, V vocabulary.
+Letters: T tokens of a prompt, K support size, V vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from distill.arrays import Int32Array
 from distill.engine.supports import Candidates, Support
-from distill.tensors import FloatArray, Int32Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreJob:
     """One prompt to score, already validated."""
 
-    row: int
-    """Index of the prompt in its request; names it in the chunks."""
+    prompt_index: int
+    """Index of the prompt in its request; names it in the rows that come out."""
 
     token_ids: Int32Array
     """[T], T >= 2."""
@@ -48,49 +48,3 @@ IsWanted: TypeAlias = Callable[[ScoreJob], bool]
 def always_wanted(_: ScoreJob) -> bool:
     """The `IsWanted` of a caller who wants all."""
     return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredChunk:
-    """Distributions of P consecutive rows of one prompt; fields as in the message TopKChunk."""
-
-    row: int
-    """The prompt."""
-
-    position_offset: int
-    """The first of the rows, in prompt coordinates."""
-
-    token_ids: Int32Array
-    """[P, K], in the order of the support."""
-
-    log_probs: FloatArray
-    """[P, K]."""
-
-    prompt_log_probs: FloatArray
-    """[P], of the prompt's own tokens."""
-
-    tail_log_probs: FloatArray
-    """[P], of everything outside the support."""
-
-    entropies: FloatArray
-    """[P], in nats."""
-
-    weights: FloatArray | None = None
-    """[P, K], of a sampled support."""
-
-    most_probable: bool = False
-    """Whether the support is the K most probable tokens."""
-
-    @property
-    def byte_count(self) -> int:
-        """Of its arrays."""
-        arrays = (
-            self.token_ids,
-            self.log_probs,
-            self.prompt_log_probs,
-            self.tail_log_probs,
-            self.entropies,
-        )
-        return sum(each.nbytes for each in arrays) + (
-            0 if self.weights is None else self.weights.nbytes
-        )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill.arrays import Int32Array
 from distill.engine.packs import Pack, PackWriter, first_fit, pack_slots, slots_within
 from distill.engine.scoring_jobs import ScoreJob
-from distill.tensors import Int32Array
 
 MIN_SHARED_TOKENS = 32
 """Shorter common beginnings are computed again: sharing them saves less than it complicates."""

@@ -23,8 +23,9 @@ from distill.engine.arrivals import Company
 from distill.engine.call_plan import CallPlanner, WaitingJobs, same_weights
 from distill.engine.device_queue import DeviceQueue, DeviceStream, Rest
 from distill.engine.result_stream import ResultStream
-from distill.engine.scoring_jobs import IsWanted, ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import IsWanted, ScoreJob
 from distill.engine.weights import ModelWeights
+from distill.rows import Rows
 
 KEPT_BYTES = 4 << 20
 """Most bytes of chunks that are kept for a stream that lags, give or take a chunk."""
@@ -35,7 +36,7 @@ class JobScorer(Protocol):
 
     def score_jobs(
         self, jobs: Sequence[ScoreJob], weights: ModelWeights, is_wanted: IsWanted
-    ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
+    ) -> Iterator[tuple[ScoreJob, Rows] | None]:
         """Score jobs of any kinds together.
 
         Every `next()` is one bounded piece of compute; None is one without a result. The jobs in
@@ -45,7 +46,7 @@ class JobScorer(Protocol):
         """
 
 
-class ScoreStream(ResultStream[ScoredChunk]):
+class ScoreStream(ResultStream[Rows]):
     """The chunks of one request."""
 
     def __init__(
@@ -71,11 +72,11 @@ class ScoreStream(ResultStream[ScoredChunk]):
         """Whether no call may go on computing for it."""
         return self._is_lagging and self._kept_bytes >= self._scheduler._most_kept_bytes
 
-    def _put(self, result: ScoredChunk) -> None:
+    def _put(self, result: Rows) -> None:
         self._kept_bytes += result.byte_count
         super()._put(result)
 
-    def _after_read(self, result: ScoredChunk) -> None:
+    def _after_read(self, result: Rows) -> None:
         self._kept_bytes -= result.byte_count
         if len(self._results) == self._window - 1:
             self._scheduler._wake()
@@ -100,7 +101,7 @@ class _Call:
     next_rows: dict[int, int] = field(default_factory=dict)
     """By the id of a job of which there are chunks already: its first row that is not there."""
 
-    pieces: Iterator[tuple[ScoreJob, ScoredChunk] | None] | None = None
+    pieces: Iterator[tuple[ScoreJob, Rows] | None] | None = None
     """The scorer's; None before the first."""
 
     @property
@@ -303,7 +304,7 @@ class ScoringScheduler:
             for stream in set(call.streams.values()):
                 if stream._keeps_too_much:
                     self._withdraw(call, stream)
-        result: tuple[ScoreJob, ScoredChunk] | None = None
+        result: tuple[ScoreJob, Rows] | None = None
         error: BaseException | None = None
         try:
             if call.pieces is None:
@@ -332,10 +333,10 @@ class ScoringScheduler:
         self._planner.put_back(stream._waiting, rest)
         stream._jobs_in_call = 0
 
-    def _deliver(self, call: _Call, job: ScoreJob, chunk: ScoredChunk) -> None:
+    def _deliver(self, call: _Call, job: ScoreJob, chunk: Rows) -> None:
         stream = call.streams[id(job)]
         stream._put(chunk)
-        call.next_rows[id(job)] = chunk.position_offset + len(chunk.prompt_log_probs)
+        call.next_rows[id(job)] = chunk.end_row
         if call.next_rows[id(job)] < len(job.token_ids):
             return
         del call.streams[id(job)]

@@ -11,9 +11,9 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
+from distill.arrays import Int32Array
 from distill.ops.logits import Head
 from distill.ops.sampled_support import SampledRows, sampled_rows
-from distill.tensors import Int32Array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distill.arrays import Int32Array
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
-from distill.tensors import Int32Array, decode_int32
+from distill.tensors import decode_int32
 from distill.v1 import tensor_pb2
 
 MIN_TEMPERATURE = float(np.float32(1e-6))

@@ -1,5 +1,6 @@
 """Sampling requests to jobs, and samples to messages."""
 
+from distill.arrays import Int32Array
 from distill.engine.samples import Sample, SampleJob, StopReason
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
@@ -10,7 +11,7 @@ from distill.rpc.checks import (
     check_temperature,
     parse_token_ids,
 )
-from distill.tensors import Int32Array, encode_floats, encode_int32
+from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2
 
 _MAX_INT32 = 2**31 - 1

@@ -1,6 +1,7 @@
-"""Scoring requests to jobs, and results to messages."""
+"""Scoring requests to jobs."""
 
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.arrays import Int32Array
+from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.supports import Candidates, Draws, Support
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
@@ -12,9 +13,8 @@ from distill.rpc.checks import (
     check_temperature,
     parse_token_ids,
 )
-from distill.tensors import Int32Array, decode_int32, float_field, int32_field
+from distill.tensors import decode_int32
 from distill.v1 import scoring_pb2
-from distill.wire import int_field
 
 
 def parse_scoring(
@@ -45,7 +45,7 @@ def parse_scoring(
     top_k = scoring.top_k
     support: Support = None
     if kind == "sampled":
-        # At least one draw: a head alone would be biased, and have no use for weights.
+        # At least one draw: a head alone would be biased, and have no use for draw weights.
         exact_count = scoring.sampled.exact_count
         check_range(f"{field}.sampled.exact_count", exact_count, 0, scoring.top_k - 1)
         support = Draws(exact_count=exact_count, seed=scoring.sampled.seed)
@@ -53,8 +53,8 @@ def parse_scoring(
     check_temperature(f"{field}.temperature", temperature)
     jobs = []
     token_count = 0
-    for row, prompt in enumerate(scoring.prompts):
-        prompt_field = f"{field}.prompts[{row}]"
+    for prompt_index, prompt in enumerate(scoring.prompts):
+        prompt_field = f"{field}.prompts[{prompt_index}]"
         token_ids = parse_token_ids(
             prompt.token_ids,
             f"{prompt_field}.token_ids",
@@ -85,7 +85,7 @@ def parse_scoring(
             )
         jobs.append(
             ScoreJob(
-                row=row,
+                prompt_index=prompt_index,
                 token_ids=token_ids,
                 score_from=score_from,
                 top_k=top_k,
@@ -125,28 +125,3 @@ def _parse_candidates(
         )
     check_distinct(field, ids)
     return Candidates(token_ids=ids)
-
-
-def chunk_bytes(chunk: ScoredChunk) -> bytes:
-    """A `TopKChunk` as protobuf would write it: its fields by ascending number.
-
-    For `MergeFromString` of a response's `chunk`. A message that is given to the constructor of
-    another one is copied; this way the arrays are not.
-    """
-    numbers = scoring_pb2.TopKChunk
-    weights = (
-        () if chunk.weights is None else float_field(numbers.WEIGHTS_FIELD_NUMBER, chunk.weights)
-    )
-    return b"".join(
-        (
-            int_field(numbers.ROW_FIELD_NUMBER, chunk.row),
-            int_field(numbers.POSITION_OFFSET_FIELD_NUMBER, chunk.position_offset),
-            *int32_field(numbers.TOKEN_IDS_FIELD_NUMBER, chunk.token_ids),
-            *float_field(numbers.LOG_PROBS_FIELD_NUMBER, chunk.log_probs),
-            *float_field(numbers.PROMPT_LOG_PROBS_FIELD_NUMBER, chunk.prompt_log_probs),
-            *float_field(numbers.TAIL_LOG_PROBS_FIELD_NUMBER, chunk.tail_log_probs),
-            *float_field(numbers.ENTROPIES_FIELD_NUMBER, chunk.entropies),
-            *weights,
-            int_field(numbers.MOST_PROBABLE_FIELD_NUMBER, chunk.most_probable),
-        )
-    )

@@ -11,9 +11,10 @@ from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.rpc.model_info import describe_model
 from distill.rpc.sampling_messages import encode_sample, parse_sampling
-from distill.rpc.scoring import chunk_bytes, parse_scoring
+from distill.rpc.scoring import parse_scoring
 from distill.rpc.streaming import stream_results
 from distill.v1 import scoring_pb2
+from distill.wire import rows_to_bytes
 
 
 class ScoringService:
@@ -53,8 +54,8 @@ class ScoringService:
         self, jobs: Sequence[ScoreJob], weights: ModelWeights, context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         """Each `TopKChunk` of the answer, as bytes for `MergeFromString`, as rows are computed."""
-        for chunk in stream_results(self._engine.scoring.score(jobs, weights), context):
-            yield chunk_bytes(chunk)
+        for rows in stream_results(self._engine.scoring.score(jobs, weights), context):
+            yield rows_to_bytes(rows)
 
     def sample(
         self, job: SampleJob, weights: ModelWeights, context: grpc.ServicerContext

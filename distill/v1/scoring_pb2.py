@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from distill.v1 import tensor_pb2 as distill_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64istill/v1/scoring.proto\x12\ndistill.v1\x1a\x17\x64istill/v1/tensor.proto\"\x92\x01\n\x0cScoredPrompt\x12*\n\ttoken_ids\x18\x01 \x01(\x0b\x32\x17.distill.v1.Int32Tensor\x12\x17\n\nscore_from\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12.\n\rcandidate_ids\x18\x03 \x01(\x0b\x32\x17.distill.v1.Int32TensorB\r\n\x0b_score_from\"\xdb\x01\n\x07Scoring\x12)\n\x07prompts\x18\x01 \x03(\x0b\x32\x18.distill.v1.ScoredPrompt\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x32\n\ncandidates\x18\x04 \x01(\x0b\x32\x1c.distill.v1.CandidateSupportH\x00\x12-\n\x07sampled\x18\x05 \x01(\x0b\x32\x1a.distill.v1.SampledSupportH\x00\x42\t\n\x07supportB\x0e\n\x0c_temperature\"\x12\n\x10\x43\x61ndidateSupport\"A\n\x0eSampledSupport\x12\x13\n\x0b\x65xact_count\x18\x01 \x01(\x05\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xda\x02\n\tTopKChunk\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x17\n\x0fposition_offset\x18\x02 \x01(\x05\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.distill.v1.Int32Tensor\x12*\n\tlog_probs\x18\x04 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12\x31\n\x10prompt_log_probs\x18\x05 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12/\n\x0etail_log_probs\x18\x06 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12*\n\tentropies\x18\x07 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12(\n\x07weights\x18\x08 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12\x15\n\rmost_probable\x18\t \x01(\x08\"\xa7\x02\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\x05\x12\x14\n\x0cstop_strings\x18\x07 \x03(\t\x12\x19\n\x11ignore_end_tokens\x18\x08 \x01(\x08\x12\x1f\n\x12samples_per_prompt\x18\t \x01(\x05H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x15\n\x13_samples_per_prompt\"`\n\x08Sampling\x12(\n\x07prompts\x18\x01 \x03(\x0b\x32\x17.distill.v1.Int32Tensor\x12*\n\x06params\x18\x02 \x01(\x0b\x32\x1a.distill.v1.SamplingParams\"\xd0\x01\n\x0fSampledSequence\x12\x14\n\x0cprompt_index\x18\x01 \x01(\x05\x12\x14\n\x0csample_index\x18\x02 \x01(\x05\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.distill.v1.Int32Tensor\x12*\n\tlog_probs\x18\x04 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12+\n\x0bstop_reason\x18\x05 \x01(\x0e\x32\x16.distill.v1.StopReason\x12\x0c\n\x04text\x18\x06 \x01(\t\"w\n\tTokenizer\x12\x16\n\x0etokenizer_json\x18\x01 \x01(\t\x12\x15\n\rchat_template\x18\x02 \x01(\t\x12\x11\n\tbos_token\x18\x03 \x01(\t\x12\x11\n\teos_token\x18\x04 \x01(\t\x12\x15\n\rend_token_ids\x18\x05 \x03(\x05\"\x9d\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x04 \x01(\x05\x12\x13\n\x0blayer_count\x18\x05 \x01(\x05\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x03\x12\x15\n\rcompute_dtype\x18\x07 \x01(\t\x12\x17\n\x0fweights_version\x18\x08 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\t \x01(\t\x12\"\n\x06limits\x18\n \x01(\x0b\x32\x12.distill.v1.Limits\x12(\n\ttokenizer\x18\x0b \x01(\x0b\x32\x15.distill.v1.Tokenizer\"\x86\x01\n\x06Limits\x12\x1b\n\x13max_sequence_tokens\x18\x01 \x01(\x05\x12\x11\n\tmax_top_k\x18\x02 \x01(\x05\x12\x15\n\rmax_sequences\x18\x03 \x01(\x05\x12\x1a\n\x12max_request_tokens\x18\x04 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x05 \x01(\x03*W\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10STOP_REASON_STOP\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64istill/v1/scoring.proto\x12\ndistill.v1\x1a\x17\x64istill/v1/tensor.proto\"\x92\x01\n\x0cScoredPrompt\x12*\n\ttoken_ids\x18\x01 \x01(\x0b\x32\x17.distill.v1.Int32Tensor\x12\x17\n\nscore_from\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12.\n\rcandidate_ids\x18\x03 \x01(\x0b\x32\x17.distill.v1.Int32TensorB\r\n\x0b_score_from\"\xdb\x01\n\x07Scoring\x12)\n\x07prompts\x18\x01 \x03(\x0b\x32\x18.distill.v1.ScoredPrompt\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x32\n\ncandidates\x18\x04 \x01(\x0b\x32\x1c.distill.v1.CandidateSupportH\x00\x12-\n\x07sampled\x18\x05 \x01(\x0b\x32\x1a.distill.v1.SampledSupportH\x00\x42\t\n\x07supportB\x0e\n\x0c_temperature\"\x12\n\x10\x43\x61ndidateSupport\"A\n\x0eSampledSupport\x12\x13\n\x0b\x65xact_count\x18\x01 \x01(\x05\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xe2\x02\n\tTopKChunk\x12\x14\n\x0cprompt_index\x18\x01 \x01(\x05\x12\x11\n\tfirst_row\x18\x02 \x01(\x05\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.distill.v1.Int32Tensor\x12*\n\tlog_probs\x18\x04 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12\x31\n\x10prompt_log_probs\x18\x05 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12/\n\x0etail_log_probs\x18\x06 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12*\n\tentropies\x18\x07 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12-\n\x0c\x64raw_weights\x18\x08 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12\x15\n\rmost_probable\x18\t \x01(\x08\"\xa7\x02\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\x05\x12\x14\n\x0cstop_strings\x18\x07 \x03(\t\x12\x19\n\x11ignore_end_tokens\x18\x08 \x01(\x08\x12\x1f\n\x12samples_per_prompt\x18\t \x01(\x05H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x15\n\x13_samples_per_prompt\"`\n\x08Sampling\x12(\n\x07prompts\x18\x01 \x03(\x0b\x32\x17.distill.v1.Int32Tensor\x12*\n\x06params\x18\x02 \x01(\x0b\x32\x1a.distill.v1.SamplingParams\"\xd0\x01\n\x0fSampledSequence\x12\x14\n\x0cprompt_index\x18\x01 \x01(\x05\x12\x14\n\x0csample_index\x18\x02 \x01(\x05\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.distill.v1.Int32Tensor\x12*\n\tlog_probs\x18\x04 \x01(\x0b\x32\x17.distill.v1.FloatTensor\x12+\n\x0bstop_reason\x18\x05 \x01(\x0e\x32\x16.distill.v1.StopReason\x12\x0c\n\x04text\x18\x06 \x01(\t\"w\n\tTokenizer\x12\x16\n\x0etokenizer_json\x18\x01 \x01(\t\x12\x15\n\rchat_template\x18\x02 \x01(\t\x12\x11\n\tbos_token\x18\x03 \x01(\t\x12\x11\n\teos_token\x18\x04 \x01(\t\x12\x15\n\rend_token_ids\x18\x05 \x03(\x05\"\x9d\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x04 \x01(\x05\x12\x13\n\x0blayer_count\x18\x05 \x01(\x05\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x03\x12\x15\n\rcompute_dtype\x18\x07 \x01(\t\x12\x17\n\x0fweights_version\x18\x08 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\t \x01(\t\x12\"\n\x06limits\x18\n \x01(\x0b\x32\x12.distill.v1.Limits\x12(\n\ttokenizer\x18\x0b \x01(\x0b\x32\x15.distill.v1.Tokenizer\"\x86\x01\n\x06Limits\x12\x1b\n\x13max_sequence_tokens\x18\x01 \x01(\x05\x12\x11\n\tmax_top_k\x18\x02 \x01(\x05\x12\x15\n\rmax_sequences\x18\x03 \x01(\x05\x12\x1a\n\x12max_request_tokens\x18\x04 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x05 \x01(\x03*W\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10STOP_REASON_STOP\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'distill.v1.scoring_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOPREASON']._serialized_start=2025
-  _globals['_STOPREASON']._serialized_end=2112
+  _globals['_STOPREASON']._serialized_start=2033
+  _globals['_STOPREASON']._serialized_end=2120
   _globals['_SCOREDPROMPT']._serialized_start=66
   _globals['_SCOREDPROMPT']._serialized_end=212
   _globals['_SCORING']._serialized_start=215
@@ -43,17 +43,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLEDSUPPORT']._serialized_start=456
   _globals['_SAMPLEDSUPPORT']._serialized_end=521
   _globals['_TOPKCHUNK']._serialized_start=524
-  _globals['_TOPKCHUNK']._serialized_end=870
-  _globals['_SAMPLINGPARAMS']._serialized_start=873
-  _globals['_SAMPLINGPARAMS']._serialized_end=1168
-  _globals['_SAMPLING']._serialized_start=1170
-  _globals['_SAMPLING']._serialized_end=1266
-  _globals['_SAMPLEDSEQUENCE']._serialized_start=1269
-  _globals['_SAMPLEDSEQUENCE']._serialized_end=1477
-  _globals['_TOKENIZER']._serialized_start=1479
-  _globals['_TOKENIZER']._serialized_end=1598
-  _globals['_MODELINFO']._serialized_start=1601
-  _globals['_MODELINFO']._serialized_end=1886
-  _globals['_LIMITS']._serialized_start=1889
-  _globals['_LIMITS']._serialized_end=2023
+  _globals['_TOPKCHUNK']._serialized_end=878
+  _globals['_SAMPLINGPARAMS']._serialized_start=881
+  _globals['_SAMPLINGPARAMS']._serialized_end=1176
+  _globals['_SAMPLING']._serialized_start=1178
+  _globals['_SAMPLING']._serialized_end=1274
+  _globals['_SAMPLEDSEQUENCE']._serialized_start=1277
+  _globals['_SAMPLEDSEQUENCE']._serialized_end=1485
+  _globals['_TOKENIZER']._serialized_start=1487
+  _globals['_TOKENIZER']._serialized_end=1606
+  _globals['_MODELINFO']._serialized_start=1609
+  _globals['_MODELINFO']._serialized_end=1894
+  _globals['_LIMITS']._serialized_start=1897
+  _globals['_LIMITS']._serialized_end=2031
 # @@protoc_insertion_point(module_scope)

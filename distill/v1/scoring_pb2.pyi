@@ -148,7 +148,7 @@ Global___CandidateSupport: typing_extensions.TypeAlias = CandidateSupport
 class SampledSupport(google.protobuf.message.Message):
     """The first `exact_count` of the K tokens are the most probable ones ("exact
     head"); the other n = K - exact_count are drawn, with replacement, from the
-    distribution outside them. With the weights of `TopKChunk.weights`,
+    distribution outside them. With the weights of `TopKChunk.draw_weights`,
     sum_j w_j f(x_j) is on average sum_V p f for every f.
 
     The draws of a row are a function of the seed, the prompt's tokens, the row
@@ -189,18 +189,18 @@ class TopKChunk(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ROW_FIELD_NUMBER: builtins.int
-    POSITION_OFFSET_FIELD_NUMBER: builtins.int
+    PROMPT_INDEX_FIELD_NUMBER: builtins.int
+    FIRST_ROW_FIELD_NUMBER: builtins.int
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     LOG_PROBS_FIELD_NUMBER: builtins.int
     PROMPT_LOG_PROBS_FIELD_NUMBER: builtins.int
     TAIL_LOG_PROBS_FIELD_NUMBER: builtins.int
     ENTROPIES_FIELD_NUMBER: builtins.int
-    WEIGHTS_FIELD_NUMBER: builtins.int
+    DRAW_WEIGHTS_FIELD_NUMBER: builtins.int
     MOST_PROBABLE_FIELD_NUMBER: builtins.int
-    row: builtins.int
+    prompt_index: builtins.int
     """Index of the prompt in the request."""
-    position_offset: builtins.int
+    first_row: builtins.int
     """First row of the prompt that this chunk describes (prompt coordinates)."""
     most_probable: builtins.bool
     """Whether the support is the K most probable tokens. One of another kind need
@@ -231,7 +231,7 @@ class TopKChunk(google.protobuf.message.Message):
         """Entropy of the full distribution in nats, shape [P]."""
 
     @property
-    def weights(self) -> distill.v1.tensor_pb2.FloatTensor:
+    def draw_weights(self) -> distill.v1.tensor_pb2.FloatTensor:
         """Always and only for a sampled support: the importance weights w_j, shape
         [P, K], at least 0, 1 in sum. A token of the exact head has w = p; with
         p_tail what is outside the head, a token drawn m times of n has
@@ -242,18 +242,18 @@ class TopKChunk(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        row: builtins.int = ...,
-        position_offset: builtins.int = ...,
+        prompt_index: builtins.int = ...,
+        first_row: builtins.int = ...,
         token_ids: distill.v1.tensor_pb2.Int32Tensor | None = ...,
         log_probs: distill.v1.tensor_pb2.FloatTensor | None = ...,
         prompt_log_probs: distill.v1.tensor_pb2.FloatTensor | None = ...,
         tail_log_probs: distill.v1.tensor_pb2.FloatTensor | None = ...,
         entropies: distill.v1.tensor_pb2.FloatTensor | None = ...,
-        weights: distill.v1.tensor_pb2.FloatTensor | None = ...,
+        draw_weights: distill.v1.tensor_pb2.FloatTensor | None = ...,
         most_probable: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "prompt_log_probs", b"prompt_log_probs", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["entropies", b"entropies", "log_probs", b"log_probs", "most_probable", b"most_probable", "position_offset", b"position_offset", "prompt_log_probs", b"prompt_log_probs", "row", b"row", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids", "weights", b"weights"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["draw_weights", b"draw_weights", "entropies", b"entropies", "log_probs", b"log_probs", "prompt_log_probs", b"prompt_log_probs", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["draw_weights", b"draw_weights", "entropies", b"entropies", "first_row", b"first_row", "log_probs", b"log_probs", "most_probable", b"most_probable", "prompt_index", b"prompt_index", "prompt_log_probs", b"prompt_log_probs", "tail_log_probs", b"tail_log_probs", "token_ids", b"token_ids"]) -> None: ...
 
 Global___TopKChunk: typing_extensions.TypeAlias = TopKChunk
 

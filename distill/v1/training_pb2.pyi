@@ -54,7 +54,7 @@ class _ObjectiveEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     """
     OBJECTIVE_SAMPLED: _Objective.ValueType  # 10
     """-sum_j w_j log q(x_j) with the weights of a sampled support
-    (`TopKChunk.weights`). Fixed point q = p on average.
+    (`TopKChunk.draw_weights`). Fixed point q = p on average.
     """
     OBJECTIVE_IMPORTANCE_SAMPLING: _Objective.ValueType  # 11
     """-sum_k r_k A_k with r = q / q_old; needs TokenTargets with advantages A
@@ -101,7 +101,7 @@ at 1 REVERSE_TAIL_BUCKET, whose need it shares.
 """
 OBJECTIVE_SAMPLED: Objective.ValueType  # 10
 """-sum_j w_j log q(x_j) with the weights of a sampled support
-(`TopKChunk.weights`). Fixed point q = p on average.
+(`TopKChunk.draw_weights`). Fixed point q = p on average.
 """
 OBJECTIVE_IMPORTANCE_SAMPLING: Objective.ValueType  # 11
 """-sum_k r_k A_k with r = q / q_old; needs TokenTargets with advantages A
@@ -611,7 +611,7 @@ class DistributionTargets(google.protobuf.message.Message):
     PROMPT_OFFSET_FIELD_NUMBER: builtins.int
     ROW_COUNT_FIELD_NUMBER: builtins.int
     prompt_index: builtins.int
-    """Index of the scored prompt: `row` of its chunks."""
+    """Index of the scored prompt: `prompt_index` of its chunks."""
     prompt_offset: builtins.int
     """First row of the prompt, at least 1."""
     row_count: builtins.int

@@ -1,54 +1,50 @@
-"""A teacher's chunks into the targets of examples."""
+"""The distributions of a batch: relayed with it or pulled from a teacher, checked, and given to
+its examples."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+import grpc
 import numpy as np
 
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
-from distill.ops.objectives import ObjectiveSpec
+from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
+from distill.rows import Rows, TilingError, concatenate
 from distill.rpc.checks import check_distinct
-from distill.tensors import BoolArray, FloatArray, Int32Array, decode_floats, decode_int32
 from distill.v1 import scoring_pb2
-from student_service.edge.examples import (
-    MAX_LOG_PROB,
-    CheckedExample,
-    NamedTokens,
-    PromptRows,
-    check_token_ids,
-)
-from student_service.training.batch import ExampleTargets, TrainingExample
+from distill.wire import rows_from_message
+from student_service.edge.batch_stream import ReceivedBatch
+from student_service.edge.examples import MAX_LOG_PROB, CheckedExample, PromptRows, check_token_ids
+from student_service.edge.formatting import check_result_size
+from student_service.edge.teacher_pool import TeacherPool
+from student_service.training.batch import TrainingBatch, TrainingExample
 
 MASS_TOLERANCE = 1e-2
 """Support and tail must add up to 1 within this: it tells unnormalised or reweighted input from
 rounding."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptDistributions:
-    """Consecutive rows of one prompt."""
-
-    first_row: int
-    """Row of the first entry, in prompt coordinates."""
-
-    token_ids: Int32Array
-    """[R, K]."""
-
-    log_probs: FloatArray
-    """[R, K]."""
-
-    tail_log_probs: FloatArray
-    """[R]."""
-
-    entropies: FloatArray
-    """[R]."""
-
-    most_probable: BoolArray
-    """Whether the support is the K most probable tokens, [R]."""
-
-    weights: FloatArray | None = None
-    """Importance weights of a sampled support, [R, K]."""
+def with_targets(
+    received: ReceivedBatch,
+    context: grpc.ServicerContext,
+    teachers: TeacherPool,
+    limits: RequestLimits,
+    vocab_size: int,
+) -> tuple[TrainingBatch, int, float]:
+    """The batch with its distributions, the bytes pulled, and the seconds it took."""
+    started = time.monotonic()
+    chunks, pulled_bytes = list(received.chunks), 0
+    if received.batch.HasField("pull"):
+        pull = received.batch.pull
+        chunks, pulled_bytes = teachers.pull(
+            pull.teacher, pull.scoring, context, max_bytes=limits.max_request_bytes
+        )
+    objective = OBJECTIVES[received.loss.objective]
+    prompts = assemble_prompts(chunks, limits, vocab_size, objective)
+    batch = TrainingBatch(loss=received.loss, examples=attach_targets(received.examples, prompts))
+    check_result_size(batch, received.batch)
+    return batch, pulled_bytes, time.monotonic() - started
 
 
 def assemble_prompts(
@@ -56,97 +52,65 @@ def assemble_prompts(
     limits: RequestLimits,
     vocab_size: int,
     objective: ObjectiveSpec,
-) -> dict[int, PromptDistributions]:
+) -> dict[int, Rows]:
     """Join the chunks of each prompt, checking every value and that the objective can use it.
 
     Raises:
         InvalidFieldError: a bad chunk, different K, or chunks that overlap or leave a gap.
     """
-    by_prompt: dict[int, list[PromptDistributions]] = {}
+    by_prompt: dict[int, list[Rows]] = {}
     support_size: int | None = None
     for index, chunk in enumerate(chunks):
         field = f"chunks[{index}]"
-        if chunk.row < 0:
-            raise InvalidFieldError(f"{field}.row", f"must be at least 0, got {chunk.row}")
-        part = _parse_chunk(chunk, field, limits, vocab_size, objective)
+        rows = rows_from_message(chunk, field)
+        _check_rows(rows, field, limits, vocab_size, objective)
         if support_size is None:
-            support_size = part.token_ids.shape[1]
-        if part.token_ids.shape[1] != support_size:
+            support_size = rows.support_size
+        if rows.support_size != support_size:
             raise InvalidFieldError(
                 f"{field}.token_ids.shape",
-                f"K must be {support_size} as in the chunks before it, "
-                f"got {part.token_ids.shape[1]}",
+                f"K must be {support_size} as in the chunks before it, got {rows.support_size}",
             )
-        by_prompt.setdefault(chunk.row, []).append(part)
-    return {prompt: _join(prompt, parts) for prompt, parts in by_prompt.items()}
+        by_prompt.setdefault(rows.prompt_index, []).append(rows)
+    return {prompt: _join(parts) for prompt, parts in by_prompt.items()}
 
 
-def _join(prompt: int, parts: Sequence[PromptDistributions]) -> PromptDistributions:
-    ordered = sorted(parts, key=lambda part: part.first_row)
-    expected = ordered[0].first_row
-    for part in ordered:
-        if part.first_row != expected:
+def _join(parts: Sequence[Rows]) -> Rows:
+    try:
+        return concatenate(sorted(parts, key=lambda part: part.first_row))
+    except TilingError as error:
+        raise InvalidFieldError("chunks.first_row", str(error)) from None
+
+
+def _check_rows(
+    rows: Rows, field: str, limits: RequestLimits, vocab_size: int, objective: ObjectiveSpec
+) -> None:
+    for name, least in (("prompt_index", 0), ("first_row", 1)):
+        if getattr(rows, name) < least:
             raise InvalidFieldError(
-                "chunks.position_offset",
-                f"the chunks of prompt {prompt} must tile its rows exactly once: expected row "
-                f"{expected}, got {part.first_row}",
+                f"{field}.{name}", f"must be at least {least}, got {getattr(rows, name)}"
             )
-        expected += len(part.token_ids)
-    return PromptDistributions(
-        first_row=ordered[0].first_row,
-        token_ids=np.concatenate([part.token_ids for part in ordered]),
-        log_probs=np.concatenate([part.log_probs for part in ordered]),
-        tail_log_probs=np.concatenate([part.tail_log_probs for part in ordered]),
-        entropies=np.concatenate([part.entropies for part in ordered]),
-        most_probable=np.concatenate([part.most_probable for part in ordered]),
-        weights=_join_weights(ordered),
-    )
-
-
-def _join_weights(parts: Sequence[PromptDistributions]) -> FloatArray | None:
-    weights = [part.weights for part in parts if part.weights is not None]
-    return np.concatenate(weights) if weights else None
-
-
-def _parse_chunk(
-    chunk: scoring_pb2.TopKChunk,
-    field: str,
-    limits: RequestLimits,
-    vocab_size: int,
-    objective: ObjectiveSpec,
-) -> PromptDistributions:
-    token_ids = decode_int32(chunk.token_ids, f"{field}.token_ids", (2,))
-    row_count, support_size = token_ids.shape
     largest = min(limits.max_top_k, vocab_size)
-    if row_count < 1 or not 1 <= support_size <= largest:
+    if len(rows) < 1 or not 1 <= rows.support_size <= largest:
         raise InvalidFieldError(
             f"{field}.token_ids.shape",
             f"must be [P, K] with P at least 1 and K in [1, {largest}], "
-            f"got {list(token_ids.shape)}",
+            f"got {list(rows.token_ids.shape)}",
         )
-    if chunk.position_offset < 1:
-        raise InvalidFieldError(
-            f"{field}.position_offset", f"must be at least 1, got {chunk.position_offset}"
-        )
-    check_token_ids(token_ids, f"{field}.token_ids", vocab_size)
-    weights = _parse_weights(chunk, field, token_ids.shape, objective)
-    used = np.ones(token_ids.shape, bool) if weights is None else weights > 0
+    check_token_ids(rows.token_ids, f"{field}.token_ids", vocab_size)
+    _check_draw_weights(rows, field, objective)
+    weights = rows.draw_weights
+    used = np.ones(rows.token_ids.shape, bool) if weights is None else weights > 0
     # An unused slot gets a number of its own, for it may hold a token that another slot names.
-    numbers = np.where(used, token_ids, vocab_size + np.arange(support_size))
+    numbers = np.where(used, rows.token_ids, vocab_size + np.arange(rows.support_size))
     check_distinct(f"{field}.token_ids", numbers)
-    log_probs = decode_floats(chunk.log_probs, f"{field}.log_probs", (2,))
-    if log_probs.shape != token_ids.shape:
-        raise InvalidFieldError(
-            f"{field}.log_probs.shape",
-            f"must be that of the token ids {list(token_ids.shape)}, got {list(log_probs.shape)}",
-        )
+    log_probs, tails = rows.log_probs, rows.tail_log_probs
     bad = ~(np.isfinite(log_probs) & (log_probs <= MAX_LOG_PROB))
     if bad.any():
         raise InvalidFieldError(
             f"{field}.log_probs",
             f"must be finite and at most {MAX_LOG_PROB}, got {float(log_probs[bad][0])}",
         )
-    tails = _one_per_row(chunk.tail_log_probs, f"{field}.tail_log_probs", row_count)
     # -inf is the tail of a support that holds everything.
     bad = np.isnan(tails) | (tails > MAX_LOG_PROB)
     if bad.any():
@@ -154,13 +118,13 @@ def _parse_chunk(
             f"{field}.tail_log_probs", f"must be at most {MAX_LOG_PROB}, got {float(tails[bad][0])}"
         )
     bad = ~np.isneginf(tails)
-    if weights is None and support_size == vocab_size and bad.any():
+    if weights is None and rows.support_size == vocab_size and bad.any():
         raise InvalidFieldError(
             f"{field}.tail_log_probs",
             f"must be -inf with K = {vocab_size}, the vocabulary: nothing lies outside the "
             f"support, got {float(tails[bad][0])}",
         )
-    if objective.needs_teacher_tail and support_size < vocab_size and np.isneginf(tails).any():
+    if objective.needs_teacher_tail and rows.support_size < vocab_size and np.isneginf(tails).any():
         raise InvalidFieldError(
             f"{field}.tail_log_probs",
             f"must be above -inf for the objective {objective.name} and K below {vocab_size}: "
@@ -174,44 +138,27 @@ def _parse_chunk(
             "support and tail must be normalised over the full vocabulary: their probabilities "
             f"must add up to 1 within {MASS_TOLERANCE}, got {float(mass[bad][0]):.6g}",
         )
-    entropies = _one_per_row(chunk.entropies, f"{field}.entropies", row_count)
-    bad = ~np.isfinite(entropies)
+    bad = ~np.isfinite(rows.entropies)
     if bad.any():
         raise InvalidFieldError(
-            f"{field}.entropies", f"must be finite, got {float(entropies[bad][0])}"
+            f"{field}.entropies", f"must be finite, got {float(rows.entropies[bad][0])}"
         )
-    return PromptDistributions(
-        first_row=chunk.position_offset,
-        token_ids=token_ids,
-        log_probs=log_probs,
-        tail_log_probs=tails,
-        entropies=entropies,
-        most_probable=np.full(row_count, chunk.most_probable),
-        weights=weights,
-    )
 
 
-def _parse_weights(
-    chunk: scoring_pb2.TopKChunk, field: str, shape: tuple[int, ...], objective: ObjectiveSpec
-) -> FloatArray | None:
-    """The importance weights, where the objective needs them and nowhere else."""
-    field = f"{field}.weights"
+def _check_draw_weights(rows: Rows, field: str, objective: ObjectiveSpec) -> None:
+    """The importance weights are there where the objective needs them, and nowhere else."""
+    field = f"{field}.draw_weights"
+    weights = rows.draw_weights
     if not objective.needs_chunk_weights:
-        if chunk.HasField("weights"):
+        if weights is not None:
             raise InvalidFieldError(
                 field,
                 f"a sampled support is no distribution, which the objective {objective.name} needs",
             )
-        return None
-    if not chunk.HasField("weights"):
+        return
+    if weights is None:
         raise InvalidFieldError(
             field, f"must be given for the objective {objective.name}: score a sampled support"
-        )
-    weights = decode_floats(chunk.weights, field, (2,))
-    if weights.shape != shape:
-        raise InvalidFieldError(
-            f"{field}.shape",
-            f"must be that of the token ids {list(shape)}, got {list(weights.shape)}",
         )
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
@@ -226,20 +173,10 @@ def _parse_weights(
             f"those of a row must add up to 1 within {MASS_TOLERANCE}, "
             f"got {float(total[off][0]):.6g}",
         )
-    return weights
-
-
-def _one_per_row(tensor: object, field: str, row_count: int) -> FloatArray:
-    values = decode_floats(tensor, field, (1,))  # type: ignore[arg-type]
-    if len(values) != row_count:
-        raise InvalidFieldError(
-            f"{field}.shape", f"must be [{row_count}], one per row, got {list(values.shape)}"
-        )
-    return values
 
 
 def attach_targets(
-    examples: Sequence[CheckedExample], prompts: Mapping[int, PromptDistributions]
+    examples: Sequence[CheckedExample], prompts: Mapping[int, Rows]
 ) -> tuple[TrainingExample, ...]:
     """Give every example its targets.
 
@@ -249,58 +186,29 @@ def attach_targets(
     return tuple(
         TrainingExample(
             input_tokens=example.input_tokens,
-            targets=_named(example, example.targets)
-            if isinstance(example.targets, NamedTokens)
-            else _distributed(example, example.targets, prompts, f"examples[{index}]"),
+            target_offset=example.target_offset,
+            targets=_named_rows(example.targets, prompts, f"examples[{index}]")
+            if isinstance(example.targets, PromptRows)
+            else example.targets,
+            row_weights=example.row_weights,
         )
         for index, example in enumerate(examples)
     )
 
 
-def _named(example: CheckedExample, targets: NamedTokens) -> ExampleTargets:
-    rows = len(targets.token_ids)
-    return ExampleTargets(
-        offset=example.target_offset,
-        token_ids=targets.token_ids,
-        values=targets.weights,
-        tail_log_probs=np.zeros(rows, np.float32),
-        teacher_entropies=np.zeros(rows, np.float32),
-        most_probable=np.zeros(rows, bool),
-        row_weights=np.ones(rows, np.float32),
-        hard=targets.hard,
-        old_log_probs=targets.old_log_probs,
-    )
-
-
-def _distributed(
-    example: CheckedExample,
-    rows: PromptRows,
-    prompts: Mapping[int, PromptDistributions],
-    field: str,
-) -> ExampleTargets:
+def _named_rows(wanted: PromptRows, prompts: Mapping[int, Rows], field: str) -> Rows:
+    """The rows that an example names."""
     field = f"{field}.distribution_targets"
-    prompt = prompts.get(rows.prompt_index)
+    prompt = prompts.get(wanted.prompt_index)
     if prompt is None:
         raise InvalidFieldError(
-            f"{field}.prompt_index", f"no chunk describes prompt {rows.prompt_index}"
+            f"{field}.prompt_index", f"no chunk describes prompt {wanted.prompt_index}"
         )
-    start = rows.prompt_offset - prompt.first_row
-    end = start + rows.row_count
-    if start < 0 or end > len(prompt.token_ids):
+    end_row = wanted.prompt_offset + wanted.row_count
+    if wanted.prompt_offset < prompt.first_row or end_row > prompt.end_row:
         raise InvalidFieldError(
             f"{field}.prompt_offset",
-            f"rows [{rows.prompt_offset}, {rows.prompt_offset + rows.row_count}) of prompt "
-            f"{rows.prompt_index} are wanted, but its chunks describe "
-            f"[{prompt.first_row}, {prompt.first_row + len(prompt.token_ids)})",
+            f"rows [{wanted.prompt_offset}, {end_row}) of prompt {wanted.prompt_index} are wanted, "
+            f"but its chunks describe [{prompt.first_row}, {prompt.end_row})",
         )
-    values = prompt.log_probs if prompt.weights is None else prompt.weights
-    return ExampleTargets(
-        offset=example.target_offset,
-        token_ids=prompt.token_ids[start:end],
-        values=values[start:end],
-        tail_log_probs=prompt.tail_log_probs[start:end],
-        teacher_entropies=prompt.entropies[start:end],
-        most_probable=prompt.most_probable[start:end],
-        row_weights=rows.row_weights,
-        hard=False,
-    )
+    return prompt.slice(wanted.prompt_offset, end_row)

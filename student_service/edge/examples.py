@@ -4,33 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill.arrays import FloatArray, Int32Array
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
 from distill.rpc.checks import check_limit, parse_token_ids
-from distill.tensors import FloatArray, Int32Array, decode_floats, decode_int32
+from distill.tensors import decode_floats, decode_int32
 from distill.v1 import training_pb2
-from student_service.training.batch import LossSettings
+from student_service.training.batch import LossSettings, NamedTokens
 
 MAX_LOG_PROB = 1e-3
 """Largest log-probability taken for rounding above 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedTokens:
-    """Targets given by the caller."""
-
-    token_ids: Int32Array
-    """[N, K]."""
-
-    weights: FloatArray
-    """Weights, or advantages, as the objective needs. [N, K]."""
-
-    hard: bool
-    """Came with shape (N,)."""
-
-    old_log_probs: FloatArray | None = None
-    """With advantages: the log-probs that the tokens were sampled with, [N, K]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +30,6 @@ class PromptRows:
     row_count: int
     """N."""
 
-    row_weights: FloatArray
-    """[N]."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedExample:
@@ -62,6 +43,9 @@ class CheckedExample:
 
     targets: NamedTokens | PromptRows
     """Where the targets come from."""
+
+    row_weights: FloatArray
+    """[N]."""
 
 
 class ExampleParser:
@@ -102,9 +86,11 @@ class ExampleParser:
         if kind == "token_targets":
             targets = self._parse_named_tokens(example, field)
             row_count = len(targets.token_ids)
+            row_weights = np.ones(row_count, np.float32)
         else:
             targets = _parse_prompt_rows(example, field)
             row_count = targets.row_count
+            row_weights = _parse_row_weights(example, field, row_count)
         last = example.target_offset + row_count
         if example.target_offset < 0 or last > len(tokens):
             raise InvalidFieldError(
@@ -114,7 +100,10 @@ class ExampleParser:
                 f"{example.target_offset}",
             )
         return CheckedExample(
-            input_tokens=tokens, target_offset=example.target_offset, targets=targets
+            input_tokens=tokens,
+            target_offset=example.target_offset,
+            targets=targets,
+            row_weights=row_weights,
         )
 
     def _parse_named_tokens(self, example: training_pb2.Example, field: str) -> NamedTokens:
@@ -212,22 +201,24 @@ def _parse_prompt_rows(example: training_pb2.Example, field: str) -> PromptRows:
             f"must be at most the {example.input_tokens.shape[0]} input tokens, "
             f"got {rows.row_count}",
         )
-    if example.HasField("row_weights"):
-        weights = decode_floats(example.row_weights, f"{field}.row_weights", (1,))
-        if len(weights) != rows.row_count:
-            raise InvalidFieldError(
-                f"{field}.row_weights.shape",
-                f"must be [{rows.row_count}], one per target row, got {list(weights.shape)}",
-            )
-        check_finite(weights, f"{field}.row_weights")
-    else:
-        weights = np.ones(rows.row_count, np.float32)
     return PromptRows(
         prompt_index=rows.prompt_index,
         prompt_offset=rows.prompt_offset,
         row_count=rows.row_count,
-        row_weights=weights,
     )
+
+
+def _parse_row_weights(example: training_pb2.Example, field: str, row_count: int) -> FloatArray:
+    if not example.HasField("row_weights"):
+        return np.ones(row_count, np.float32)
+    weights = decode_floats(example.row_weights, f"{field}.row_weights", (1,))
+    if len(weights) != row_count:
+        raise InvalidFieldError(
+            f"{field}.row_weights.shape",
+            f"must be [{row_count}], one per target row, got {list(weights.shape)}",
+        )
+    check_finite(weights, f"{field}.row_weights")
+    return weights
 
 
 def check_token_ids(ids: Int32Array, field: str, vocab_size: int) -> None:

@@ -35,9 +35,9 @@ def check_result_size(batch: TrainingBatch, header: training_pb2.Batch) -> None:
     log_prob_bytes = row_loss_bytes = 0
     for example in batch.examples:
         if header.return_log_probs:
-            log_prob_bytes += _BYTES_PER_VALUE * example.targets.token_ids.size
+            log_prob_bytes += _BYTES_PER_VALUE * example.token_ids.size
         if header.return_row_losses:
-            row_loss_bytes += _BYTES_PER_VALUE * len(example.targets.token_ids)
+            row_loss_bytes += _BYTES_PER_VALUE * len(example.token_ids)
     overhead = _BATCH_OVERHEAD_BYTES + _EXAMPLE_OVERHEAD_BYTES * len(batch.examples)
     total = log_prob_bytes + row_loss_bytes + overhead
     if total > MAX_MESSAGE_BYTES:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.tensors import BoolArray, FloatArray, Int32Array
+from distill.arrays import FloatArray, Int32Array
+from distill.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,53 +32,65 @@ class LossSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExampleTargets:
-    """The targets of one example: N consecutive target rows with a support of K tokens."""
-
-    offset: int
-    """First target row; row t is the distribution over the token that follows position t."""
+class NamedTokens:
+    """Targets that the caller names: N target rows with K tokens each."""
 
     token_ids: Int32Array
     """[N, K]."""
 
-    values: FloatArray
-    """Weights, advantages, or the teacher's log p: as the objective needs. [N, K]."""
+    weights: FloatArray
+    """Weights, or advantages, as the objective needs. [N, K]."""
 
-    tail_log_probs: FloatArray
-    """Log of the teacher's probability outside the support, [N]. Zeros for named tokens."""
-
-    teacher_entropies: FloatArray
-    """Entropy of the teacher in nats, [N]. Zeros for named tokens."""
-
-    most_probable: BoolArray
-    """Whether the support is the teacher's K most probable tokens, [N]."""
-
-    row_weights: FloatArray
-    """Weight of each row's loss, [N]. Ones for named tokens, whose weights are their values."""
-
-    hard: bool
+    hard: bool = False
     """The caller named one token per row, with shape (N,): results have that shape too."""
 
     old_log_probs: FloatArray | None = None
-    """The sampling policy's log-probs of the tokens, [N, K]; with advantages only."""
-
-    def weighted_rows(self, objective_reads_prompts: bool) -> Int32Array:
-        """Indices of the rows that count; the others cost no head compute."""
-        weights = self.row_weights
-        if not objective_reads_prompts:
-            weights = np.abs(self.values).max(axis=-1)
-        return np.flatnonzero(weights).astype(np.int32)
+    """With advantages: the log-probs that the tokens were sampled with, [N, K]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingExample:
-    """One sequence with its targets."""
+    """One sequence with its targets: N consecutive target rows with a support of K tokens."""
 
     input_tokens: Int32Array
     """[T]."""
 
-    targets: ExampleTargets
-    """Rows offset … offset + N - 1 of it."""
+    target_offset: int
+    """First target row; row t is the distribution over the token that follows position t."""
+
+    targets: Rows | NamedTokens
+    """A teacher's N rows, or named tokens."""
+
+    row_weights: FloatArray
+    """Weight of each row's loss, [N]. Ones for named tokens, which have weights of their own."""
+
+    @property
+    def token_ids(self) -> Int32Array:
+        """The targets' tokens, [N, K]."""
+        return self.targets.token_ids
+
+    @property
+    def values(self) -> FloatArray:
+        """What the objective weighs the tokens with, [N, K]: weights, advantages, draw weights, or
+        the teacher's log p."""
+        if isinstance(self.targets, NamedTokens):
+            return self.targets.weights
+        if self.targets.draw_weights is not None:
+            return self.targets.draw_weights
+        return self.targets.log_probs
+
+    @property
+    def hard(self) -> bool:
+        """Whether results have the shape (N,)."""
+        return isinstance(self.targets, NamedTokens) and self.targets.hard
+
+    @property
+    def weighted_rows(self) -> Int32Array:
+        """Indices of the rows that count; the others cost no head compute."""
+        weights = self.row_weights
+        if isinstance(self.targets, NamedTokens):
+            weights = np.abs(self.targets.weights).max(axis=-1)
+        return np.flatnonzero(weights).astype(np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from distill.arrays import FloatArray, Int32Array
 from distill.engine.packs import Pack, PackWriter, first_fit, slots_within
-from distill.ops.objectives import OBJECTIVES
-from distill.tensors import FloatArray, Int32Array
+from distill.rows import Rows
 from student_service.training.batch import TrainingBatch
 
 _WHOLE_BYTES = 4 << 20
@@ -68,13 +68,12 @@ def split_into_micro_batches(batch: TrainingBatch, *, token_budget: int) -> Iter
         batch: the checked batch.
         token_budget: most tokens in one micro-batch; a longer example is alone in one.
     """
-    reads_prompts = OBJECTIVES[batch.loss.objective].reads_prompts
     examples = [
         (index, rows)
         for index, example in enumerate(batch.examples)
-        if len(rows := example.targets.weighted_rows(reads_prompts))
+        if len(rows := example.weighted_rows)
     ]
-    lengths = [batch.examples[index].targets.offset + int(rows[-1]) + 1 for index, rows in examples]
+    lengths = [batch.examples[index].target_offset + int(rows[-1]) + 1 for index, rows in examples]
     for items in first_fit(lengths, token_budget):
         yield _micro_batch(
             batch, [(*examples[item], lengths[item]) for item in items], token_budget
@@ -97,7 +96,7 @@ def _micro_batch(
     """One pack of (index in the batch, weighted rows, length)."""
     token_count = sum(length for _, _, length in items)
     slot_count = slots_within(token_budget, token_count)
-    support_size = batch.examples[0].targets.token_ids.shape[1]
+    support_size = batch.examples[0].token_ids.shape[1]
     padded_count = _padded_rows(sum(len(rows) for _, rows, _ in items), slot_count, support_size)
     writer = PackWriter(spare_slots=slot_count - token_count)
     row_slots = np.zeros(padded_count, np.int32)
@@ -112,14 +111,15 @@ def _micro_batch(
         targets = example.targets
         first_slot = writer.add(example.input_tokens[:length])
         here = slice(start, start + len(rows))
-        row_slots[here] = first_slot + targets.offset + rows
-        target_ids[here] = targets.token_ids[rows]
-        target_values[here] = targets.values[rows]
-        tail_log_probs[here] = targets.tail_log_probs[rows]
-        if targets.old_log_probs is not None:
+        row_slots[here] = first_slot + example.target_offset + rows
+        target_ids[here] = example.token_ids[rows]
+        target_values[here] = example.values[rows]
+        if isinstance(targets, Rows):
+            tail_log_probs[here] = targets.tail_log_probs[rows]
+        elif targets.old_log_probs is not None:
             old_log_probs[here] = targets.old_log_probs[rows]
         factor = 1.0 / len(rows) if batch.loss.sequence_mean else 1.0
-        row_scales[here] = targets.row_weights[rows] * np.float32(factor)
+        row_scales[here] = example.row_weights[rows] * np.float32(factor)
         start += len(rows)
     return MicroBatch(
         pack=writer.pack(slot_count),

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.arrays import BoolArray, FloatArray, Int32Array
 from distill.ops.head import MAX_OVERLAP_SUPPORT
 from distill.ops.objectives import OBJECTIVES
-from distill.tensors import BoolArray, FloatArray, Int32Array
 from student_service.training.batch import BatchMetrics, BatchOutcome, ExampleOutcome, TrainingBatch
 from student_service.training.micro_batches import Sources
 
@@ -49,15 +49,15 @@ def summarize(
         sources: of each micro-batch.
         rows: of each micro-batch, without padding.
     """
-    log_probs = [np.zeros(e.targets.token_ids.shape, np.float32) for e in batch.examples]
-    row_losses = [np.zeros(len(e.targets.token_ids), np.float32) for e in batch.examples]
+    log_probs = [np.zeros(e.token_ids.shape, np.float32) for e in batch.examples]
+    row_losses = [np.zeros(len(e.token_ids), np.float32) for e in batch.examples]
     weighted_counts = [0] * len(batch.examples)
     for members, outcome in zip(sources, rows, strict=True):
         start = 0
         for index, weighted in members:
             here = slice(start, start + len(weighted))
             log_probs[index][weighted] = outcome.log_probs[here]
-            weights = batch.examples[index].targets.row_weights[weighted]
+            weights = batch.examples[index].row_weights[weighted]
             row_losses[index][weighted] = outcome.losses[here] * weights
             weighted_counts[index] = len(weighted)
             start += len(weighted)
@@ -69,7 +69,7 @@ def summarize(
         examples.append(
             ExampleOutcome(
                 loss=loss,
-                log_probs=log_probs[index][:, 0] if example.targets.hard else log_probs[index],
+                log_probs=log_probs[index][:, 0] if example.hard else log_probs[index],
                 row_losses=row_losses[index],
             )
         )
@@ -90,12 +90,16 @@ def _metrics(
     def of_student(field: str) -> NDArray[Any]:
         return np.concatenate([getattr(outcome, field) for outcome in rows])
 
-    def of_targets(field: str) -> NDArray[Any]:
+    weighted_rows = [
+        (batch.examples[index], weighted) for members in sources for index, weighted in members
+    ]
+
+    def of_teacher(field: str) -> NDArray[Any]:
+        """What the teacher's rows say: an array's rows, or what holds for all of them alike."""
         return np.concatenate(
             [
-                getattr(batch.examples[index].targets, field)[weighted]
-                for members in sources
-                for index, weighted in members
+                np.broadcast_to(getattr(example.targets, field), len(example.token_ids))[weighted]
+                for example, weighted in weighted_rows
             ]
         )
 
@@ -103,33 +107,37 @@ def _metrics(
         return float(values.mean(dtype=np.float64))
 
     spec = OBJECTIVES[batch.loss.objective]
-    target_ids = of_targets("token_ids")
+    target_ids = np.concatenate(
+        [example.token_ids[weighted] for example, weighted in weighted_rows]
+    )
+    values = np.concatenate([example.values[weighted] for example, weighted in weighted_rows])
     student_probs = np.exp(of_student("log_probs"))
     if not spec.needs_distribution:
         # A distribution names each token once; here slots may repeat one, or have no use.
-        is_used = of_targets("values") != 0
+        is_used = values != 0
         student_probs = np.where(_first_uses(target_ids, is_used), student_probs, 0.0)
     student_mass = mean(student_probs.sum(-1))
     student_entropy = mean(of_student("student_entropies"))
     if not spec.needs_distribution:
         return BatchMetrics(
             tail_bucket_kl=None,
-            teacher_entropy=mean(of_targets("teacher_entropies")) if spec.reads_prompts else None,
+            teacher_entropy=mean(of_teacher("entropies")) if spec.reads_prompts else None,
             student_entropy=student_entropy,
             teacher_support_mass=None,
             student_support_mass=student_mass,
             top_k_overlap=None,
             top_1_agreement=None,
         )
-    log_p = of_targets("values")
+    log_p = values
     # A token outside the support has no more probability than all of them together.
-    holds_top = of_targets("most_probable") | (log_p.max(-1) >= of_targets("tail_log_probs"))
+    outweighs_tail = log_p.max(-1) >= of_teacher("tail_log_probs")
+    holds_top = outweighs_tail | of_teacher("most_probable")
     teacher_top = np.take_along_axis(target_ids, log_p.argmax(-1)[:, None], axis=-1)[:, 0]
     student_top = of_student("top_token_ids")
     overlap_measured = target_ids.shape[1] <= MAX_OVERLAP_SUPPORT
     return BatchMetrics(
         tail_bucket_kl=mean(of_student("tail_bucket_kls")),
-        teacher_entropy=mean(of_targets("teacher_entropies")),
+        teacher_entropy=mean(of_teacher("entropies")),
         student_entropy=student_entropy,
         teacher_support_mass=mean(np.exp(log_p).sum(-1)),
         student_support_mass=student_mass,

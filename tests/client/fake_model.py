@@ -73,8 +73,8 @@ def score_prompt(row: int, tokens: np.ndarray, first: int, top_k: int) -> scorin
     with np.errstate(divide="ignore"):
         tail = np.log(np.maximum(1 - np.exp(kept).sum(-1), 0))
     return scoring_pb2.TopKChunk(
-        row=row,
-        position_offset=first,
+        prompt_index=row,
+        first_row=first,
         token_ids=encode_int32(order),
         log_probs=encode_floats(kept),
         prompt_log_probs=encode_floats(dense[np.arange(last - first), tokens[first:last]]),

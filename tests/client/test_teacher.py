@@ -13,13 +13,13 @@ PROMPTS = [[5, 9, 1, 7, 4, 4, 2, 30], [3, 8], [11, 12, 13, 14, 15]]
 
 def test_scores_hold_every_requested_row_of_every_prompt(teacher: TeacherClient) -> None:
     scores = teacher.score(PROMPTS, 6, score_from=[3, 1, 2])
-    assert [one.score_from for one in scores] == [3, 1, 2]
+    assert [one.first_row for one in scores] == [3, 1, 2]
     for prompt, one in zip(PROMPTS, scores, strict=True):
-        positions = range(one.score_from, len(prompt))
+        positions = range(one.first_row, len(prompt))
         dense = np.stack([row_log_probs(np.array(prompt[:position])) for position in positions])
         np.testing.assert_array_equal(one.token_ids, np.argsort(-dense, -1)[:, :6])
         np.testing.assert_allclose(one.log_probs, -np.sort(-dense, -1)[:, :6], rtol=1e-6)
-        own = dense[np.arange(len(dense)), prompt[one.score_from :]]
+        own = dense[np.arange(len(dense)), prompt[one.first_row :]]
         np.testing.assert_allclose(one.prompt_log_probs, own, rtol=1e-6)
         assert one.log_probs.dtype == np.float32
         assert one.token_ids.dtype == np.int32

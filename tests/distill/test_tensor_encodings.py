@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from distill.errors import InvalidFieldError
 from distill.tensors import decode_floats, decode_int32, encode_floats, encode_int32
 from distill.v1 import tensor_pb2
-from distill.wire import payload_header, varint
+from distill.wire_format import payload_header, varint
 
 SHAPE, VALUES = 1, 2
 VARINT, FIXED64, FIXED32 = 0, 1, 5

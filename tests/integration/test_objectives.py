@@ -156,7 +156,7 @@ def test_draws_are_the_same_pulled_and_relayed_alone_and_together(teacher, stude
     for prompt, scores in zip(batch.prompts, together, strict=True):
         (alone,) = teacher.score([prompt], 6, sampled=support)
         np.testing.assert_array_equal(alone.token_ids, scores.token_ids)
-        np.testing.assert_allclose(alone.weights, scores.weights, rtol=1e-5)
+        np.testing.assert_allclose(alone.draw_weights, scores.draw_weights, rtol=1e-5)
     settings = BatchSettings(objective=Objective.SAMPLED)
     losses = []
     for way in ("pull", "inline"):
@@ -169,7 +169,7 @@ def test_draws_are_the_same_pulled_and_relayed_alone_and_together(teacher, stude
             result = run.forward_backward(batch.examples, settings, chunks=chunks)
         losses.append((result.loss, run.optim_step(AdamW(learning_rate=1e-3)).gradient_norm))
     assert losses[0] == losses[1]
-    with pytest.raises(ServiceError, match=r"chunks\[0\].weights: .*tail_bucket"):
+    with pytest.raises(ServiceError, match=r"chunks\[0\].draw_weights: .*tail_bucket"):
         run.forward(
             batch.examples,
             BatchSettings(),

@@ -64,7 +64,7 @@ def chunk(log_probs, token_ids=((1, 2), (3, 4)), **fields):
     log_probs = np.asarray(log_probs, np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         tails = np.log(np.maximum(1 - np.exp(log_probs).sum(-1), 0))
-    fields = {"position_offset": 1} | fields
+    fields = {"first_row": 1} | fields
     return scoring_pb2.TopKChunk(
         token_ids=encode_int32(np.asarray(token_ids)),
         log_probs=encode_floats(log_probs),

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from distill.rows import Rows
 from student_service.training.batch import (
-    ExampleTargets,
     LossSettings,
+    NamedTokens,
     TrainingBatch,
     TrainingExample,
 )
@@ -31,38 +32,39 @@ def distribution(rng, row_count, support_size, vocab_size):
     )
 
 
-def distribution_example(rng, *, length, offset, row_count, vocab_size, support_size=5, **fields):
-    """An example with teacher distributions; `fields` override those of ExampleTargets."""
+def distribution_example(
+    rng, *, length, offset, row_count, vocab_size, support_size=5, row_weights=None, **fields
+):
+    """An example with a teacher's rows; `fields` override those of `Rows`."""
     ids, values, tail, entropy = distribution(rng, row_count, support_size, vocab_size)
-    targets = {
-        "offset": offset,
+    rows = {
+        "prompt_index": 0,
+        "first_row": 1,
         "token_ids": ids,
-        "values": values,
+        "log_probs": values,
+        "prompt_log_probs": np.zeros(row_count, np.float32),
         "tail_log_probs": tail,
-        "teacher_entropies": entropy,
-        "most_probable": np.ones(row_count, bool),
-        "row_weights": np.ones(row_count, np.float32),
-        "hard": False,
+        "entropies": entropy,
+        "most_probable": True,
     } | fields
-    tokens = rng.integers(0, vocab_size, length).astype(np.int32)
-    return TrainingExample(input_tokens=tokens, targets=ExampleTargets(**targets))
+    return TrainingExample(
+        input_tokens=rng.integers(0, vocab_size, length).astype(np.int32),
+        target_offset=offset,
+        targets=Rows(**rows),
+        row_weights=np.ones(row_count, np.float32) if row_weights is None else row_weights,
+    )
 
 
 def token_example(rng, *, length, offset, row_count, vocab_size, support_size=1, hard=True):
     """An example with named tokens and random weights of both signs (1 when hard)."""
     shape = (row_count, support_size)
     weights = np.ones(shape) if hard else rng.normal(size=shape)
-    return distribution_example(
-        rng,
-        length=length,
-        offset=offset,
-        row_count=row_count,
-        vocab_size=vocab_size,
-        token_ids=rng.integers(0, vocab_size, shape).astype(np.int32),
-        values=weights.astype(np.float32),
-        tail_log_probs=np.zeros(row_count, np.float32),
-        teacher_entropies=np.zeros(row_count, np.float32),
-        hard=hard,
+    tokens = rng.integers(0, vocab_size, shape).astype(np.int32)
+    return TrainingExample(
+        input_tokens=rng.integers(0, vocab_size, length).astype(np.int32),
+        target_offset=offset,
+        targets=NamedTokens(token_ids=tokens, weights=weights.astype(np.float32), hard=hard),
+        row_weights=np.ones(row_count, np.float32),
     )
 
 

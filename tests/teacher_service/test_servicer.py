@@ -88,9 +88,9 @@ def test_chunks_tile_the_requested_rows_exactly_once(stub: TeacherServiceStub) -
     for answer in stream_top_k(stub, scoring(*prompts, top_k=512, score_from=3)):
         chunk = answer.chunk
         shape = decode_int32(chunk.token_ids, "", (2,)).shape
-        assert chunk.position_offset == next_row[chunk.row]
+        assert chunk.first_row == next_row[chunk.prompt_index]
         assert shape[1] == 512
-        next_row[chunk.row] += shape[0]
+        next_row[chunk.prompt_index] += shape[0]
         # "Aim for 32-256 KiB a chunk": the bound, with what the encoding adds.
         assert answer.ByteSize() <= (256 << 10) + 512
     assert next_row == [len(prompt) for prompt in prompts]

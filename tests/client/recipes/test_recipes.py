@@ -56,7 +56,7 @@ def test_sdft_trains_on_the_students_own_samples(
             assert example.target_offset == 1
             assert example.distribution_targets.prompt_offset == 5
     relayed_rows = {
-        (chunk.row, chunk.position_offset + row)
+        (chunk.prompt_index, chunk.first_row + row)
         for chunk in fake_student.batches[0][2]
         for row in range(len(chunk.entropies.values))
     }

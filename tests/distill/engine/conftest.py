@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from distill.arrays import Int32Array
 from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel, load_model
 from distill.network.functional import Adapter, head_weights, hidden_states
-from distill.tensors import Int32Array
 from tests.distill.engine.sampling_laws import RunJob
 
 FloatArray = NDArray[np.float64]

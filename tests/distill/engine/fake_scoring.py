@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from distill.engine.scoring_jobs import IsWanted, ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import IsWanted, ScoreJob
 from distill.engine.weights import ModelWeights
+from distill.rows import Rows
 
 WEIGHTS = [ModelWeights({"embedding": index}, adapter=None) for index in range(3)]
 
@@ -14,7 +15,7 @@ WEIGHTS = [ModelWeights({"embedding": index}, adapter=None) for index in range(3
 def job(length: int, *, row: int = 0, mark: int = 0) -> ScoreJob:
     """A prompt of `length` wanted rows whose tokens are all `mark`."""
     return ScoreJob(
-        row=row,
+        prompt_index=row,
         token_ids=np.full(length + 1, mark, np.int32),
         score_from=1,
         top_k=1,
@@ -33,12 +34,12 @@ class FakeScorer:
         """The marks of the jobs of all pieces, as they ran."""
 
         self.closed_calls = 0
-        self._iterators: list[Iterator[tuple[ScoreJob, ScoredChunk] | None]] = []
+        self._iterators: list[Iterator[tuple[ScoreJob, Rows] | None]] = []
         self.before_piece: Callable[[ScoreJob], None] = lambda _: None
 
     def score_jobs(
         self, jobs: Sequence[ScoreJob], weights: ModelWeights, is_wanted: IsWanted
-    ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
+    ) -> Iterator[tuple[ScoreJob, Rows] | None]:
         self.calls.append((weights, [int(each.token_ids[0]) for each in jobs]))
         # Kept, so that only an explicit `close` ends a call early.
         self._iterators.append(self._run(jobs, is_wanted))
@@ -46,7 +47,7 @@ class FakeScorer:
 
     def _run(
         self, jobs: Sequence[ScoreJob], is_wanted: IsWanted
-    ) -> Iterator[tuple[ScoreJob, ScoredChunk] | None]:
+    ) -> Iterator[tuple[ScoreJob, Rows] | None]:
         try:
             for each in jobs:
                 if not is_wanted(each):
@@ -66,10 +67,10 @@ class FakeScorer:
         self.pieces.append(int(each.token_ids[0]))
 
 
-def chunk(job: ScoreJob, position: int) -> ScoredChunk:
-    return ScoredChunk(
-        row=job.row,
-        position_offset=position,
+def chunk(job: ScoreJob, position: int) -> Rows:
+    return Rows(
+        prompt_index=job.prompt_index,
+        first_row=position,
         token_ids=job.token_ids[position : position + 1, None],
         log_probs=np.zeros((1, 1), np.float32),
         prompt_log_probs=np.zeros(1, np.float32),

@@ -26,7 +26,11 @@ def half(tiny_model_directory: Path) -> LoadedModel:
 
 def prompt_log_probs(model: LoadedModel, token_ids: list[int]) -> np.ndarray:
     job = ScoreJob(
-        row=0, token_ids=np.asarray(token_ids, np.int32), score_from=1, top_k=4, temperature=1.0
+        prompt_index=0,
+        token_ids=np.asarray(token_ids, np.int32),
+        score_from=1,
+        top_k=4,
+        temperature=1.0,
     )
     chunks = list(Scorer(model).score([job], base_weights(model)))
     return np.concatenate([chunk.prompt_log_probs for chunk in chunks])

@@ -19,7 +19,7 @@ def job(length: int, *, seed: int = 0, score_from: int | None = None, row: int =
     generator = np.random.default_rng(seed)
     first, rest = np.array([seed]), generator.integers(0, 2, length)
     return ScoreJob(
-        row=row,
+        prompt_index=row,
         token_ids=np.concatenate([first, rest]).astype(np.int32),
         score_from=length if score_from is None else score_from,
         top_k=1,
@@ -32,7 +32,7 @@ def continued(prefix: int, own: int, seed: int) -> ScoreJob:
     common = np.zeros(prefix, np.int32)
     completion = np.full(own + 1, seed + 1, np.int32)
     return ScoreJob(
-        row=seed,
+        prompt_index=seed,
         token_ids=np.concatenate([common, completion]),
         score_from=prefix,
         top_k=1,
@@ -215,7 +215,7 @@ def test_a_shared_prefix_counts_once_and_stays_together() -> None:
         planner.admit(bulk(10, 40, seed=2), WEIGHTS[0]),
     ]
     together = [
-        {each.row for each in call.get(0, []) if len(each.token_ids) == 86}
+        {each.prompt_index for each in call.get(0, []) if len(each.token_ids) == 86}
         for call in run_all(planner, streams)
     ]
     assert [rows for rows in together if rows] == [set(range(8))]
@@ -240,7 +240,7 @@ def test_a_group_that_exceeds_the_budget_is_cut_and_its_prefix_counted_in_each_p
 def test_rows_of_the_head_count_where_they_are_more_than_the_tokens_of_the_body() -> None:
     whole = [continued(80, 5, seed) for seed in range(2)]
     all_rows = [
-        ScoreJob(row=0, token_ids=each.token_ids, score_from=1, top_k=1, temperature=1.0)
+        ScoreJob(prompt_index=0, token_ids=each.token_ids, score_from=1, top_k=1, temperature=1.0)
         for each in whole
     ]
     assert [portion.token_count for portion in portions(all_rows, 1000)] == [85, 85]
@@ -259,7 +259,13 @@ def test_shared_tokens_are_those_that_both_bodies_compute(
     first: list[int], second: list[int], shared: int
 ) -> None:
     jobs = [
-        ScoreJob(row=0, token_ids=np.array(ids, np.int32), score_from=1, top_k=1, temperature=1.0)
+        ScoreJob(
+            prompt_index=0,
+            token_ids=np.array(ids, np.int32),
+            score_from=1,
+            top_k=1,
+            temperature=1.0,
+        )
         for ids in (first, second)
     ]
     assert shared_tokens(*jobs) == shared

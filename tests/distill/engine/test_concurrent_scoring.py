@@ -9,19 +9,20 @@ import pytest
 
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.scorer import Scorer
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.engine.supports import Candidates, Draws, Support
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel
 from distill.network.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter
+from distill.rows import Rows
 from tests.distill.engine.gate import Gate
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
 COMPILE_SECONDS = 120.0
 """Longest wait for an answer that may need new shapes."""
 
-Rows = dict[tuple[int, int], tuple[np.ndarray, ...]]
+Found = dict[tuple[int, int], tuple[np.ndarray, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def request(model: LoadedModel, client: int) -> list[ScoreJob]:
             support = Candidates(token_ids=order[:, :top_k])
         jobs.append(
             ScoreJob(
-                row=row,
+                prompt_index=row,
                 token_ids=generator.integers(0, model.config.vocab_size, length).astype(np.int32),
                 score_from=score_from,
                 top_k=top_k,
@@ -65,9 +66,9 @@ def request(model: LoadedModel, client: int) -> list[ScoreJob]:
     return jobs
 
 
-def rows_of(chunks: Iterable[ScoredChunk]) -> Rows:
+def rows_of(chunks: Iterable[Rows]) -> Found:
     """What is said of each row, by prompt and position; every row once."""
-    rows: Rows = {}
+    rows: Found = {}
     for chunk in chunks:
         fields = (
             chunk.token_ids,
@@ -75,16 +76,16 @@ def rows_of(chunks: Iterable[ScoredChunk]) -> Rows:
             chunk.prompt_log_probs,
             chunk.tail_log_probs,
             chunk.entropies,
-            *(() if chunk.weights is None else (chunk.weights,)),
+            *(() if chunk.draw_weights is None else (chunk.draw_weights,)),
         )
         for index in range(len(chunk.prompt_log_probs)):
-            key = chunk.row, chunk.position_offset + index
+            key = chunk.prompt_index, chunk.first_row + index
             assert key not in rows
             rows[key] = tuple(array[index] for array in fields)
     return rows
 
 
-def assert_same(rows: Rows, expected: Rows) -> None:
+def assert_same(rows: Found, expected: Found) -> None:
     assert rows.keys() == expected.keys()
     for key, (token_ids, *values) in rows.items():
         expected_ids, *expected_values = expected[key]
@@ -101,7 +102,7 @@ def test_concurrent_streams_get_what_they_get_alone_in_fewer_calls(
     alone = [rows_of(scorer.score(jobs, weights)) for jobs in requests]
     scheduler = ScoringScheduler(queue, scorer, token_budget=1024)
 
-    def score(jobs: Sequence[ScoreJob]) -> Rows:
+    def score(jobs: Sequence[ScoreJob]) -> Found:
         return rows_of(scheduler.score(jobs, weights, timeout_seconds=COMPILE_SECONDS))
 
     gate = Gate(queue)

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.arrays import Int32Array
 from distill.engine.sampler import Sampler
 from distill.engine.samples import SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel, load_model
-from distill.tensors import Int32Array
 from tests.support.tiny_models import write_tiny_model
 
 
@@ -40,12 +40,18 @@ def own_log_probs(
 ) -> list[np.ndarray]:
     """log p of the tokens of each prompt from a position on."""
     jobs = [
-        ScoreJob(row=row, token_ids=token_ids, score_from=score_from, top_k=1, temperature=1.0)
+        ScoreJob(
+            prompt_index=row,
+            token_ids=token_ids,
+            score_from=score_from,
+            top_k=1,
+            temperature=1.0,
+        )
         for row, (token_ids, score_from) in enumerate(prompts)
     ]
     parts: list[list[np.ndarray]] = [[] for _ in jobs]
     for chunk in scorer.score(jobs, weights):
-        parts[chunk.row].append(chunk.prompt_log_probs)
+        parts[chunk.prompt_index].append(chunk.prompt_log_probs)
     return [np.concatenate(chunks) for chunks in parts]
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from distill.arrays import Int32Array
 from distill.engine.samples import SampleJob, StopReason
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel
-from distill.tensors import Int32Array
 from tests.distill.engine.sampling_laws import DenseLogits, RunJob, assert_same
 
 
@@ -75,7 +75,7 @@ def test_log_probs_are_those_of_scoring_the_whole(
     for (prompt_index, _), sample in run_job(job).items():
         prompt = prompts[prompt_index]
         score_job = ScoreJob(
-            row=0,
+            prompt_index=0,
             token_ids=np.concatenate([prompt, sample.token_ids]),
             score_from=len(prompt),
             top_k=1,

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from distill.arrays import Int32Array
 from distill.engine.cache_budget import CacheBudget
 from distill.engine.decoding import BLOCK_STEPS
 from distill.engine.device_queue import DeviceQueue, Rest
@@ -17,7 +18,6 @@ from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel
-from distill.tensors import Int32Array
 from tests.distill.engine.sampling_laws import DenseLogits, RunJob, assert_same
 
 

@@ -10,14 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from distill.arrays import Int32Array
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.scorer import Scorer
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.scoring_plan import plan_packs
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel
 from distill.network.adapters import LoraSpec, init_adapter, model_targets
-from distill.tensors import Int32Array
+from distill.rows import Rows
 
 DenseLogits = Callable[..., NDArray[np.float64]]
 
@@ -41,11 +42,15 @@ def job(
     temperature: float = 1.0,
 ) -> ScoreJob:
     return ScoreJob(
-        row=row, token_ids=token_ids, score_from=score_from, top_k=top_k, temperature=temperature
+        prompt_index=row,
+        token_ids=token_ids,
+        score_from=score_from,
+        top_k=top_k,
+        temperature=temperature,
     )
 
 
-def joined(chunks: Iterable[ScoredChunk]) -> dict[str, NDArray[np.floating]]:
+def joined(chunks: Iterable[Rows]) -> dict[str, NDArray[np.floating]]:
     """The chunks of one prompt as one."""
     parts = list(chunks)
     names = ("token_ids", "log_probs", "prompt_log_probs", "tail_log_probs", "entropies")
@@ -99,17 +104,17 @@ def test_chunks_tile_the_requested_rows_exactly_once(
         for row, length in enumerate(lengths)
     ]
     head_rows_before = scorer.head_rows_computed
-    next_row = {each.row: each.score_from for each in jobs}
+    next_row = {each.prompt_index: each.score_from for each in jobs}
     for chunk in scorer.score(jobs, weights):
         row_count = len(chunk.prompt_log_probs)
         # "The chunks of a prompt arrive in order and tile the requested rows exactly once."
-        assert chunk.position_offset == next_row[chunk.row]
-        next_row[chunk.row] += row_count
+        assert chunk.first_row == next_row[chunk.prompt_index]
+        next_row[chunk.prompt_index] += row_count
         assert row_count >= 1
         assert chunk.token_ids.shape == chunk.log_probs.shape == (row_count, top_k)
         assert chunk.tail_log_probs.shape == chunk.entropies.shape == (row_count,)
         assert chunk.token_ids.nbytes + chunk.log_probs.nbytes <= 256 << 10
-    assert next_row == {each.row: len(each.token_ids) for each in jobs}
+    assert next_row == {each.prompt_index: len(each.token_ids) for each in jobs}
     # "Only the rows in [score_from, T) cost head compute."
     wanted = sum(len(each.token_ids) - each.score_from for each in jobs)
     assert scorer.head_rows_computed - head_rows_before == wanted
@@ -122,12 +127,12 @@ def test_a_prompt_scores_the_same_alone_and_in_a_batch(
         job(tokens(model, length, row), row=row)
         for row, length in enumerate((5, 120, 64, 64, 2, 33, 90))
     ]
-    together: dict[int, list[ScoredChunk]] = {each.row: [] for each in jobs}
+    together: dict[int, list[Rows]] = {each.prompt_index: [] for each in jobs}
     for chunk in scorer.score(jobs, weights):
-        together[chunk.row].append(chunk)
+        together[chunk.prompt_index].append(chunk)
     for each in jobs:
         alone = joined(scorer.score([each], weights))
-        for name, values in joined(together[each.row]).items():
+        for name, values in joined(together[each.prompt_index]).items():
             np.testing.assert_allclose(values, alone[name], atol=1e-5, err_msg=name)
 
 
@@ -171,9 +176,9 @@ def test_a_shared_beginning_is_computed_once_and_changes_nothing(
     context = tokens(model, 40, seed=1)
     prompts = [np.concatenate([context, tokens(model, 9, seed=2 + row)]) for row in range(4)]
     jobs = [job(prompt, row=row, score_from=38) for row, prompt in enumerate(prompts)]
-    together: dict[int, list[ScoredChunk]] = {}
+    together: dict[int, list[Rows]] = {}
     for scored, chunk in filter(None, scorer.score_jobs(jobs, weights)):
-        together.setdefault(scored.row, []).append(chunk)
+        together.setdefault(scored.prompt_index, []).append(chunk)
     assert scorer.body_tokens_computed == 40 + 4 * 8
     for row, scored in enumerate(jobs):
         alone, shared = joined(scorer.score([scored], weights)), joined(together[row])
@@ -188,9 +193,9 @@ def test_a_call_may_mix_k_temperatures_and_lengths(
         job(tokens(model, 12 + 7 * row), row=row, top_k=1 + 4 * row, temperature=0.5 + row)
         for row in range(5)
     ]
-    found: dict[int, list[ScoredChunk]] = {}
+    found: dict[int, list[Rows]] = {}
     for scored, chunk in filter(None, scorer.score_jobs(jobs, weights)):
-        found.setdefault(scored.row, []).append(chunk)
+        found.setdefault(scored.prompt_index, []).append(chunk)
     for row, scored in enumerate(jobs):
         alone, mixed = joined(scorer.score([scored], weights)), joined(found[row])
         assert mixed["token_ids"].shape == (len(scored.token_ids) - 1, scored.top_k)
@@ -237,7 +242,7 @@ def test_jobs_that_are_not_wanted_any_more_cost_neither_body_nor_head(
     length = 200
     jobs = [job(tokens(model, length, seed=row), row=row) for row in range(7)]
     packs = [
-        [placed.job.row for placed in planned.jobs]
+        [placed.job.prompt_index for placed in planned.jobs]
         for planned in plan_packs(jobs, scorer.token_budget)
     ]
     assert [len(rows) for rows in packs] == [5, 2]
@@ -245,8 +250,10 @@ def test_jobs_that_are_not_wanted_any_more_cost_neither_body_nor_head(
     wanted = set(range(7))
     before = scorer.body_tokens_computed, scorer.head_rows_computed
     row_counts: Counter[int] = Counter()
-    for scored in filter(None, scorer.score_jobs(jobs, weights, lambda each: each.row in wanted)):
-        row_counts[scored[0].row] += len(scored[1].prompt_log_probs)
+    for scored in filter(
+        None, scorer.score_jobs(jobs, weights, lambda each: each.prompt_index in wanted)
+    ):
+        row_counts[scored[0].prompt_index] += len(scored[1].prompt_log_probs)
         wanted.intersection_update(kept)
     assert row_counts == dict.fromkeys(kept, length - 1)
     # The body of the first pack was computed by then, and a call of the head.

@@ -14,7 +14,11 @@ FAMILY_BUDGET = 400
 
 def job(row, token_ids):
     return ScoreJob(
-        row=row, token_ids=np.asarray(token_ids, np.int32), score_from=1, top_k=4, temperature=1.0
+        prompt_index=row,
+        token_ids=np.asarray(token_ids, np.int32),
+        score_from=1,
+        top_k=4,
+        temperature=1.0,
     )
 
 
@@ -49,7 +53,8 @@ def test_every_row_is_predicted_from_exactly_the_tokens_before_it(prompts):
             for row, slot in zip(rows, placed.slots(rows), strict=True):
                 np.testing.assert_array_equal(seen_by(planned.pack, slot), tokens[:row])
                 assert planned.pack.segments.positions[slot] == row - 1
-    assert sorted(placed.row for placed in found) == [prompt.row for prompt in prompts]
+    indices = [prompt.prompt_index for prompt in prompts]
+    assert sorted(placed.prompt_index for placed in found) == indices
 
 
 @settings(deadline=None)

@@ -8,9 +8,10 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 
 from distill.engine.device_queue import DeviceQueue
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.errors import DeadlineError, UnavailableError
+from distill.rows import Rows
 from tests.distill.engine.fake_scoring import WEIGHTS, FakeScorer, Stop, job
 from tests.distill.engine.gate import Gate
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -43,14 +44,14 @@ def scheduling(queue: DeviceQueue, scorer: FakeScorer) -> Scheduling:
     return make
 
 
-def rows(chunks: Iterable[ScoredChunk]) -> list[tuple[int, int, int]]:
+def rows(chunks: Iterable[Rows]) -> list[tuple[int, int, int]]:
     """Prompt, position and mark of the chunks."""
-    return [(each.row, each.position_offset, int(each.token_ids[0, 0])) for each in chunks]
+    return [(each.prompt_index, each.first_row, int(each.token_ids[0, 0])) for each in chunks]
 
 
 def rows_of(*jobs: ScoreJob) -> list[tuple[int, int, int]]:
     return [
-        (each.row, position, int(each.token_ids[0]))
+        (each.prompt_index, position, int(each.token_ids[0]))
         for each in jobs
         for position in range(each.score_from, len(each.token_ids))
     ]

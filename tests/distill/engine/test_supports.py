@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from distill.arrays import Int32Array
 from distill.engine.scorer import Scorer
-from distill.engine.scoring_jobs import ScoredChunk, ScoreJob
+from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.supports import Candidates, Draws, Support
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel
-from distill.tensors import Int32Array
+from distill.rows import Rows
 from tests.distill.ops import reference
 
 VOCAB = 512
@@ -28,7 +29,7 @@ def tokens(length: int, seed: int = 0) -> Int32Array:
 
 def job(token_ids: Int32Array, support: Support, top_k: int, *, row: int = 0, score_from: int = 1):
     return ScoreJob(
-        row=row,
+        prompt_index=row,
         token_ids=token_ids,
         score_from=score_from,
         top_k=top_k,
@@ -43,15 +44,22 @@ def random_candidates(row_count: int, top_k: int, seed: int = 0) -> Candidates:
     return Candidates(token_ids=np.array(ids, np.int32))
 
 
-NAMES = ("token_ids", "log_probs", "prompt_log_probs", "tail_log_probs", "entropies", "weights")
+NAMES = (
+    "token_ids",
+    "log_probs",
+    "prompt_log_probs",
+    "tail_log_probs",
+    "entropies",
+    "draw_weights",
+)
 
 
 def by_prompt(
     scorer: Scorer, jobs: Sequence[ScoreJob], weights: ModelWeights
 ) -> dict[int, dict[str, NDArray[np.floating]]]:
-    parts: dict[int, list[ScoredChunk]] = {each.row: [] for each in jobs}
+    parts: dict[int, list[Rows]] = {each.prompt_index: [] for each in jobs}
     for chunk in scorer.score(jobs, weights):
-        parts[chunk.row].append(chunk)
+        parts[chunk.prompt_index].append(chunk)
     names = NAMES if isinstance(jobs[0].support, Draws) else NAMES[:-1]
     return {
         row: {name: np.concatenate([getattr(part, name) for part in each]) for name in names}
@@ -96,8 +104,8 @@ def test_a_prompt_scores_the_same_alone_and_in_a_batch(
     ]
     together = by_prompt(scorer, jobs, weights)
     for each in jobs:
-        alone = by_prompt(scorer, [each], weights)[each.row]
-        for name, values in together[each.row].items():
+        alone = by_prompt(scorer, [each], weights)[each.prompt_index]
+        for name, values in together[each.prompt_index].items():
             np.testing.assert_allclose(values, alone[name], atol=1e-5, err_msg=name)
 
 
@@ -128,8 +136,8 @@ def test_an_exact_head_is_the_top_k_with_its_probabilities_as_weights(
     top = by_prompt(scorer, [job(token_ids, None, 5)], weights)[0]
     headed = by_prompt(scorer, [job(token_ids, Draws(exact_count=5, seed=0), 9)], weights)[0]
     np.testing.assert_array_equal(headed["token_ids"][:, :5], top["token_ids"])
-    np.testing.assert_allclose(headed["weights"][:, :5], np.exp(top["log_probs"]), rtol=1e-4)
-    np.testing.assert_allclose(headed["weights"].sum(-1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(headed["draw_weights"][:, :5], np.exp(top["log_probs"]), rtol=1e-4)
+    np.testing.assert_allclose(headed["draw_weights"].sum(-1), 1.0, atol=1e-5)
 
 
 def test_warm_supports_compile_nothing(model: LoadedModel, weights: ModelWeights) -> None:

@@ -6,18 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
-from hypothesis import given
-from hypothesis import strategies as st
 
-from client.errors import BrokenStreamError
-from client.parsing import decode_chunk
-from distill.engine.scoring_jobs import ScoredChunk
 from distill.engine.supports import Candidates, Draws
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
-from distill.rpc.scoring import chunk_bytes, parse_scoring
-from distill.tensors import decode_floats, decode_int32, encode_int32
+from distill.rpc.scoring import parse_scoring
+from distill.tensors import encode_int32
 from distill.v1 import scoring_pb2, tensor_pb2
 
 V = 100
@@ -46,9 +40,9 @@ def raw_tokens(shape: list[int], values: list[int]) -> tensor_pb2.Int32Tensor:
 def test_a_request_becomes_a_job_per_prompt_with_the_defaults_of_the_contract() -> None:
     first, second = parse(valid())
     np.testing.assert_array_equal(first.token_ids, [1, 2, 3])
-    assert (first.row, first.score_from, first.top_k, first.temperature) == (0, 1, 10, 1.0)
+    assert (first.prompt_index, first.score_from, first.top_k, first.temperature) == (0, 1, 10, 1.0)
     np.testing.assert_array_equal(second.token_ids, [4, 5])
-    assert second.row == 1
+    assert second.prompt_index == 1
 
 
 def test_given_fields_reach_the_jobs() -> None:
@@ -230,97 +224,3 @@ def test_a_request_over_a_limit_is_refused(
     with pytest.raises(LimitExceededError) as caught:
         parse(scoring_pb2.Scoring(prompts=prompts, top_k=1))
     assert (caught.value.field, caught.value.limit, caught.value.value) == (field, limit, value)
-
-
-def chunk_of(
-    row_count: int, top_k: int, *, row: int = 3, position_offset: int = 7, seed: int = 0
-) -> ScoredChunk:
-    """Any values: the codec knows nothing of probabilities."""
-    random = np.random.default_rng(seed)
-
-    def bits(*shape: int) -> np.ndarray:
-        return random.integers(0, 2**32, shape, np.uint32)
-
-    def floats(*shape: int) -> np.ndarray:
-        # The bit that makes a NaN quiet: Python's floats have no other NaN, ours go through.
-        return (bits(*shape) | 1 << 22).view(np.float32)
-
-    return ScoredChunk(
-        row=row,
-        position_offset=position_offset,
-        token_ids=bits(row_count, top_k).view(np.int32),
-        log_probs=floats(row_count, top_k),
-        prompt_log_probs=floats(row_count),
-        tail_log_probs=floats(row_count),
-        entropies=floats(row_count),
-        most_probable=bool(seed % 2),
-    )
-
-
-def by_lists(chunk: ScoredChunk) -> scoring_pb2.TopKChunk:
-    """The message by protobuf's own means, whatever fields the contract has."""
-    message = scoring_pb2.TopKChunk()
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(chunk, field.name)
-        if field.message_type is None:
-            setattr(message, field.name, value)
-        elif value is not None:
-            tensor = getattr(message, field.name)
-            tensor.SetInParent()
-            tensor.shape.extend(value.shape)
-            tensor.values.extend(value.ravel().tolist())
-    return message
-
-
-ANY_INT32 = st.integers(-(2**31), 2**31 - 1) | st.sampled_from([0, 1, 127, 128])
-
-
-@given(
-    row_count=st.integers(0, 40),
-    top_k=st.integers(0, 40),
-    row=ANY_INT32,
-    position_offset=ANY_INT32,
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_the_bytes_of_a_chunk_are_protobufs_own(
-    row_count: int, top_k: int, row: int, position_offset: int, seed: int
-) -> None:
-    chunk = chunk_of(row_count, top_k, row=row, position_offset=position_offset, seed=seed)
-    assert chunk_bytes(chunk) == by_lists(chunk).SerializeToString(deterministic=True)
-
-
-def test_a_chunk_keeps_every_value_on_the_wire() -> None:
-    chunk = ScoredChunk(
-        row=3,
-        position_offset=7,
-        token_ids=np.array([[5, 1], [0, 99]], np.int32),
-        log_probs=np.array([[-0.1, -3.5], [-0.7, -0.7]], np.float32),
-        prompt_log_probs=np.array([-2.5, -0.7], np.float32),
-        tail_log_probs=np.array([-np.inf, -4.25], np.float32),
-        entropies=np.array([0.0, 1.5], np.float32),
-        weights=np.array([[0.75, 0.25], [1.0, 0.0]], np.float32),
-    )
-    message = scoring_pb2.TopKChunk.FromString(chunk_bytes(chunk))
-    assert (message.row, message.position_offset) == (3, 7)
-    np.testing.assert_array_equal(decode_int32(message.token_ids, "", (2,)), chunk.token_ids)
-    for name, rank in (
-        ("log_probs", 2),
-        ("weights", 2),
-        ("prompt_log_probs", 1),
-        ("tail_log_probs", 1),
-        ("entropies", 1),
-    ):
-        decoded = decode_floats(getattr(message, name), name, (rank,))
-        np.testing.assert_array_equal(decoded, getattr(chunk, name))
-
-
-def test_a_chunk_cut_short_anywhere_is_never_taken_for_a_whole_one() -> None:
-    whole = chunk_bytes(chunk_of(2, 3))
-    for end in range(len(whole)):
-        with pytest.raises((DecodeError, BrokenStreamError)):
-            decode_chunk(scoring_pb2.TopKChunk.FromString(whole[:end]))
-
-
-def test_a_chunk_keeps_the_fields_of_a_later_contract_when_it_is_relayed() -> None:
-    later = chunk_bytes(chunk_of(2, 3)) + b"\xfa\x3f\x03abc"  # field 1023
-    assert scoring_pb2.TopKChunk.FromString(later).SerializeToString(deterministic=True) == later

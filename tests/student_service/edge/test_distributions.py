@@ -29,8 +29,8 @@ def make_chunks(row_count=12, first_row=3, cuts=(), row=0, support_size=4, seed=
         ids, values, tails, entropies = (array[start:end] for array in arrays)
         chunks.append(
             scoring_pb2.TopKChunk(
-                row=row,
-                position_offset=first_row + start,
+                prompt_index=row,
+                first_row=first_row + start,
                 token_ids=encode_int32(ids),
                 log_probs=encode_floats(values),
                 prompt_log_probs=encode_floats(tails),
@@ -50,13 +50,13 @@ def sampled_chunk(ids=((3, 7, 3, 9), (5, 5, 5, 5)), weights=((0.5, 0.25, 0, 0.25
     ids = np.array(ids, np.int32)
     named = np.array([len(set(row)) for row in ids.tolist()])
     return scoring_pb2.TopKChunk(
-        position_offset=1,
+        first_row=1,
         token_ids=encode_int32(ids),
         log_probs=encode_floats(np.full(ids.shape, np.log(0.1))),
         prompt_log_probs=encode_floats(np.zeros(len(ids))),
         tail_log_probs=encode_floats(np.log1p(-0.1 * named)),
         entropies=encode_floats(np.ones(len(ids))),
-        weights=encode_floats(np.array(weights, np.float32)),
+        draw_weights=encode_floats(np.array(weights, np.float32)),
     )
 
 
@@ -64,15 +64,18 @@ def test_repeated_ids_of_a_sampled_support_are_fine_in_slots_of_weight_zero():
     chunk = sampled_chunk()
     prompts = assemble([chunk], "sampled")
     (example,) = attach_targets([example_of(1, 2)], prompts)
-    np.testing.assert_array_equal(example.targets.values, [[0.5, 0.25, 0, 0.25], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(example.values, [[0.5, 0.25, 0, 0.25], [1, 0, 0, 0]])
     np.testing.assert_array_equal(example.targets.token_ids[1], [5, 5, 5, 5])
 
 
-def test_each_row_knows_whether_its_support_is_the_most_probable_tokens():
+def test_rows_are_of_the_most_probable_tokens_only_where_every_chunk_says_so():
     chunks, _ = make_chunks(row_count=12, first_row=1, cuts=(5,))
     chunks[1].most_probable = True
     (example,) = attach_targets([example_of(3, 8)], assemble(chunks))
-    np.testing.assert_array_equal(example.targets.most_probable, [False] * 3 + [True] * 5)
+    assert not example.targets.most_probable
+    chunks[0].most_probable = True
+    (example,) = attach_targets([example_of(3, 8)], assemble(chunks))
+    assert example.targets.most_probable
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,7 @@ def test_a_tail_of_nothing_is_refused_where_the_student_could_reach_it():
     chunk = changed(
         token_ids=encode_int32(ids),
         log_probs=encode_floats(log_probs),
+        prompt_log_probs=encode_floats(np.zeros(1)),
         tail_log_probs=encode_floats(np.array([-np.inf])),
         entropies=encode_floats(np.ones(1)),
     )
@@ -132,6 +136,7 @@ def test_a_tail_beside_the_whole_vocabulary_is_refused_before_the_student_pays_f
         chunk = changed(
             token_ids=encode_int32(np.arange(4)[None]),
             log_probs=encode_floats(np.log(np.full((1, 4), 0.25))),
+            prompt_log_probs=encode_floats(np.zeros(1)),
             tail_log_probs=encode_floats(np.array([tail])),
             entropies=encode_floats(np.ones(1)),
         )
@@ -161,8 +166,8 @@ def test_any_sampled_chunk_is_refused_or_names_each_weighted_token_once(ids, wei
         prompt = assemble([chunk], "sampled")[0]
     except InvalidFieldError:
         return
-    assert prompt.weights is not None
-    for row, row_weights in zip(prompt.token_ids, prompt.weights, strict=True):
+    assert prompt.draw_weights is not None
+    for row, row_weights in zip(prompt.token_ids, prompt.draw_weights, strict=True):
         weighted = row[row_weights > 0]
         assert len(weighted) == len(set(weighted.tolist())) > 0
 
@@ -187,7 +192,7 @@ def test_chunks_join_to_the_rows_they_were_cut_from(cuts, order):
 @pytest.mark.parametrize("kept", [[0, 2], [0, 1, 1, 2]])
 def test_gaps_and_overlaps_are_refused(kept):
     chunks, _ = make_chunks(cuts=(4, 8))
-    with pytest.raises(InvalidFieldError, match="tile its rows exactly once"):
+    with pytest.raises(InvalidFieldError, match="must be tiled exactly once"):
         assemble([chunks[index] for index in kept])
 
 
@@ -206,6 +211,13 @@ def changed(**fields):
     return chunk
 
 
+def of_support(token_ids):
+    """A chunk with other tokens, and an array of their shape beside them."""
+    return changed(
+        token_ids=encode_int32(token_ids), log_probs=encode_floats(np.full(token_ids.shape, -2.0))
+    )
+
+
 GOOD = make_chunks(row_count=2)[1]
 
 
@@ -218,15 +230,15 @@ def with_value(array, value):
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [
-        (changed(row=-1), r"row: must be at least 0"),
-        (changed(position_offset=0), r"position_offset: must be at least 1"),
+        (changed(prompt_index=-1), r"prompt_index: must be at least 0"),
+        (changed(first_row=0), r"first_row: must be at least 1"),
         (changed(token_ids=encode_int32(with_value(GOOD[0], VOCAB))), r"must be in \[0, 40\)"),
         (changed(token_ids=encode_int32(with_value(GOOD[0], -1))), r"must be in \[0, 40\)"),
         (changed(token_ids=encode_int32(np.full((2, 4), 7))), r"name a token twice, got 7 again"),
-        (changed(token_ids=encode_int32(GOOD[0][:, :0])), r"K in \[1, 8\]"),
-        (changed(token_ids=encode_int32(np.arange(18).reshape(2, 9))), r"K in \[1, 8\]"),
+        (of_support(GOOD[0][:, :0]), r"K in \[1, 8\]"),
+        (of_support(np.arange(18).reshape(2, 9)), r"K in \[1, 8\]"),
         (changed(token_ids=encode_int32(GOOD[0][0])), r"must have 2 dimensions"),
-        (changed(log_probs=encode_floats(GOOD[1][:1])), r"log_probs.shape: must be that of"),
+        (changed(log_probs=encode_floats(GOOD[1][:1])), r"log_probs.shape: must be \[2, 4\] with"),
         (changed(log_probs=encode_floats(with_value(GOOD[1], np.nan))), r"log_probs: .*got nan"),
         (changed(log_probs=encode_floats(with_value(GOOD[1], np.inf))), r"log_probs: .*got inf"),
         (changed(log_probs=encode_floats(with_value(GOOD[1], -np.inf))), r"log_probs: .*got -inf"),
@@ -254,17 +266,17 @@ def example_of(prompt_offset, row_count, prompt_index=0, target_offset=2):
             prompt_index=prompt_index,
             prompt_offset=prompt_offset,
             row_count=row_count,
-            row_weights=np.ones(row_count, np.float32),
         ),
+        row_weights=np.ones(row_count, np.float32),
     )
 
 
 def test_example_gets_the_rows_it_names_whatever_the_prefixes():
     chunks, (ids, values, _, _) = make_chunks(row_count=12, first_row=3)
     (example,) = attach_targets([example_of(7, 5, target_offset=20)], assemble(chunks))
-    assert example.targets.offset == 20
+    assert example.target_offset == 20
     np.testing.assert_array_equal(example.targets.token_ids, ids[4:9])
-    np.testing.assert_array_equal(example.targets.values, values[4:9])
+    np.testing.assert_array_equal(example.targets.log_probs, values[4:9])
 
 
 @pytest.mark.parametrize(("offset", "count"), [(2, 3), (12, 4), (1, 1), (15, 1)])

@@ -12,7 +12,7 @@ from student_service.edge import formatting
 from student_service.edge.formatting import check_result_size, encode_batch_result
 from student_service.runs.run import BatchTiming
 from student_service.training.batch import BatchOutcome, ExampleOutcome, LossSettings, TrainingBatch
-from tests.student_service.batches import distribution_example
+from tests.student_service.batches import token_example
 
 TIMING = BatchTiming(queue_seconds=1.0, compute_seconds=1.0)
 
@@ -20,13 +20,13 @@ TIMING = BatchTiming(queue_seconds=1.0, compute_seconds=1.0)
 def batch_of(shapes, hard=False):
     rng = np.random.default_rng(0)
     examples = tuple(
-        distribution_example(
+        token_example(
             rng,
             length=rows,
             offset=0,
             row_count=rows,
             vocab_size=50,
-            token_ids=np.broadcast_to(np.int32(1), (rows, support)),
+            support_size=support,
             hard=hard,
         )
         for rows, support in shapes

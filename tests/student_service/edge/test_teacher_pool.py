@@ -42,7 +42,7 @@ class FakeTeacher(teacher_service_pb2_grpc.TeacherServiceServicer):
         if self.stalls:
             self.ended.wait(20)
         for row, _ in enumerate(request.scoring.prompts):
-            chunk = scoring_pb2.TopKChunk(row=row)
+            chunk = scoring_pb2.TopKChunk(prompt_index=row)
             yield teacher_service_pb2.TeacherServiceStreamTopKResponse(chunk=chunk)
         if self.status is not None:
             context.abort(self.status, "the reason")
@@ -100,7 +100,7 @@ SCORING = scoring_pb2.Scoring(prompts=[scoring_pb2.ScoredPrompt()] * 3, top_k=4)
 
 def test_pull_returns_every_chunk_under_the_remaining_deadline(pool, teacher):
     chunks, byte_count = pull(pool)
-    assert [chunk.row for chunk in chunks] == [0, 1, 2]
+    assert [chunk.prompt_index for chunk in chunks] == [0, 1, 2]
     assert byte_count == sum(chunk.ByteSize() for chunk in chunks)
     # gRPC rounds a deadline up on its way.
     assert 0 < teacher.deadlines[0] < 22.0

@@ -46,7 +46,11 @@ def test_streams_under_the_weights_of_a_run_share_calls_of_the_model(in_process,
     scheduler = ScoringScheduler(in_process.queue, Scorer(in_process.model), token_budget=1024)
     weights = read_side_by_side(in_process, lambda: run.current_weights(CALLER))
     job = ScoreJob(
-        row=0, token_ids=np.arange(9, dtype=np.int32), score_from=1, top_k=2, temperature=1.0
+        prompt_index=0,
+        token_ids=np.arange(9, dtype=np.int32),
+        score_from=1,
+        top_k=2,
+        temperature=1.0,
     )
     with in_process.device_held():
         streams = [scheduler.score([job], each) for each in weights]

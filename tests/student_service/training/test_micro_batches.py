@@ -45,20 +45,19 @@ def test_every_weighted_row_appears_once_behind_its_own_prefix_and_nothing_else(
         start = 0
         for index, rows in micro_batch.sources:
             example = batch.examples[index]
-            targets = example.targets
             for entry, target_row in enumerate(rows, start=start):
                 seen.add((index, int(target_row)))
                 slot = micro_batch.row_slots[entry]
                 visible = micro_batch.pack.token_ids[segments.starts[slot] : slot + 1]
-                position = targets.offset + target_row
+                position = example.target_offset + target_row
                 np.testing.assert_array_equal(visible, example.input_tokens[: position + 1])
                 assert segments.positions[slot] == position
                 assert segments.prefix_starts[slot] == segments.prefix_ends[slot] == 0
                 np.testing.assert_array_equal(
-                    micro_batch.target_ids[entry], targets.token_ids[target_row]
+                    micro_batch.target_ids[entry], example.token_ids[target_row]
                 )
                 divisor = len(rows) if batch.loss.sequence_mean else 1
-                expected = np.float32(targets.row_weights[target_row]) / divisor
+                expected = np.float32(example.row_weights[target_row]) / divisor
                 np.testing.assert_allclose(micro_batch.row_scales[entry], expected, rtol=1e-6)
             start += len(rows)
         assert start == micro_batch.weighted_row_count
@@ -66,7 +65,7 @@ def test_every_weighted_row_appears_once_behind_its_own_prefix_and_nothing_else(
     expected_rows = {
         (index, int(row))
         for index, example in enumerate(batch.examples)
-        for row in np.flatnonzero(example.targets.row_weights)
+        for row in np.flatnonzero(example.row_weights)
     }
     assert seen == expected_rows
 

@@ -20,7 +20,7 @@ def metrics_of(ids, values, log_q, *, objective="tail_bucket", student_top=0, **
         row_count=row_count,
         vocab_size=10,
         token_ids=ids,
-        values=np.array(values, np.float32),
+        **{"log_probs" if objective == "tail_bucket" else "draw_weights": np.float32(values)},
         **fields,
     )
     nothing = np.zeros(row_count, np.float32)
@@ -53,7 +53,7 @@ def agreement(most_probable, log_p, tail):
         [[1, 2]],
         [log_p],
         [[LOG_TENTH, LOG_TENTH]],
-        most_probable=np.array([most_probable]),
+        most_probable=most_probable,
         tail_log_probs=np.log([tail]).astype(np.float32),
     ).top_1_agreement
 

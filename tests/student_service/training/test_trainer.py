@@ -70,20 +70,20 @@ def dense_loss(model, lora, batch):
             targets = example.targets
             tokens = jnp.asarray(example.input_tokens)[None]
             hidden = hidden_states(model.graph, parameters, tokens, adapter=adapter)[0]
-            rows = hidden[targets.offset : targets.offset + len(targets.token_ids)]
+            rows = hidden[example.target_offset : example.target_offset + len(example.token_ids)]
             head = head_weights(model.config, parameters, adapter)
             logits = head_logits(rows, head) / batch.loss.temperature
             dense = jax.nn.log_softmax(logits)
-            log_q = jnp.take_along_axis(dense, jnp.asarray(targets.token_ids), axis=-1)
+            log_q = jnp.take_along_axis(dense, jnp.asarray(example.token_ids), axis=-1)
             if batch.loss.objective == "cross_entropy":
-                losses = -(targets.values * log_q).sum(-1)
+                losses = -(example.values * log_q).sum(-1)
             else:
-                p, p_tail = jnp.exp(targets.values), jnp.exp(targets.tail_log_probs)
+                p, p_tail = jnp.exp(targets.log_probs), jnp.exp(targets.tail_log_probs)
                 q_tail = 1.0 - jnp.exp(log_q).sum(-1)
-                losses = (p * (targets.values - log_q)).sum(-1)
+                losses = (p * (targets.log_probs - log_q)).sum(-1)
                 losses += p_tail * (targets.tail_log_probs - jnp.log(q_tail))
-            total += (losses * targets.row_weights).sum() / (
-                (targets.row_weights != 0).sum() if batch.loss.sequence_mean else 1
+            total += (losses * example.row_weights).sum() / (
+                (example.row_weights != 0).sum() if batch.loss.sequence_mean else 1
             )
         return total
 
@@ -142,11 +142,10 @@ def test_gradient_of_a_ragged_batch_equals_the_dense_one(
     extra = {} if objective == "tail_bucket" else {"support_size": 4, "hard": False}
     examples = ragged(rng, model.config.vocab_size, make, **extra)
     if objective == "tail_bucket":
-        weights = examples[1].targets.row_weights.copy()
+        weights = examples[1].row_weights.copy()
         weights[3:9] = 0.0
         weights[10] = 2.5
-        targets = replace(examples[1].targets, row_weights=weights)
-        examples[1] = replace(examples[1], targets=targets)
+        examples[1] = replace(examples[1], row_weights=weights)
     batch = batch_of(examples, objective, sequence_mean=sequence_mean, temperature=0.8)
     trainable = moved_trainable(trainer, lora)
     outcome = run(trainer, trainable, lora, batch)
@@ -183,7 +182,7 @@ def test_results_come_back_in_the_order_and_shape_of_the_targets(model, trainer,
     together = run(trainer, trainable, LORA, batch_of(examples)).batch
     for example, result in zip(examples, together.examples, strict=True):
         alone = run(trainer, trainable, LORA, batch_of([example])).batch.examples[0]
-        assert result.log_probs.shape == example.targets.token_ids.shape
+        assert result.log_probs.shape == example.token_ids.shape
         np.testing.assert_allclose(result.log_probs, alone.log_probs, atol=1e-5)
         np.testing.assert_allclose(result.row_losses, alone.row_losses, atol=1e-5)
 
@@ -193,10 +192,10 @@ def test_rows_of_weight_zero_contribute_exactly_nothing(model, trainer, rng, lor
     example = distribution_example(rng, length=30, offset=4, row_count=20, vocab_size=vocab_size)
     weights = np.ones(20, np.float32)
     weights[12:] = 0.0
-    masked = replace(example, targets=replace(example.targets, row_weights=weights))
-    values = masked.targets.values.copy()
+    masked = replace(example, row_weights=weights)
+    values = masked.targets.log_probs.copy()
     values[12:] = -np.inf
-    poisoned = replace(masked, targets=replace(masked.targets, values=values))
+    poisoned = replace(masked, targets=replace(masked.targets, log_probs=values))
     trainable = moved_trainable(trainer, lora)
     clean = run(trainer, trainable, lora, batch_of([masked]))
     other = run(trainer, trainable, lora, batch_of([poisoned]))
@@ -307,9 +306,9 @@ def test_metrics_of_a_student_that_is_its_own_teacher(model, trainer, rng):
         row_count=20,
         vocab_size=model.config.vocab_size,
         token_ids=ids,
-        values=values,
+        log_probs=values,
         tail_log_probs=np.log1p(-np.exp(values.astype(np.float64)).sum(-1)).astype(np.float32),
-        teacher_entropies=-(np.exp(log_p) * log_p).sum(-1),
+        entropies=-(np.exp(log_p) * log_p).sum(-1),
     )
     example = replace(example, input_tokens=tokens)
     foreign = distribution_example(
@@ -404,7 +403,7 @@ def test_a_gradient_whose_norm_overflows_is_refused_before_it_is_kept(model, tra
         rng, length=9, offset=0, row_count=9, vocab_size=model.config.vocab_size, support_size=2
     )
     huge = replace(
-        example, targets=replace(example.targets, values=np.full((9, 2), 1e30, np.float32))
+        example, targets=replace(example.targets, weights=np.full((9, 2), 1e30, np.float32))
     )
     with pytest.raises(NonFiniteGradientError, match="norm"):
         run(trainer, moved_trainable(trainer, LORA), LORA, batch_of([huge], "cross_entropy"))

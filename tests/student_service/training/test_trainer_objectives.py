@@ -67,16 +67,14 @@ def test_on_policy_the_gradient_is_that_of_weighted_log_probs(
     outcome = run(trainer, trainable, LORA, batch)
     assert_trees_close(outcome.gradients, weighted.gradients)
     if objective != "cispo":
-        advantages = sum(float(e.targets.values.sum()) for e in examples)
+        advantages = sum(float(e.values.sum()) for e in examples)
         assert outcome.batch.loss == pytest.approx(-advantages, abs=1e-3)
 
 
 def test_clips_reach_the_objective(trainer, trainable, on_policy):
     examples, weighted = on_policy
     ahead = with_old_log_probs(examples, weighted.batch.examples, shift=-np.log(2.0))  # r = 2
-    positive = [
-        replace(e, targets=replace(e.targets, values=np.abs(e.targets.values))) for e in ahead
-    ]
+    positive = [replace(e, targets=replace(e.targets, weights=np.abs(e.values))) for e in ahead]
     clipped = run(trainer, trainable, LORA, batch_of(positive, "ppo", clip_low=0.8, clip_high=1.2))
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(clipped.gradients))
     free = run(trainer, trainable, LORA, batch_of(positive, "ppo", clip_low=0.8, clip_high=4.0))
@@ -101,30 +99,34 @@ def test_sampled_weights_are_those_of_cross_entropy_and_row_weights_still_count(
     weighted, masked = [], []
     for example in examples:
         targets = example.targets
-        weights = np.exp(targets.values)
+        weights = np.exp(targets.log_probs)
         weights /= weights.sum(-1, keepdims=True)
         row_weights = np.arange(len(weights), dtype=np.float32) % 2
-        weighted.append(replace(example, targets=replace(targets, values=weights)))
+        weighted.append(replace(example, targets=replace(targets, draw_weights=weights)))
         masked.append(
-            replace(example, targets=replace(targets, values=weights, row_weights=row_weights))
+            replace(
+                example,
+                targets=replace(targets, draw_weights=weights),
+                row_weights=row_weights,
+            )
         )
     ours = run(trainer, trainable, LORA, batch_of(weighted, "sampled"))
     theirs = run(trainer, trainable, LORA, batch_of(weighted, "cross_entropy"))
     assert_trees_equal(ours.gradients, theirs.gradients)
     assert ours.batch.loss == theirs.batch.loss
     assert ours.batch.metrics.teacher_entropy == pytest.approx(
-        np.concatenate([e.targets.teacher_entropies for e in examples]).mean(), rel=1e-5
+        np.concatenate([e.targets.entropies for e in examples]).mean(), rel=1e-5
     )
     assert ours.batch.metrics.tail_bucket_kl is None
     half = run(trainer, trainable, LORA, batch_of(masked, "sampled"))
-    assert half.batch.row_count == sum(len(e.targets.values) // 2 for e in examples)
+    assert half.batch.row_count == sum(len(e.targets) // 2 for e in examples)
 
 
 def test_rows_without_an_advantage_cost_no_head_row(trainer, trainable, on_policy):
     examples, _ = on_policy
-    values = examples[0].targets.values.copy()
+    values = examples[0].values.copy()
     values[2:] = 0.0
-    masked = replace(examples[0], targets=replace(examples[0].targets, values=values))
+    masked = replace(examples[0], targets=replace(examples[0].targets, weights=values))
     outcome = run(trainer, trainable, LORA, batch_of([masked], "ppo", clip_low=0.8, clip_high=1.2))
     assert outcome.batch.row_count == 2
     assert not outcome.batch.examples[0].log_probs[2:].any()
