@@ -5,7 +5,6 @@ that could be taken for a model.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from safetensors.numpy import save_file
 
 from distill.errors import ModelError
 from distill.families.registry import family_named, hf_config, model_weight_entries
+from distill.files import directory_aside, locked, new_directory, write_json
 from distill.formats.gguf_file import GgufFile
 from distill.formats.gguf_tokenizer import rebuild_tokenizer
 from distill.formats.gguf_tokens import token_by_role
 from distill.formats.weight_map import WeightEntry
 from distill.models.gguf_config import ROPE_FACTORS, parse_gguf_config
 from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE
-from distill.models.new_directory import locked, new_directory, written_aside
 from distill.models.references import EMBEDDED_NAME, embedded_gguf
 from distill.network.config import ModelConfig
 
@@ -79,7 +78,7 @@ def convert_once(source: Path, cache: Path, progress: Progress | None = None) ->
     cache.mkdir(parents=True, exist_ok=True)
     with locked(target):
         if not target.is_dir():
-            with written_aside(target) as directory:
+            with directory_aside(target) as directory:
                 _write_directory(source, directory, say)
             say("done")
     return target
@@ -92,10 +91,10 @@ def _write_directory(source: Path, directory: Path, progress: Progress) -> None:
     progress("rebuilding the tokenizer")
     tokenizer = rebuild_tokenizer(file)
     tokenizer.save(str(directory / "tokenizer.json"))
-    _write_json(directory / "tokenizer_config.json", _tokenizer_config(file, config))
+    write_json(directory / "tokenizer_config.json", _tokenizer_config(file, config))
     token_ids = _token_ids(file)
-    _write_json(directory / "config.json", {**hf_config(config), "dtype": "float32", **token_ids})
-    _write_json(directory / "generation_config.json", token_ids)
+    write_json(directory / "config.json", {**hf_config(config), "dtype": "float32", **token_ids})
+    write_json(directory / "generation_config.json", token_ids)
     _write_weights(file, config, directory, progress)
 
 
@@ -153,7 +152,7 @@ def _write_weights(
         weight_map.update(dict.fromkeys(tensors, file_name))
     if len(shards) > 1:
         index_content = {"metadata": {"total_size": written_bytes}, "weight_map": weight_map}
-        _write_json(directory / INDEX_FILE, index_content)
+        write_json(directory / INDEX_FILE, index_content)
 
 
 def _shards(file: GgufFile, entries: tuple[WeightEntry, ...]) -> Iterator[list[WeightEntry]]:
@@ -181,10 +180,6 @@ def _hf_tensor(file: GgufFile, config: ModelConfig, entry: WeightEntry) -> NDArr
     # i + head_dim / 2.
     pairs = tensor.reshape(-1, config.head_dim // 2, 2, tensor.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(tensor.shape)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _ignore(_line: str) -> None:

@@ -4,7 +4,6 @@ One tensor at a time: the peak is the tree in the compute dtype and one tensor.
 """
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from distill.errors import ModelError
 from distill.families.registry import family_named, model_weight_entries
+from distill.files import read_json_object
 from distill.formats.expert_weights import split_fused_experts
 from distill.formats.weight_map import WeightMap
 from distill.network.config import ModelConfig
@@ -151,7 +151,7 @@ def _text_names(
 def _open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
     """Each tensor's name with the open file that holds it."""
     if (directory / INDEX_FILE).is_file():
-        index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
+        index = read_json_object(directory / INDEX_FILE)
         file_names = sorted(set(index["weight_map"].values()))
     elif (directory / SINGLE_FILE).is_file():
         file_names = [SINGLE_FILE]

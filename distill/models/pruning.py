@@ -5,7 +5,6 @@ by itself), and config.json keeps all that it says
 about other things than layers.
 """
 
-import json
 import math
 import re
 import shutil
@@ -18,6 +17,7 @@ from safetensors.numpy import save_file
 
 from distill.errors import ModelError
 from distill.families.registry import family_named, model_weight_entries, parse_hf_config
+from distill.files import check_vacant, new_directory, read_json_object, write_json
 from distill.models.hf_weights import (
     FILE_METADATA,
     INDEX_FILE,
@@ -26,7 +26,6 @@ from distill.models.hf_weights import (
     open_weights,
 )
 from distill.models.layer_choice import check_layers, parse_layers
-from distill.models.new_directory import check_vacant, new_directory
 from distill.models.references import resolve_reference
 from distill.network.config import ModelConfig
 
@@ -69,7 +68,7 @@ def prune(
     """
     check_vacant(destination)  # before the model is downloaded or converted
     source = resolve_reference(reference, cache_dir, progress)
-    raw = _read_config(source.directory)
+    raw = read_json_object(source.directory / "config.json")
     whole = parse_hf_config(raw)
     layers = parse_layers(keep_layers, whole.layer_count)
     pruned = pruned_config(raw, layers)
@@ -78,8 +77,8 @@ def prune(
             for path in source.directory.glob(pattern):
                 if path.name not in _MADE_ANEW:
                     shutil.copyfile(path, directory / path.name)
-        _write_json(directory / "config.json", pruned)
-        _write_json(
+        write_json(directory / "config.json", pruned)
+        write_json(
             directory / RECORD_FILE,
             {"source": source.name, "source_layer_count": whole.layer_count, "kept_layers": layers},
         )
@@ -163,7 +162,7 @@ def _copy_weights(
             total_bytes += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
         content = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
-        _write_json(directory / INDEX_FILE, content)
+        write_json(directory / INDEX_FILE, content)
 
 
 def _shards(tensors: Mapping[str, Any]) -> list[list[str]]:
@@ -179,22 +178,6 @@ def _shards(tensors: Mapping[str, Any]) -> list[list[str]]:
         shards[-1].append(name)
         shard_bytes += tensor_bytes
     return shards
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except OSError:
-        raise ModelError("the model directory has no config.json") from None
-    except ValueError as error:
-        raise ModelError(f"config.json cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError("config.json must hold a JSON object")
-    return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _ignore(_line: str) -> None:

@@ -3,7 +3,6 @@
 The names and orientations of the tensors are those of `weight_map`, read backwards.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from distill.families.registry import hf_config, model_weight_entries
+from distill.files import write_json
 from distill.models.hf_weights import FILE_METADATA, INDEX_FILE, MAX_SHARD_BYTES, SINGLE_FILE
 from distill.network.adapters import LoraSpec
 from distill.network.config import ModelConfig
@@ -71,8 +71,8 @@ def write_hf_directory(
     _write_weights(config, parameters, directory, dtype, max_shard_bytes)
     ids = _token_ids(tokenizer)
     # Transformers 4 calls the field torch_dtype and 5 dtype; each reads the older name.
-    _write_json(directory / "config.json", {**hf_config(config), "torch_dtype": dtype, **ids})
-    _write_json(directory / "generation_config.json", ids)
+    write_json(directory / "config.json", {**hf_config(config), "torch_dtype": dtype, **ids})
+    write_json(directory / "generation_config.json", ids)
     write_tokenizer(tokenizer, directory)
 
 
@@ -89,7 +89,7 @@ def write_tokenizer(tokenizer: TextTokenizer, directory: Path) -> None:
         settings["bos_token"] = tokenizer.bos_token
     if tokenizer.eos_token:
         settings["eos_token"] = tokenizer.eos_token
-    _write_json(directory / "tokenizer_config.json", settings)
+    write_json(directory / "tokenizer_config.json", settings)
     if tokenizer.chat_template:
         template_file = directory / "chat_template.jinja"
         template_file.write_text(tokenizer.chat_template, encoding="utf-8")
@@ -129,7 +129,7 @@ def write_peft_adapter(
     if HEAD_TARGET in host_adapter:
         tensors |= _peft_tensors(HEAD_TARGET, host_adapter[HEAD_TARGET])
     save_file(tensors, directory / "adapter_model.safetensors", FILE_METADATA)
-    _write_json(
+    write_json(
         directory / "adapter_config.json",
         {
             "peft_type": "LORA",
@@ -189,7 +189,7 @@ def _write_weights(
     (directory / (INDEX_FILE if len(shards) == 1 else SINGLE_FILE)).unlink(missing_ok=True)
     if len(shards) > 1:
         index_content = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
-        _write_json(directory / INDEX_FILE, index_content)
+        write_json(directory / INDEX_FILE, index_content)
 
 
 def _token_ids(tokenizer: TextTokenizer) -> dict[str, Any]:
@@ -209,7 +209,3 @@ def _leaf(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     for key in path:
         node = node[key]
     return node
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

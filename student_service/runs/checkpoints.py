@@ -7,7 +7,6 @@ one or the new one, also when it is overwritten.
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import time
@@ -26,6 +25,7 @@ from distill.errors import (
     InvalidFieldError,
     NotFoundError,
 )
+from distill.files import put_in_place, sync, write_aside
 from student_service.edge.validation import parse_name
 from student_service.runs.manifests import decode_manifest, encode_manifest
 
@@ -94,10 +94,9 @@ class CheckpointStore:
                 "replace it"
             )
         state_path = directory / f"{info['name']}-{uuid.uuid4().hex}.safetensors"
-        aside = manifest_path.with_suffix(".json.tmp")
         try:
             save_file(dict(arrays), state_path)
-            _sync(state_path)
+            sync(state_path)
             manifest = {
                 **info,
                 "created_unix_seconds": time.time(),
@@ -105,15 +104,13 @@ class CheckpointStore:
                 "state_file": state_path.name,
                 "state_sha256": _digest(state_path),
             }
-            aside.write_text(encode_manifest(manifest))
-            _sync(aside)
+            aside = write_aside(manifest_path, encode_manifest(manifest))
         except BaseException:
-            # No manifest names it, so nobody would ever remove it: and a full disk is one reason.
+            # No manifest names this state, so nothing would ever remove it from a full disk.
             state_path.unlink(missing_ok=True)
-            aside.unlink(missing_ok=True)
             raise
-        aside.replace(manifest_path)
-        _sync(directory)
+        # From here on the manifest may name the new state, which must stay also if this fails.
+        put_in_place(aside, manifest_path)
         self._remove_states(directory, info["name"], kept=state_path)
         return _info(manifest)
 
@@ -201,12 +198,3 @@ def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the names in a directory, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

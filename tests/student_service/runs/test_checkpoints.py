@@ -67,7 +67,7 @@ def test_a_state_that_cannot_be_removed_does_not_fail_the_checkpoint_that_replac
     assert "cannot remove the old state first-" in caplog.text
 
 
-@pytest.mark.parametrize("stage", ["save_file", "_digest", "_sync"])
+@pytest.mark.parametrize("stage", ["save_file", "sync", "_digest", "write_aside"])
 def test_interrupted_save_leaves_the_checkpoint_before_it(store, tmp_path, monkeypatch, stage):
     save(store)
     genuine = checkpoints.save_file
