@@ -22,6 +22,7 @@ from distill.families.registry import family_named, model_weight_entries
 from distill.files import read_json_object
 from distill.formats.expert_weights import split_fused_experts
 from distill.formats.weight_map import WeightMap
+from distill.models.sharded_weights import INDEX_FILE, SINGLE_FILE
 from distill.network.config import ModelConfig
 
 _LOGGER = logging.getLogger(__name__)
@@ -32,15 +33,7 @@ _STRIP = 16
 """Rows that are transposed at a time. NumPy writes a large transpose value by value across memory,
 up to seven times as slowly."""
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 FLOAT_TYPES: tuple[Any, ...] = (np.float32, np.float16, ml_dtypes.bfloat16)
-
-MAX_SHARD_BYTES = 2 << 30
-"""Largest file of weights that is written: the most memory that it takes beside the weights."""
-
-FILE_METADATA = {"format": "pt"}
-"""Transformers reads only files that say which library's layout they have."""
 
 
 def read_weights(

@@ -4,13 +4,13 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
 from distill.errors import ModelError
+from distill.models.progress import Progress, say_nothing
 
 EMBEDDED_NAME = "smollm2-135m"
 """The model that needs no download: it comes inside a PyPI package."""
@@ -41,7 +41,7 @@ class ResolvedModel:
 def resolve_reference(
     reference: str,
     cache_dir: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = say_nothing,
 ) -> ResolvedModel:
     """Find, and where needed convert or download, a model.
 
@@ -100,9 +100,7 @@ def embedded_gguf() -> Path:
     )
 
 
-def _convert_once(
-    source: Path, cache_dir: Path | None, progress: Callable[[str], None] | None
-) -> Path:
+def _convert_once(source: Path, cache_dir: Path | None, progress: Progress) -> Path:
     # Deferred: reading GGUF is needed once, loading what it became every time.
     from distill.models.convert import convert_once
 
