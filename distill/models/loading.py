@@ -14,7 +14,7 @@ from distill.families.registry import parse_hf_config
 from distill.files import read_json_object
 from distill.kernels.profile import is_on_cpu
 from distill.models.hf_weights import leaves, read_weights
-from distill.models.references import resolve_reference
+from distill.models.resolve import resolve_reference
 from distill.network.config import ModelConfig
 from distill.network.functional import Graph, Parameters, build_graph, head_columns
 from distill.tokenizer import TextTokenizer

@@ -20,7 +20,7 @@ from distill.files import check_vacant, new_directory, read_json_object, write_j
 from distill.models.hf_weights import open_weights
 from distill.models.layer_choice import check_layers, parse_layers
 from distill.models.progress import Progress, say_nothing
-from distill.models.references import resolve_reference
+from distill.models.resolve import resolve_reference
 from distill.models.sharded_weights import (
     INDEX_FILE,
     MAX_SHARD_BYTES,

@@ -321,7 +321,7 @@ def test_those_who_ask_at_once_share_one_conversion(
 
 def test_conversion_needs_no_jax() -> None:
     code = (
-        "import sys; from distill.models import convert, references; import distill.tokenizer; "
+        "import sys; from distill.models import resolve, pruning; import distill.tokenizer; "
         "sys.exit(any(name.split('.')[0] in ('jax', 'flax') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
