@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from distill.models.loading import LoadedModel, load_model
-from distill.models.references import EMBEDDED_NAME, resolve_reference
+from distill.models.references import EMBEDDED_NAME
+from distill.models.resolve import resolve_reference
 from distill.models.write_directory import write_hf_directory
 from distill.network.config import ModelConfig
 from distill.network.functional import build_graph

@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from distill.errors import InvalidFieldError, ModelError
+from distill.files import read_json_object
 
 
 class TextTokenizer:
@@ -232,15 +233,7 @@ def _fingerprint(vocabulary: Mapping[str, int]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a file; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path.name} must hold a JSON object")
-    return content
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _read_template(path: Path, settings: Mapping[str, Any]) -> str:

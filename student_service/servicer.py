@@ -29,11 +29,11 @@ from student_service.edge.validation import (
     MutationHeader,
     parse_adamw,
     parse_mutation,
-    parse_name,
     parse_normalization,
     parse_run_config,
 )
 from student_service.runs.caller import Caller
+from student_service.runs.names import parse_name
 from student_service.runs.registry import RunRegistry
 from student_service.runs.run import Run
 from student_service.runs.weight_files import export_files

@@ -5,37 +5,36 @@ that could be taken for a model.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from distill.errors import ModelError
 from distill.families.registry import family_named, hf_config, model_weight_entries
+from distill.files import directory_aside, locked, new_directory, write_json
 from distill.formats.gguf_file import GgufFile
 from distill.formats.gguf_tokenizer import rebuild_tokenizer
 from distill.formats.gguf_tokens import token_by_role
 from distill.formats.weight_map import WeightEntry
 from distill.models.gguf_config import ROPE_FACTORS, parse_gguf_config
-from distill.models.hf_weights import INDEX_FILE, SINGLE_FILE
-from distill.models.new_directory import locked, new_directory, written_aside
+from distill.models.progress import Progress, say_nothing
 from distill.models.references import EMBEDDED_NAME, embedded_gguf
+from distill.models.sharded_weights import (
+    MAX_SHARD_BYTES,
+    UnreadTensor,
+    write_sharded_weights,
+)
 from distill.network.config import ModelConfig
 
 CONVERSION_VERSION = 1
 """Raised when a conversion comes out differently, so that older ones in caches are not used."""
 
-SHARD_BYTES = 2 << 30
-"""Most bytes of one safetensors file, and so about the memory that a conversion takes."""
 
-Progress = Callable[[str], None]
-
-
-def convert(source: str, destination: Path, progress: Progress | None = None) -> None:
+def convert(source: str, destination: Path, progress: Progress = say_nothing) -> None:
     """Convert a model into a directory that this project and Transformers load.
 
     Args:
@@ -50,13 +49,12 @@ def convert(source: str, destination: Path, progress: Progress | None = None) ->
     path = embedded_gguf() if source == EMBEDDED_NAME else Path(source).expanduser()
     if path.suffix != ".gguf" or not path.is_file():
         raise ModelError(f"{path.name!r} is not a .gguf file, nor {EMBEDDED_NAME!r}")
-    say = progress or _ignore
     with new_directory(destination) as directory:
-        _write_directory(path, directory, say)
-    say("done")
+        _write_directory(path, directory, progress)
+    progress("done")
 
 
-def convert_once(source: Path, cache: Path, progress: Progress | None = None) -> Path:
+def convert_once(source: Path, cache: Path, progress: Progress = say_nothing) -> Path:
     """The conversion of a GGUF file in a cache, made now if it is not there.
 
     The name of the directory holds a digest of the file: another file under the same name is
@@ -75,13 +73,12 @@ def convert_once(source: Path, cache: Path, progress: Progress | None = None) ->
     target = cache / f"{source.stem}-{digest}-v{CONVERSION_VERSION}"
     if target.is_dir():
         return target
-    say = progress or _ignore
     cache.mkdir(parents=True, exist_ok=True)
     with locked(target):
         if not target.is_dir():
-            with written_aside(target) as directory:
-                _write_directory(source, directory, say)
-            say("done")
+            with directory_aside(target) as directory:
+                _write_directory(source, directory, progress)
+            progress("done")
     return target
 
 
@@ -92,10 +89,10 @@ def _write_directory(source: Path, directory: Path, progress: Progress) -> None:
     progress("rebuilding the tokenizer")
     tokenizer = rebuild_tokenizer(file)
     tokenizer.save(str(directory / "tokenizer.json"))
-    _write_json(directory / "tokenizer_config.json", _tokenizer_config(file, config))
+    write_json(directory / "tokenizer_config.json", _tokenizer_config(file, config))
     token_ids = _token_ids(file)
-    _write_json(directory / "config.json", {**hf_config(config), "dtype": "float32", **token_ids})
-    _write_json(directory / "generation_config.json", token_ids)
+    write_json(directory / "config.json", {**hf_config(config), "dtype": "float32", **token_ids})
+    write_json(directory / "generation_config.json", token_ids)
     _write_weights(file, config, directory, progress)
 
 
@@ -134,39 +131,21 @@ def _write_weights(
         raise ModelError(
             f"the GGUF file has an unknown tensor {unknown[0]} ({len(unknown)} in all)"
         )
-    shards = list(_shards(file, entries))
-    weight_map = {}
-    written_bytes = 0
-    for index, shard in enumerate(shards):
-        file_name = (
-            SINGLE_FILE
-            if len(shards) == 1
-            else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+    tensors = [
+        UnreadTensor(
+            name=entry.hf_name,
+            byte_count=4 * math.prod(file.shape(entry.gguf_name)),
+            read=partial(_hf_tensor, file, config, entry),
         )
-        progress(f"converting weights, file {index + 1} of {len(shards)}")
-        tensors = {entry.hf_name: _hf_tensor(file, config, entry) for entry in shard}
-        # Transformers reads only files that say which framework's layout they have.
-        save_file(tensors, directory / file_name, metadata={"format": "pt"})
-        # The library makes it for its owner alone; a cache may be a volume that services share.
-        (directory / file_name).chmod(0o644)
-        written_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        weight_map.update(dict.fromkeys(tensors, file_name))
-    if len(shards) > 1:
-        index_content = {"metadata": {"total_size": written_bytes}, "weight_map": weight_map}
-        _write_json(directory / INDEX_FILE, index_content)
-
-
-def _shards(file: GgufFile, entries: tuple[WeightEntry, ...]) -> Iterator[list[WeightEntry]]:
-    shard: list[WeightEntry] = []
-    shard_bytes = 0
-    for entry in entries:
-        tensor_bytes = 4 * int(np.prod(file.shape(entry.gguf_name)))
-        if shard and shard_bytes + tensor_bytes > SHARD_BYTES:
-            yield shard
-            shard, shard_bytes = [], 0
-        shard.append(entry)
-        shard_bytes += tensor_bytes
-    yield shard
+        for entry in entries
+    ]
+    write_sharded_weights(
+        directory,
+        tensors,
+        max_shard_bytes=MAX_SHARD_BYTES,
+        activity="converting weights",
+        progress=progress,
+    )
 
 
 def _hf_tensor(file: GgufFile, config: ModelConfig, entry: WeightEntry) -> NDArray[np.float32]:
@@ -181,11 +160,3 @@ def _hf_tensor(file: GgufFile, config: ModelConfig, entry: WeightEntry) -> NDArr
     # i + head_dim / 2.
     pairs = tensor.reshape(-1, config.head_dim // 2, 2, tensor.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(tensor.shape)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _ignore(_line: str) -> None:
-    pass

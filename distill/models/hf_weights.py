@@ -4,7 +4,6 @@ One tensor at a time: the peak is the tree in the compute dtype and one tensor.
 """
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -20,8 +19,10 @@ from numpy.typing import NDArray
 
 from distill.errors import ModelError
 from distill.families.registry import family_named, model_weight_entries
+from distill.files import read_json_object
 from distill.formats.expert_weights import split_fused_experts
 from distill.formats.weight_map import WeightMap
+from distill.models.sharded_weights import INDEX_FILE, SINGLE_FILE
 from distill.network.config import ModelConfig
 
 _LOGGER = logging.getLogger(__name__)
@@ -32,15 +33,7 @@ _STRIP = 16
 """Rows that are transposed at a time. NumPy writes a large transpose value by value across memory,
 up to seven times as slowly."""
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 FLOAT_TYPES: tuple[Any, ...] = (np.float32, np.float16, ml_dtypes.bfloat16)
-
-MAX_SHARD_BYTES = 2 << 30
-"""Largest file of weights that is written: the most memory that it takes beside the weights."""
-
-FILE_METADATA = {"format": "pt"}
-"""Transformers reads only files that say which library's layout they have."""
 
 
 def read_weights(
@@ -151,7 +144,7 @@ def _text_names(
 def _open_files(directory: Path, stack: ExitStack) -> dict[str, Any]:
     """Each tensor's name with the open file that holds it."""
     if (directory / INDEX_FILE).is_file():
-        index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
+        index = read_json_object(directory / INDEX_FILE)
         file_names = sorted(set(index["weight_map"].values()))
     elif (directory / SINGLE_FILE).is_file():
         file_names = [SINGLE_FILE]

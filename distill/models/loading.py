@@ -1,6 +1,5 @@
 """From the name of a model to a model in memory."""
 
-import json
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +11,10 @@ import jax.numpy as jnp
 from distill.dtypes import AUTO_DTYPE, COMPUTE_DTYPES
 from distill.errors import ModelError
 from distill.families.registry import parse_hf_config
+from distill.files import read_json_object
 from distill.kernels.profile import is_on_cpu
 from distill.models.hf_weights import leaves, read_weights
-from distill.models.references import resolve_reference
+from distill.models.resolve import resolve_reference
 from distill.network.config import ModelConfig
 from distill.network.functional import Graph, Parameters, build_graph, head_columns
 from distill.tokenizer import TextTokenizer
@@ -77,7 +77,7 @@ def load_model(
         allowed = ", ".join((AUTO_DTYPE, *COMPUTE_DTYPES))
         raise ModelError(f"compute_dtype: must be one of {allowed}, got {compute_dtype!r}")
     resolved = resolve_reference(reference, cache_dir)
-    config = parse_hf_config(_read_config(resolved.directory))
+    config = parse_hf_config(read_json_object(resolved.directory / "config.json"))
     tokenizer = TextTokenizer.from_directory(resolved.directory)
     if tokenizer.base_vocab_size > config.vocab_size:
         raise ModelError(
@@ -125,16 +125,3 @@ def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
         moved[key] = _to_device(value) if isinstance(value, dict) else jax.device_put(value)
         del value
     return moved
-
-
-def _read_config(directory: Path) -> dict[str, object]:
-    path = directory / "config.json"
-    if not path.is_file():
-        raise ModelError("the model directory has no config.json")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"config.json cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError("config.json must hold a JSON object")
-    return content

@@ -5,29 +5,28 @@ by itself), and config.json keeps all that it says
 about other things than layers.
 """
 
-import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
-
 from distill.errors import ModelError
 from distill.families.registry import family_named, model_weight_entries, parse_hf_config
-from distill.models.hf_weights import (
-    FILE_METADATA,
+from distill.files import check_vacant, new_directory, read_json_object, write_json
+from distill.models.hf_weights import open_weights
+from distill.models.layer_choice import check_layers, parse_layers
+from distill.models.progress import Progress, say_nothing
+from distill.models.resolve import resolve_reference
+from distill.models.sharded_weights import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
-    SINGLE_FILE,
-    open_weights,
+    UnreadTensor,
+    write_sharded_weights,
 )
-from distill.models.layer_choice import check_layers, parse_layers
-from distill.models.new_directory import check_vacant, new_directory
-from distill.models.references import resolve_reference
 from distill.network.config import ModelConfig
 
 RECORD_FILE = "pruning.json"
@@ -47,7 +46,7 @@ def prune(
     destination: Path,
     *,
     cache_dir: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = say_nothing,
 ) -> tuple[int, ...]:
     """Write a model that has only some of the layers of another.
 
@@ -69,7 +68,7 @@ def prune(
     """
     check_vacant(destination)  # before the model is downloaded or converted
     source = resolve_reference(reference, cache_dir, progress)
-    raw = _read_config(source.directory)
+    raw = read_json_object(source.directory / "config.json")
     whole = parse_hf_config(raw)
     layers = parse_layers(keep_layers, whole.layer_count)
     pruned = pruned_config(raw, layers)
@@ -78,12 +77,12 @@ def prune(
             for path in source.directory.glob(pattern):
                 if path.name not in _MADE_ANEW:
                     shutil.copyfile(path, directory / path.name)
-        _write_json(directory / "config.json", pruned)
-        _write_json(
+        write_json(directory / "config.json", pruned)
+        write_json(
             directory / RECORD_FILE,
             {"source": source.name, "source_layer_count": whole.layer_count, "kept_layers": layers},
         )
-        _copy_weights(source.directory, directory, whole, layers, progress or _ignore)
+        _copy_weights(source.directory, directory, whole, layers, progress)
     return layers
 
 
@@ -133,69 +132,29 @@ def _copy_weights(
     directory: Path,
     whole: ModelConfig,
     layers: Sequence[int],
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> None:
     def old_name(name: str) -> str:
         return _LAYER.sub(lambda found: str(layers[int(found[0])]), name, count=1)
 
-    names = [entry.hf_name for entry in model_weight_entries(whole.with_layers(layers))]
     with ExitStack() as stack:
         files = open_weights(source, whole, stack)
-        sources = {name: files[old_name(name)] for name in names}
-        shards = _shards({name: file.get_slice(stored) for name, (file, stored) in sources.items()})
-        file_of: dict[str, str] = {}
-        total_bytes = 0
-        for index, names in enumerate(shards, start=1):
-            say(f"copying weights, file {index} of {len(shards)}")
-            file_name = (
-                SINGLE_FILE
-                if len(shards) == 1
-                else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        tensors = []
+        for entry in model_weight_entries(whole.with_layers(layers)):
+            file, stored_name = files[old_name(entry.hf_name)]
+            # At most 4 bytes a value: of the types that are read float32 is the largest.
+            byte_count = 4 * math.prod(file.get_slice(stored_name).get_shape())
+            tensors.append(
+                UnreadTensor(
+                    name=entry.hf_name,
+                    byte_count=byte_count,
+                    read=partial(file.get_tensor, stored_name),
+                )
             )
-            tensors = {}
-            for name in names:
-                file, stored_name = sources[name]
-                tensors[name] = file.get_tensor(stored_name)
-            save_file(tensors, directory / file_name, FILE_METADATA)
-            # The library makes it for its owner alone.
-            (directory / file_name).chmod(0o644)
-            file_of |= dict.fromkeys(names, file_name)
-            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
-    if len(shards) > 1:
-        content = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
-        _write_json(directory / INDEX_FILE, content)
-
-
-def _shards(tensors: Mapping[str, Any]) -> list[list[str]]:
-    """Names of the tensors of each file, by their sizes; nothing is read."""
-    shards: list[list[str]] = [[]]
-    shard_bytes = 0
-    for name, tensor in tensors.items():
-        # At most: the types that are read have 2 or 4 bytes.
-        tensor_bytes = 4 * math.prod(tensor.get_shape())
-        if shards[-1] and shard_bytes + tensor_bytes > MAX_SHARD_BYTES:
-            shards.append([])
-            shard_bytes = 0
-        shards[-1].append(name)
-        shard_bytes += tensor_bytes
-    return shards
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except OSError:
-        raise ModelError("the model directory has no config.json") from None
-    except ValueError as error:
-        raise ModelError(f"config.json cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError("config.json must hold a JSON object")
-    return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _ignore(_line: str) -> None:
-    pass
+        write_sharded_weights(
+            directory,
+            tensors,
+            max_shard_bytes=MAX_SHARD_BYTES,
+            activity="copying weights",
+            progress=progress,
+        )

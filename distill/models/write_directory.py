@@ -3,8 +3,9 @@
 The names and orientations of the tensors are those of `weight_map`, read backwards.
 """
 
-import json
+import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from distill.families.registry import hf_config, model_weight_entries
-from distill.models.hf_weights import FILE_METADATA, INDEX_FILE, MAX_SHARD_BYTES, SINGLE_FILE
+from distill.files import write_json
+from distill.formats.weight_map import WeightEntry
+from distill.models.sharded_weights import (
+    FILE_METADATA,
+    MAX_SHARD_BYTES,
+    UnreadTensor,
+    write_sharded_weights,
+)
 from distill.network.adapters import LoraSpec
 from distill.network.config import ModelConfig
 from distill.network.functional import HEAD_TARGET
@@ -44,8 +52,7 @@ def hf_tensors(
         where it is in host memory.
     """
     for entry in model_weight_entries(config):
-        tensor = np.asarray(_leaf(parameters, entry.path))[entry.index]
-        yield entry.hf_name, tensor.T if entry.is_transposed else tensor
+        yield entry.hf_name, _tensor(parameters, entry)
 
 
 def write_hf_directory(
@@ -68,11 +75,20 @@ def write_hf_directory(
         max_shard_bytes: weights beyond this are spread over several files and an index.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _write_weights(config, parameters, directory, dtype, max_shard_bytes)
+    stored = np.dtype(DTYPES[dtype])
+    tensors = [
+        UnreadTensor(
+            name=entry.hf_name,
+            byte_count=_value_count(parameters, entry) * stored.itemsize,
+            read=partial(_stored_tensor, parameters, entry, stored),
+        )
+        for entry in model_weight_entries(config)
+    ]
+    write_sharded_weights(directory, tensors, max_shard_bytes=max_shard_bytes)
     ids = _token_ids(tokenizer)
     # Transformers 4 calls the field torch_dtype and 5 dtype; each reads the older name.
-    _write_json(directory / "config.json", {**hf_config(config), "torch_dtype": dtype, **ids})
-    _write_json(directory / "generation_config.json", ids)
+    write_json(directory / "config.json", {**hf_config(config), "torch_dtype": dtype, **ids})
+    write_json(directory / "generation_config.json", ids)
     write_tokenizer(tokenizer, directory)
 
 
@@ -89,7 +105,7 @@ def write_tokenizer(tokenizer: TextTokenizer, directory: Path) -> None:
         settings["bos_token"] = tokenizer.bos_token
     if tokenizer.eos_token:
         settings["eos_token"] = tokenizer.eos_token
-    _write_json(directory / "tokenizer_config.json", settings)
+    write_json(directory / "tokenizer_config.json", settings)
     if tokenizer.chat_template:
         template_file = directory / "chat_template.jinja"
         template_file.write_text(tokenizer.chat_template, encoding="utf-8")
@@ -129,7 +145,7 @@ def write_peft_adapter(
     if HEAD_TARGET in host_adapter:
         tensors |= _peft_tensors(HEAD_TARGET, host_adapter[HEAD_TARGET])
     save_file(tensors, directory / "adapter_model.safetensors", FILE_METADATA)
-    _write_json(
+    write_json(
         directory / "adapter_config.json",
         {
             "peft_type": "LORA",
@@ -155,41 +171,19 @@ def _peft_tensors(module: str, pair: Mapping[str, NDArray[Any]]) -> dict[str, ND
     }
 
 
-def _write_weights(
-    config: ModelConfig,
-    parameters: Mapping[str, Any],
-    directory: Path,
-    dtype: ExportDtype,
-    max_shard_bytes: int,
-) -> None:
-    item_bytes = np.dtype(DTYPES[dtype]).itemsize
-    shards: list[list[str]] = [[]]
-    shard_bytes = total_bytes = 0
-    for name, tensor in hf_tensors(config, parameters):
-        size = tensor.size * item_bytes
-        if shards[-1] and shard_bytes + size > max_shard_bytes:
-            shards.append([])
-            shard_bytes = 0
-        shards[-1].append(name)
-        shard_bytes += size
-        total_bytes += size
-    tensors = hf_tensors(config, parameters)
-    file_of: dict[str, str] = {}
-    for index, names in enumerate(shards, start=1):
-        file_name = (
-            SINGLE_FILE if len(shards) == 1 else f"model-{index:05}-of-{len(shards):05}.safetensors"
-        )
-        shard = {
-            name: np.ascontiguousarray(tensor, dtype=DTYPES[dtype])
-            for _, (name, tensor) in zip(names, tensors, strict=False)
-        }
-        save_file(shard, directory / file_name, FILE_METADATA)
-        file_of |= dict.fromkeys(names, file_name)
-    # Readers look for the one or the other: an earlier export of another size must not answer.
-    (directory / (INDEX_FILE if len(shards) == 1 else SINGLE_FILE)).unlink(missing_ok=True)
-    if len(shards) > 1:
-        index_content = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
-        _write_json(directory / INDEX_FILE, index_content)
+def _tensor(parameters: Mapping[str, Any], entry: WeightEntry) -> NDArray[Any]:
+    tensor: NDArray[Any] = np.asarray(_leaf(parameters, entry.path))[entry.index]
+    return tensor.T if entry.is_transposed else tensor
+
+
+def _stored_tensor(
+    parameters: Mapping[str, Any], entry: WeightEntry, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    return np.ascontiguousarray(_tensor(parameters, entry), dtype=dtype)
+
+
+def _value_count(parameters: Mapping[str, Any], entry: WeightEntry) -> int:
+    return math.prod(_leaf(parameters, entry.path).shape[len(entry.index) :])
 
 
 def _token_ids(tokenizer: TextTokenizer) -> dict[str, Any]:
@@ -209,7 +203,3 @@ def _leaf(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     for key in path:
         node = node[key]
     return node
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ Everything that can be known without the run's state is checked before any compu
 field, the limit and the value.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,27 +15,12 @@ from distill.network.config import ModelConfig
 from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.rpc.checks import check_limit, check_range, check_temperature
 from distill.v1 import training_pb2
+from student_service.runs.names import parse_name
 from student_service.training.batch import LossSettings
 from student_service.training.optimizer import AdamWSettings
 
 MAX_LORA_RANK = 1024
 """Beyond this an adapter is larger than the weights of any model it would adapt."""
-
-_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
-
-
-def parse_name(name: str, field: str) -> str:
-    """A run's or checkpoint's name: it becomes a directory name.
-
-    Raises:
-        InvalidFieldError: not 1 to 64 of [A-Za-z0-9._-], or a leading dot.
-    """
-    # fullmatch: `$` would let a trailing newline pass.
-    if not _NAME.fullmatch(name):
-        raise InvalidFieldError(
-            field, f"must be 1 to 64 of [A-Za-z0-9._-] without a leading dot, got {name[:80]!r}"
-        )
-    return name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """Saved states of runs: safetensors beside a JSON manifest, whole or not at all.
 
 Layout: `<root>/<run>/checkpoints/<name>.json` names its state file and that file's digest. The
-manifest is renamed into place after its state file is on disk, so a checkpoint either is the old
-one or the new one, also when it is overwritten.
+manifest is renamed into place after its state file is on disk, so a checkpoint is either the old
+one or the new one, also when it is overwritten. A manifest has a digest of its own, so that no
+damage loads silently.
 """
 
 import hashlib
+import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -20,16 +21,28 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from distill.errors import (
-    AlreadyExistsError,
-    CorruptDataError,
-    InvalidFieldError,
-    NotFoundError,
-)
-from student_service.edge.validation import parse_name
-from student_service.runs.manifests import decode_manifest, encode_manifest
+from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+from distill.files import parse_json_object, put_in_place, sync, write_aside
+from student_service.runs.names import is_name, parse_name
+
+FORMAT_VERSION = 2
+"""Raised when the files change in a way that older code would misread. 2: with a digest."""
 
 _LOGGER = logging.getLogger(__name__)
+
+_MANIFEST_DIGEST = "manifest_sha256"
+
+_MANIFEST_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "name": str,
+    "step": int,
+    "sequence_number": int,
+    "weights_version": str,
+    "created_unix_seconds": (float, int),
+    "size_bytes": int,
+    "state_file": str,
+    "state_sha256": str,
+}
+"""What every manifest has; a run adds values of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +71,8 @@ class CheckpointInfo:
 class CheckpointStore:
     """The checkpoints of all runs below one directory.
 
-    Both names become parts of a path: here, at the last moment, whatever is no name is refused,
-    though the edge has checked them.
+    The names of runs and checkpoints become parts of a path. The edge has checked them; they are
+    checked again where a path is made of them, for a mistake there would reach other files.
     """
 
     def __init__(self, root: Path) -> None:
@@ -87,33 +100,30 @@ class CheckpointStore:
         directory = self._directory(run_id)
         directory.mkdir(parents=True, exist_ok=True)
         manifest_path = self._manifest_path(run_id, info["name"])
-        # Whatever it says: a damaged one can be replaced too.
+        # The file is not read: a damaged manifest can be replaced too.
         if manifest_path.exists() and not overwrite:
             raise AlreadyExistsError(
                 f"name: the run has a checkpoint {info['name']!r} already; set overwrite to "
                 "replace it"
             )
         state_path = directory / f"{info['name']}-{uuid.uuid4().hex}.safetensors"
-        aside = manifest_path.with_suffix(".json.tmp")
         try:
             save_file(dict(arrays), state_path)
-            _sync(state_path)
+            sync(state_path)
             manifest = {
                 **info,
                 "created_unix_seconds": time.time(),
                 "size_bytes": state_path.stat().st_size,
                 "state_file": state_path.name,
-                "state_sha256": _digest(state_path),
+                "state_sha256": _file_digest(state_path),
             }
-            aside.write_text(encode_manifest(manifest))
-            _sync(aside)
+            aside = write_aside(manifest_path, encode_manifest(manifest))
         except BaseException:
-            # No manifest names it, so nobody would ever remove it: and a full disk is one reason.
+            # No manifest names this state, so nothing would ever remove it from a full disk.
             state_path.unlink(missing_ok=True)
-            aside.unlink(missing_ok=True)
             raise
-        aside.replace(manifest_path)
-        _sync(directory)
+        # If this fails the manifest may name the new state already, which must stay therefore.
+        put_in_place(aside, manifest_path)
         self._remove_states(directory, info["name"], kept=state_path)
         return _info(manifest)
 
@@ -126,7 +136,7 @@ class CheckpointStore:
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
-                    # The new checkpoint is saved: this must not fail it.
+                    # The new checkpoint is saved, and this must not make the save fail.
                     _LOGGER.warning("cannot remove the old state %s: %s", path.name, error)
 
     def load(self, run_id: str, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
@@ -140,8 +150,8 @@ class CheckpointStore:
         manifest = self.manifest(run_id, name)
         while (arrays := self._arrays(run_id, manifest)) is None:
             previous, manifest = manifest, self.manifest(run_id, name)
-            # Overwritten between the two reads, the state is gone with its manifest: that is no
-            # damage, and the new one is there.
+            # A save that overwrites the checkpoint between the two reads removes the old state.
+            # That is no damage: the new manifest names another state, which is read next.
             if manifest["state_file"] == previous["state_file"]:
                 raise CorruptDataError(
                     f"the state of checkpoint {name!r} does not match its digest"
@@ -152,7 +162,7 @@ class CheckpointStore:
         """The arrays of a manifest; None where they are missing or do not match it."""
         path = self._directory(run_id) / Path(manifest["state_file"]).name
         try:
-            if _digest(path) != manifest["state_sha256"]:
+            if _file_digest(path) != manifest["state_sha256"]:
                 return None
             arrays: dict[str, np.ndarray] = load_file(path)
         except FileNotFoundError:
@@ -174,13 +184,15 @@ class CheckpointStore:
         """The checkpoints of a run, oldest first; without those whose manifest is damaged."""
         found = []
         for path in self._directory(run_id).glob("*.json"):
+            if not is_name(path.stem):
+                continue  # no save made this file
             try:
                 found.append(_info(self.manifest(run_id, path.stem)))
             except CorruptDataError as error:
-                # Loading it says so too. The others must not be lost with it.
+                # Loading that checkpoint raises the same. The others must not be lost with it.
                 _LOGGER.warning("run %s: %s", run_id, error)
-            except (InvalidFieldError, NotFoundError):
-                continue  # nothing that a save made, or removed meanwhile
+            except NotFoundError:
+                continue  # a link, or removed since the directory was read
         return sorted(found, key=lambda info: info.created_unix_seconds)
 
     def delete_all(self, run_id: str) -> None:
@@ -194,19 +206,52 @@ class CheckpointStore:
         return self._directory(run_id) / f"{parse_name(name, 'name')}.json"
 
 
+def encode_manifest(manifest: Mapping[str, Any]) -> str:
+    """The text of a manifest, with its format and its digest."""
+    content = {**manifest, "format_version": FORMAT_VERSION}
+    return json.dumps({**content, _MANIFEST_DIGEST: _content_digest(content)}, indent=2)
+
+
+def decode_manifest(encoded: bytes, name: str) -> Mapping[str, Any]:
+    """The manifest of the checkpoint of that name.
+
+    Raises:
+        CorruptDataError: it is not what `encode_manifest` wrote.
+    """
+    try:
+        content = parse_json_object(encoded)
+    except ValueError as error:
+        raise CorruptDataError(f"the manifest of checkpoint {name!r} is no JSON object") from error
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CorruptDataError(
+            f"checkpoint {name!r} has format {content.get('format_version')}, "
+            f"this service reads {FORMAT_VERSION}"
+        )
+    digest = content.pop(_MANIFEST_DIGEST, None)
+    if digest != _content_digest(content):
+        raise CorruptDataError(f"the manifest of checkpoint {name!r} does not match its digest")
+    for field, kinds in _MANIFEST_TYPES.items():
+        if not isinstance(content.get(field), kinds):
+            raise CorruptDataError(
+                f"the manifest of checkpoint {name!r}: {field} is {content.get(field)!r}"
+            )
+    if content["name"] != name:
+        raise CorruptDataError(
+            f"the manifest of checkpoint {name!r} is that of {content['name']!r}"
+        )
+    return content
+
+
 def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:
     return CheckpointInfo(**{name: manifest[name] for name in CheckpointInfo.__dataclass_fields__})
 
 
-def _digest(path: Path) -> str:
+def _content_digest(content: Mapping[str, Any]) -> str:
+    # Canonical: the digest depends on the values alone, not on how they are laid out.
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the names in a directory, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,8 +4,9 @@ Runs live in memory: after a restart a run may be made again under the name of a
 one's writer, whose requests may still be on their way, must not be taken for the new one's.
 """
 
-import os
 from pathlib import Path
+
+from distill.files import write_durably
 
 FILE_NAME = ".incarnation"
 """Below the directory of runs. No run has this name: names start with no dot."""
@@ -26,15 +27,5 @@ def first_epoch(runs_dir: Path) -> int:
     runs_dir.mkdir(parents=True, exist_ok=True)
     path = runs_dir / FILE_NAME
     earlier = int(path.read_text()) if path.exists() else 0
-    aside = path.with_suffix(".tmp")
-    with aside.open("w") as file:
-        file.write(f"{earlier + 1}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    descriptor = os.open(runs_dir, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_durably(path, f"{earlier + 1}\n")
     return 1 + earlier * _EPOCHS_OF_A_PROCESS

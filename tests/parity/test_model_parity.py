@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.models.loading import LoadedModel, load_model
-from distill.models.references import resolve_reference
+from distill.models.resolve import resolve_reference
 from tests.parity.reference import load_reference, reference_gradients, reference_log_probs
 from tests.support.comparison import (
     GRADIENT_TOLERANCE,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from distill.models.references import resolve_reference
+from distill.models.resolve import resolve_reference
 from distill.tokenizer import TextTokenizer
 from tests.parity.reference import load_reference_tokenizer
 from tests.support.parity_cases import FIXTURES, REAL_MODEL, TINY_CASES

@@ -21,6 +21,7 @@ from distill.errors import AlreadyExistsError, ModelError
 from distill.formats.gguf_file import GgufFile
 from distill.formats.gguf_tokenizer import PRE_TOKENIZERS, rebuild_tokenizer
 from distill.models import convert as conversion
+from distill.models import sharded_weights
 from distill.models.convert import convert, convert_once
 from distill.models.loading import load_model
 from distill.network.config import LayerAttention, LinearRopeScaling
@@ -230,7 +231,7 @@ def test_conversion_does_not_overwrite(tmp_path: Path) -> None:
 def test_shards_hold_the_same_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny_gguf(tmp_path / "m.gguf")
     whole = load_model(str(path), cache_dir=tmp_path / "whole")
-    monkeypatch.setattr(conversion, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(conversion, "MAX_SHARD_BYTES", 60_000)
     convert(str(path), tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("model-*-of-*.safetensors"))) > 1
     sharded = load_model(str(tmp_path / "shards"))
@@ -260,7 +261,7 @@ def test_failed_conversion_leaves_no_model_and_the_next_one_succeeds(
     path = write_tiny_gguf(tmp_path / "m.gguf")
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "save_file", _raise_full_disk)
+        patch.setattr(sharded_weights, "save_file", _raise_full_disk)
         with pytest.raises(OSError, match="no space"):
             convert_once(path, cache)
     assert not list(cache.glob("[!.]*"))
@@ -275,8 +276,8 @@ def _raise_full_disk(*_arguments: object, **_options: object) -> None:
 KILLED_CONVERSION = """
 import os, sys
 from pathlib import Path
-from distill.models import convert
-convert.save_file = lambda *_, **__: os.kill(os.getpid(), 9)
+from distill.models import convert, sharded_weights
+sharded_weights.save_file = lambda *_, **__: os.kill(os.getpid(), 9)
 convert.convert_once(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -320,7 +321,7 @@ def test_those_who_ask_at_once_share_one_conversion(
 
 def test_conversion_needs_no_jax() -> None:
     code = (
-        "import sys; from distill.models import convert, references; import distill.tokenizer; "
+        "import sys; from distill.models import resolve, pruning; import distill.tokenizer; "
         "sys.exit(any(name.split('.')[0] in ('jax', 'flax') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

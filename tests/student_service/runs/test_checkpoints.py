@@ -13,8 +13,7 @@ from distill.errors import (
     NotFoundError,
 )
 from student_service.runs import checkpoints
-from student_service.runs.checkpoints import CheckpointStore
-from student_service.runs.manifests import decode_manifest, encode_manifest
+from student_service.runs.checkpoints import CheckpointStore, decode_manifest, encode_manifest
 
 INFO = {"name": "first", "step": 3, "sequence_number": 7, "weights_version": "run:6"}
 
@@ -67,7 +66,7 @@ def test_a_state_that_cannot_be_removed_does_not_fail_the_checkpoint_that_replac
     assert "cannot remove the old state first-" in caplog.text
 
 
-@pytest.mark.parametrize("stage", ["save_file", "_digest", "_sync"])
+@pytest.mark.parametrize("stage", ["save_file", "sync", "_file_digest", "write_aside"])
 def test_interrupted_save_leaves_the_checkpoint_before_it(store, tmp_path, monkeypatch, stage):
     save(store)
     genuine = checkpoints.save_file
@@ -86,12 +85,26 @@ def test_interrupted_save_leaves_the_checkpoint_before_it(store, tmp_path, monke
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2  # nothing of the failed one
 
 
+def test_a_save_that_fails_after_the_rename_leaves_the_new_checkpoint_whole(store, monkeypatch):
+    save(store)
+
+    def fail(aside, path):
+        aside.replace(path)
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "put_in_place", fail)
+        with pytest.raises(OSError, match="disk"):
+            save(store, value=2.0, overwrite=True)
+    assert store.load("run", "first")[1]["trainable/q_proj/a"][0, 0] == 2.0
+
+
 @pytest.mark.parametrize("moment", ["before the digest", "before the arrays"])
 def test_overwriting_while_a_reader_is_between_manifest_and_state_is_no_data_loss(
     store, monkeypatch, moment
 ):
     save(store)
-    stage = "_digest" if moment == "before the digest" else "load_file"
+    stage = "_file_digest" if moment == "before the digest" else "load_file"
     genuine, overwritten = getattr(checkpoints, stage), []
 
     def read(path):

@@ -1,0 +1,144 @@
+"""Files and directories that appear whole or not at all, and files of JSON.
+
+What must survive a power cut is written in four steps: into a file aside, which is synced; then
+that file is renamed, and the directory is synced. Without the first sync the renamed file may come
+back empty, without the second the name may come back as it was.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from distill.errors import AlreadyExistsError, ModelError
+
+
+def sync(path: Path) -> None:
+    """Put the content of a file, or the names in a directory, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file, or replace one: a reader, and a power cut, see the old content or the new.
+
+    One process at a time writes to a path.
+    """
+    put_in_place(write_aside(path, text), path)
+
+
+def write_aside(path: Path, text: str) -> Path:
+    """Write and sync what `put_in_place` will rename to `path`; nothing is left if that fails.
+
+    For callers that must undo something while the old file is still in place.
+    """
+    aside = path.with_name(f"{path.name}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Rename what `write_aside` wrote, and make the name durable."""
+    aside.replace(path)
+    sync(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object, indented and with a newline at its end.
+
+    A reader may see a part of it: files that must appear whole are for `write_durably`.
+    """
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def parse_json_object(text: str | bytes) -> dict[str, Any]:
+    """The object that a text holds.
+
+    Raises:
+        ValueError: the text is no JSON, or holds something other than an object.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"must hold a JSON object, holds a {type(content).__name__}")
+    return content
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a file of a model directory.
+
+    Raises:
+        ModelError: there is no such file, or it holds something else; names the file.
+    """
+    if not path.is_file():
+        raise ModelError(f"the model directory has no {path.name}")
+    try:
+        return parse_json_object(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path.name} cannot be read: {error}") from error
+
+
+def check_vacant(target: Path) -> None:
+    """Refuse a place that holds something already.
+
+    Raises:
+        AlreadyExistsError: it exists and is not an empty directory.
+    """
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise AlreadyExistsError(f"{target.name!r} exists and is not an empty directory")
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A directory to write into, which takes the target's place when the block succeeds.
+
+    The target's parent is made where needed. Processes that write to one target take turns, and
+    the second finds it taken.
+
+    Raises:
+        AlreadyExistsError: the target exists and is not an empty directory.
+    """
+    check_vacant(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(target):
+        check_vacant(target)
+        with directory_aside(target) as aside:
+            yield aside
+
+
+def locked(target: Path) -> FileLock:
+    """The lock of a target: processes that want to write there take turns."""
+    return FileLock(target.parent / f".{target.name}.lock")
+
+
+@contextmanager
+def directory_aside(target: Path) -> Iterator[Path]:
+    """A directory of files beside the target, renamed to it when the block succeeds.
+
+    The caller holds the target's lock, and knows that the target is absent or empty.
+    """
+    aside = target.parent / f".{target.name}.partial"
+    # The caller has the lock, so only a process that was killed can have left one.
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for path in (*aside.iterdir(), aside):
+            sync(path)
+        # The rename replaces an empty directory, and fails on any other.
+        aside.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
