@@ -21,18 +21,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from distill.ops.logits import (
-    Head,
-    chunk_row_count,
-    empty_kernel_sum,
-    head_gradients,
-    head_logits,
-    kernel_columns,
-    summed_kernel_gradient,
-)
+from distill.kernels.head_kernel import empty_kernel_sum, kernel_columns, summed_kernel_gradient
+from distill.ops.logits import Head, chunk_row_count, head_gradients, head_logits
 from distill.ops.objectives import ObjectiveParameters, RowLoss, StudentRows, TargetRows
 from distill.ops.topk import summarize_support
-from distill.ops.vocabulary import exact_top_k, first_occurrences, sum_weights
+from distill.ops.vocabulary import exact_top_k, first_occurrences, sum_exponentials
 
 MAX_OVERLAP_SUPPORT = 128
 """Largest K for which the overlap of the two supports is measured: beyond it the student's own
@@ -313,7 +306,7 @@ def _compute_chunk(
     # Of an empty outside the row's own: what is relative to both must not overflow.
     outside_peak = jnp.where(jnp.isfinite(outside_peak), outside_peak, peak[:, 0]) * scale
     scales = jnp.broadcast_to(scale, (chunk_rows,))
-    sums = sum_weights(outside, outside_peak, scales, lambda block, _: block > -jnp.inf)
+    sums = sum_exponentials(outside, outside_peak, scales, lambda block, _: block > -jnp.inf)
     summary = summarize_support(
         (named - peak) * scale,
         is_counted,
