@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from distill.engine.weights import ModelWeights
+from distill.kernels.profile import profile_of
 from distill.network.config import ModelConfig
 from distill.network.functional import LayerParts, layer_adapter, stacks_by_kind
 from distill.network.projections import layers_with
@@ -22,7 +23,8 @@ def decode_parts(config: ModelConfig, weights: ModelWeights) -> LayerParts | Non
     """
     stacks = stacks_by_kind(config, weights.parameters["layers"])
     leaf = jax.tree.leaves(stacks)[0]
-    if [device.platform for device in leaf.sharding.device_set] != ["cpu"]:
+    devices = tuple(leaf.sharding.device_set)
+    if len(devices) > 1 or not profile_of(devices[0].platform).decodes_layer_by_layer:
         return None
     adapter = layer_adapter(weights.adapter)
     having = {target: layers_with(config, target) for target in adapter}

@@ -9,17 +9,12 @@ from distill.arrays import Int32Array
 from distill.engine.buckets import cache_slots, length_bucket
 from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.weights import ModelWeights
-from distill.kernels.profile import is_on_cpu
+from distill.kernels.profile import device_profile
 from distill.models.loading import LoadedModel
 from distill.network.functional import Cache, head_kernel, init_cache
 
 _BATCH_SIZES = (16, 4, 1)
 """Prompts read at once. No more sizes: each is compiled for every length."""
-
-
-def _piece_tokens() -> int:
-    """Most prompt tokens of a piece: as for scoring, short on a CPU, and filling an accelerator."""
-    return 1024 if is_on_cpu() else 16384
 
 
 class PromptReader:
@@ -35,7 +30,7 @@ class PromptReader:
         self._config = model.config
         self._weights = weights
         self._functions = functions
-        self._piece_tokens = _piece_tokens()
+        self._piece_tokens = device_profile().prompt_piece_tokens
 
     def read_some(self, prompts: Sequence[Int32Array]) -> Generator[None, None, list[Cache | None]]:
         """Read the first of the prompts and those after it that fit into the same call.

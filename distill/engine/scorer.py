@@ -29,7 +29,7 @@ from distill.engine.supports import (
     sampled_head,
 )
 from distill.engine.weights import ModelWeights
-from distill.kernels.profile import is_on_cpu
+from distill.kernels.profile import device_profile
 from distill.models.loading import LoadedModel
 from distill.network.functional import head_weights, packed_hidden_states
 from distill.ops.logits import Head
@@ -81,14 +81,9 @@ class Scorer:
 
     def __init__(self, model: LoadedModel) -> None:
         self._config = model.config
-        # A piece of the body: short on a CPU, whose time per token is long and where a small
-        # matmul is as efficient; large enough on an accelerator to fill it.
-        on_cpu = is_on_cpu()
-        self.token_budget = 1024 if on_cpu else 16384
-        # A context and its completions often miss 1024 by little, and would then compute the
-        # context twice: a piece of twice the length is the cheaper of two evils. At 16384 they
-        # seldom do, and twice the activations have not been tried.
-        self._family_budget = (2 if on_cpu else 1) * self.token_budget
+        profile = device_profile()
+        self.token_budget = profile.scoring_token_budget
+        self._family_budget = profile.shared_prefix_token_budget
         self._compiled = CompiledFunctions()
         self._body = self._compiled.add(packed_hidden_states, static_argnames="graph")
         self._gather = self._compiled.add(_gather)

@@ -1,10 +1,12 @@
 """bfloat16 arrays as the integers that hold their bits, for loops that cut or fill them.
 
-XLA's CPU backend has bfloat16 products and hardly anything else of that type. Cutting a slice out
-of a bfloat16 array, or writing one into it, is done in float32 on the whole array: a loop over the
-layers would widen all weights first, and rewrite the residuals of all layers once for each layer.
-Integers are cut and written as they are. Viewing a whole array copies it once for each call, which
-is far cheaper than what it saves; other devices cut bfloat16 as it is, and have no bits here.
+Written for XLA's CPU backend, which can multiply bfloat16 and do hardly anything else with it. To
+cut a slice out of a bfloat16 array, or to write one into it, the backend converts the whole array
+to float32. A loop over the layers would widen all weights first, and rewrite the residuals of all
+layers once for each layer. Integers are cut and written as they are. Viewing an array as integers
+copies it once a call, which costs far less than it saves (docs/adr/0004-measurements.md).
+
+Other devices cut bfloat16 as it is: there the functions here return what they are given.
 """
 
 from collections.abc import Sequence
@@ -15,18 +17,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from distill.kernels.profile import is_on_cpu
+from distill.kernels.profile import device_profile
 
 Tree = TypeVar("Tree")
 
 
 def as_bits(tree: Tree) -> Tree:
-    """The tree with its bfloat16 arrays viewed as uint16; on other devices than CPUs, the tree.
+    """The tree with its bfloat16 arrays viewed as uint16, where the device's loops cut bits.
+
+    Elsewhere the tree itself.
 
     Raises:
-        TypeError: on a CPU, a bfloat16 array is differentiated: integers have no gradient.
+        TypeError: a viewed array is differentiated: integers have no gradient.
     """
-    if not is_on_cpu():
+    if not device_profile().cuts_bits:
         return tree
     viewed: Tree = jax.tree.map(
         lambda leaf: _bits(leaf) if leaf.dtype == jnp.bfloat16 else leaf, tree
@@ -35,7 +39,7 @@ def as_bits(tree: Tree) -> Tree:
 
 
 def from_bits(tree: Tree) -> Tree:
-    """What `as_bits` was given; a tree has no uint16 arrays of its own."""
+    """The tree that `as_bits` was given. No tree may hold uint16 arrays of its own."""
     values: Tree = jax.tree.map(
         lambda leaf: _values(leaf) if leaf.dtype == jnp.uint16 else leaf, tree
     )
@@ -43,18 +47,18 @@ def from_bits(tree: Tree) -> Tree:
 
 
 def bits_like(values: jax.Array, stored: jax.Array) -> jax.Array:
-    """Values of any floating-point type as `stored`, which may be bits, holds them."""
+    """Values of any floating-point type in the type of `stored`, as bits where that holds bits."""
     return as_bits(values.astype(jnp.bfloat16 if stored.dtype == jnp.uint16 else stored.dtype))
 
 
 def zeros_as_bits(shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
-    """`as_bits(jnp.zeros(shape, dtype))` without holding both."""
-    is_viewed = is_on_cpu() and jnp.dtype(dtype) == jnp.bfloat16
+    """`as_bits(jnp.zeros(shape, dtype))` without ever holding the zeros in both types."""
+    is_viewed = device_profile().cuts_bits and jnp.dtype(dtype) == jnp.bfloat16
     return jnp.zeros(shape, jnp.uint16 if is_viewed else dtype)
 
 
 def values_as(stored: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """What is stored, as bits or in any dtype, in the dtype to compute in."""
+    """What is stored as bits or in any dtype, converted to the dtype to compute in."""
     return from_bits(stored).astype(dtype)
 
 

@@ -12,7 +12,7 @@ from distill.dtypes import AUTO_DTYPE, COMPUTE_DTYPES
 from distill.errors import ModelError
 from distill.families.registry import parse_hf_config
 from distill.files import read_json_object
-from distill.kernels.profile import is_on_cpu
+from distill.kernels.profile import device_profile
 from distill.models.hf_weights import leaves, read_weights
 from distill.models.resolve import resolve_reference
 from distill.network.config import ModelConfig
@@ -72,7 +72,7 @@ def load_model(
         ModelError: the model cannot be found, is incomplete, or of a kind not supported.
     """
     if compute_dtype == AUTO_DTYPE:
-        compute_dtype = "float32" if is_on_cpu() else "bfloat16"
+        compute_dtype = device_profile().auto_compute_dtype
     if compute_dtype not in COMPUTE_DTYPES:
         allowed = ", ".join((AUTO_DTYPE, *COMPUTE_DTYPES))
         raise ModelError(f"compute_dtype: must be one of {allowed}, got {compute_dtype!r}")

@@ -13,11 +13,12 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from distill.kernels.head_kernel import kernel_columns
 from distill.network.config import ModelConfig
 from distill.network.decoder import MIXERS, Cache, Decoder, LayerParts, stacks_by_kind
 from distill.network.layer_stack import StackedAdapter
 from distill.network.packing import Segments, rows_as_segments
-from distill.ops.logits import Head, kernel_columns
+from distill.ops.logits import Head
 
 Graph: TypeAlias = nnx.GraphDef[Decoder]
 """The static part of a model: hashable, and equal for equal configs and dtypes."""
@@ -145,7 +146,7 @@ def head_weights(
 
 @partial(jax.jit, static_argnames="config")
 def head_columns(config: ModelConfig, parameters: Parameters) -> jax.Array | None:
-    """What `ops.logits.kernel_columns` makes of the head: None on most devices."""
+    """The head once more as `kernel_columns` stores it; None on most devices."""
     return kernel_columns(head_kernel(config, parameters))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distill.ops.logits import Head, chunk_row_count, head_logits
-from distill.ops.vocabulary import exact_top_k, sum_weights
+from distill.ops.vocabulary import exact_top_k, sum_exponentials
 
 MAX_CHUNK_ROWS = 256
 """Positions per call where V allows it: the matmul runs at full speed and a call stays short."""
@@ -83,7 +83,7 @@ def top_k_rows(
         # What is not valid is nowhere, neither in the support nor outside.
         return below & (ids < head.token_count)
 
-    tail_sums = sum_weights(logits, tail_peak, scale, is_outside)
+    tail_sums = sum_exponentials(logits, tail_peak, scale, is_outside)
     own = jnp.take_along_axis(logits, prompt_token_ids[:, None], axis=-1)
     # Relative to the maximum: an entropy near 0 keeps its digits however large the logits are.
     summary = summarize_support(
@@ -119,7 +119,7 @@ def summarize_rows(
     tail_peak = outside.max(-1)
     tail_peak = jnp.where(jnp.isfinite(tail_peak), tail_peak, 0.0)  # K = V: nothing is outside
     ones = jnp.ones_like(tail_peak)
-    tail_sums = sum_weights(outside, tail_peak, ones, lambda block, _: block > -jnp.inf)
+    tail_sums = sum_exponentials(outside, tail_peak, ones, lambda block, _: block > -jnp.inf)
     own = jnp.take_along_axis(logits, prompt_token_ids[:, None], axis=-1)[:, 0]
     return _as_rows(token_ids, own, summarize_support(values, is_counted, tail_peak, tail_sums))
 
@@ -152,7 +152,7 @@ def summarize_support(
         values: [P, K], logits after temperature, relative to the row's maximum.
         is_counted: [P, K], true in exactly one slot of every token that is not outside.
         tail_peak: [P], what the sums are relative to, relative to the row's maximum.
-        tail_sums: over the tokens outside, from `sum_weights`.
+        tail_sums: over the tokens outside, from `sum_exponentials`.
     """
     tail_total, tail_weighted = tail_sums
     log_tail = tail_peak + jnp.log(tail_total)

@@ -74,7 +74,7 @@ def first_occurrences(token_ids: jax.Array) -> jax.Array:
     return jnp.zeros(token_ids.shape, bool).at[rows, order].set(starts)
 
 
-def sum_weights(
+def sum_exponentials(
     logits: jax.Array,
     peaks: jax.Array,
     inverse_temperatures: jax.Array,

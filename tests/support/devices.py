@@ -2,8 +2,9 @@
 
 import pytest
 
-from distill.kernels.profile import is_on_cpu
+from distill.kernels.profile import CPU, device_profile
 
 only_cpu = pytest.mark.skipif(
-    not is_on_cpu(), reason="elsewhere bfloat16 arrays stay as they are, and no layout is pinned"
+    device_profile() != CPU,
+    reason="elsewhere bfloat16 arrays stay as they are, and no layout is pinned",
 )

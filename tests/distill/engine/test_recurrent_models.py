@@ -1,5 +1,6 @@
 """The engine on a model with recurrent layers: states as a cache, and prefixes not shared."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from distill.engine.samples import SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import ModelWeights
+from distill.kernels.profile import device_profile
 from distill.models.loading import LoadedModel, load_model
 from tests.support.tiny_models import write_tiny_model
 
@@ -74,7 +76,8 @@ def test_refilled_rows_and_prompts_read_in_pieces_sample_as_scoring_says(
     recurrent_weights: ModelWeights,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distill.engine.prompt_reader._piece_tokens", lambda: 24)
+    short_pieces = replace(device_profile(), prompt_piece_tokens=24)
+    monkeypatch.setattr("distill.engine.prompt_reader.device_profile", lambda: short_pieces)
     # Of one token, padded to a bucket, and in two pieces, the second padded. More samples than
     # rows: a row that held one is given to another, of one token as well.
     prompts = [tokens(length, seed=index) for index, length in enumerate((1, 9, 40, 1))]

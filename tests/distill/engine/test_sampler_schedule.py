@@ -17,6 +17,7 @@ from distill.engine.device_queue import DeviceQueue, Rest
 from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
 from distill.engine.weights import ModelWeights
+from distill.kernels.profile import device_profile
 from distill.models.loading import LoadedModel
 from tests.distill.engine.sampling_laws import DenseLogits, RunJob, assert_same
 
@@ -180,7 +181,8 @@ def test_a_long_prompt_is_read_in_bounded_pieces(
     dense_logits: DenseLogits,
 ) -> None:
     prompt = np.random.default_rng(1).integers(3, 200, 130).astype(np.int32)
-    monkeypatch.setattr("distill.engine.prompt_reader._piece_tokens", lambda: 48)
+    short_pieces = replace(device_profile(), prompt_piece_tokens=48)
+    monkeypatch.setattr("distill.engine.prompt_reader.device_profile", lambda: short_pieces)
     sampler = Sampler(model)
     reads = counted(monkeypatch, sampler, "read_prompts")
     job = SampleJob(prompts=[prompt], max_tokens=6, temperature=0.0, ignore_end_tokens=True)

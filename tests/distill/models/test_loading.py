@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from distill.errors import ModelError
 from distill.families.registry import model_weight_entries
+from distill.kernels.profile import ACCELERATOR, CPU, DeviceProfile
 from distill.models import loading
 from distill.models.loading import load_model
 from distill.network.functional import Parameters
@@ -104,11 +105,11 @@ def test_stored_and_compute_types_combine(tmp_path: Path, stored: str, compute: 
     assert model.parameters["norm"]["scale"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize(("on_cpu", "expected"), [(True, "float32"), (False, "bfloat16")])
+@pytest.mark.parametrize(("profile", "expected"), [(CPU, "float32"), (ACCELERATOR, "bfloat16")])
 def test_the_automatic_dtype_is_the_fast_one_of_the_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: bool, expected: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: DeviceProfile, expected: str
 ) -> None:
-    monkeypatch.setattr(loading, "is_on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(loading, "device_profile", lambda: profile)
     model = load_model(str(write_tiny_model(tmp_path / "m")), compute_dtype="auto")
     kernel = model.parameters["layers"]["mlp"]["up_proj"]["kernel"]
     assert kernel.dtype == jnp.dtype(expected)

@@ -12,7 +12,7 @@ from distill.ops.vocabulary import (
     TOP_K_BLOCK,
     exact_top_k,
     first_occurrences,
-    sum_weights,
+    sum_exponentials,
 )
 
 
@@ -49,7 +49,7 @@ def test_sums_count_each_token_once_and_ignore_the_others(vocab_size):
     counted[0] = False
     spoiled = np.where(counted, logits, -np.inf)
     peaks = (spoiled * scale[:, None]).max(-1)
-    total, weighted = sum_weights(
+    total, weighted = sum_exponentials(
         jnp.asarray(spoiled), peaks, scale, lambda _, ids: jnp.asarray(counted)[ids]
     )
     below = np.float64(logits[:, counted] * scale[:, None]) - peaks[:, None]
@@ -60,7 +60,7 @@ def test_sums_count_each_token_once_and_ignore_the_others(vocab_size):
 def test_nothing_counted_sums_to_nothing():
     logits = jnp.full((2, SUM_BLOCK + 3), -jnp.inf)
     zeros = jnp.zeros(2)
-    total, weighted = sum_weights(logits, zeros, zeros + 1, lambda block, _: block > -jnp.inf)
+    total, weighted = sum_exponentials(logits, zeros, zeros + 1, lambda block, _: block > -jnp.inf)
     assert not np.asarray(total).any()
     assert not np.asarray(weighted).any()
 
