@@ -13,13 +13,6 @@ from tests.distill.engine.gate import Gate
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
 
-@pytest.fixture
-def queue() -> Iterator[DeviceQueue]:
-    queue = DeviceQueue()
-    yield queue
-    queue.close(grace_seconds=WAIT_SECONDS)
-
-
 def test_results_come_in_order_and_pieces_without_a_result_are_left_out(queue: DeviceQueue) -> None:
     stream = queue.stream(value if value % 3 else None for value in range(20))
     assert list(stream) == [value for value in range(20) if value % 3]
