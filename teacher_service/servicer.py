@@ -1,4 +1,4 @@
-"""The teacher's RPCs: decode, call, encode."""
+"""The teacher's RPCs: parse, call, format."""
 
 from collections.abc import Iterator
 

@@ -16,7 +16,7 @@ class ScoreStream(ResultStream[ScoredChunk]):
         lock: threading.RLock,
         waiting: WaitingJobs,
         *,
-        window: int,
+        in_flight_limit: int,
         timeout_seconds: float | None,
         wake: Callable[[], None],
     ) -> None:
@@ -24,11 +24,11 @@ class ScoreStream(ResultStream[ScoredChunk]):
         Args:
             lock: the scheduler's.
             waiting: the jobs of the request.
-            window: as in `ResultStream`.
+            in_flight_limit: as in `ResultStream`.
             timeout_seconds: as in `ResultStream`.
             wake: tells the scheduler that the stream may have changed what it should do next.
         """
-        super().__init__(lock, window=window, timeout_seconds=timeout_seconds)
+        super().__init__(lock, in_flight_limit=in_flight_limit, timeout_seconds=timeout_seconds)
         self._wake = wake
         self._waiting = waiting
         self._jobs_in_call = 0
@@ -58,7 +58,7 @@ class ScoreStream(ResultStream[ScoredChunk]):
 
     def _after_read(self, result: ScoredChunk) -> None:
         self._unread_bytes -= result.byte_count
-        if len(self._results) == self._window - 1:
+        if len(self._results) == self._in_flight_limit - 1:
             self._wake()
 
     def _after_cancel(self) -> None:

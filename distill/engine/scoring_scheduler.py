@@ -74,7 +74,7 @@ class ScoringScheduler:
         jobs: Sequence[ScoreJob],
         weights: ModelWeights,
         *,
-        window: int = 4,
+        in_flight_limit: int = 4,
         timeout_seconds: float | None = None,
     ) -> ScoreStream:
         """Score prompts.
@@ -82,7 +82,8 @@ class ScoringScheduler:
         Args:
             jobs: the prompts. Those that share a prefix are best given one after the other.
             weights: what to compute under. Streams under the same arrays share calls.
-            window: chunks that may wait for the consumer before no further jobs are computed.
+            in_flight_limit: chunks that may wait for the consumer before no further jobs are
+                computed.
             timeout_seconds: time for the whole stream, counted from now.
 
         Returns:
@@ -98,7 +99,7 @@ class ScoringScheduler:
             stream = ScoreStream(
                 self._lock,
                 self._planner.admit(own_jobs, weights),
-                window=window,
+                in_flight_limit=in_flight_limit,
                 timeout_seconds=timeout_seconds,
                 wake=self._wake,
             )

@@ -10,7 +10,7 @@ from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.rpc.model_info import describe_model
-from distill.rpc.sampling_messages import encode_sample, parse_sampling
+from distill.rpc.sampling_messages import format_sample, parse_sampling
 from distill.rpc.scoring import chunk_bytes, parse_scoring
 from distill.rpc.streaming import stream_results
 from distill.v1 import scoring_pb2
@@ -63,7 +63,7 @@ class ScoringService:
         # All of them may wait, and the task is not parked for it: a client that reads slowly must
         # not hold the cache that other jobs wait for, and samples are small.
         samples = self._engine.queue.stream(
-            self._engine.sampler.sample(job, weights), window=job.sample_count + 1
+            self._engine.sampler.sample(job, weights), in_flight_limit=job.sample_count + 1
         )
         for sample in stream_results(samples, context):
-            yield encode_sample(sample)
+            yield format_sample(sample)

@@ -130,7 +130,8 @@ def test_a_client_that_does_not_read_is_not_computed_for(
     rows_before = scorer.head_rows_computed
     call = stream_top_k(stub, scoring(*prompts, top_k=512))
     next(call)
-    # Nothing is read: the stream stands once the transport's and the queue's windows are full.
+    # Nothing is read: the stream stands once the transport holds all it may, and the stream has as
+    # many chunks in flight as its limit.
     seen = -1
     while seen != scorer.head_rows_computed:
         seen = scorer.head_rows_computed

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.engine.call_plan import CallPlanner, WaitingJobs, portions, shared_tokens
+from distill.engine.call_plan import CallPlanner, WaitingJobs, portions
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import ModelWeights
 
@@ -244,22 +243,3 @@ def test_rows_of_the_head_count_where_they_are_more_than_the_tokens_of_the_body(
         for each in whole
     ]
     assert [portion.token_count for portion in portions(all_rows, 1000)] == [85, 85]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "shared"),
-    [
-        ([1, 2, 3, 4], [1, 2, 3, 4], 3),  # the last token is only ever a target
-        ([1, 2, 3, 4], [1, 2, 9, 4], 2),
-        ([1, 2, 3, 4], [1, 2], 1),
-        ([1, 2], [5, 2], 0),
-    ],
-)
-def test_shared_tokens_are_those_that_both_bodies_compute(
-    first: list[int], second: list[int], shared: int
-) -> None:
-    jobs = [
-        ScoreJob(row=0, token_ids=np.array(ids, np.int32), score_from=1, top_k=1, temperature=1.0)
-        for ids in (first, second)
-    ]
-    assert shared_tokens(*jobs) == shared

@@ -77,7 +77,9 @@ def test_a_cancelled_part_of_a_shared_call_costs_no_further_piece(
     scheduler = scheduling()
     stop = Stop(fake_scorer, 2, WAIT_SECONDS)
     gate = Gate(queue)
-    other = scheduler.score([job(3, row=0, mark=1), job(3, row=1, mark=2)], WEIGHTS[0], window=9)
+    other = scheduler.score(
+        [job(3, row=0, mark=1), job(3, row=1, mark=2)], WEIGHTS[0], in_flight_limit=9
+    )
     cancelled = scheduler.score([job(40, mark=3)], WEIGHTS[0])
     last = scheduler.score([job(3, mark=4)], WEIGHTS[0])
     gate.open()

@@ -78,7 +78,8 @@ def test_weights_are_never_mixed(
     ]
     gate = Gate(queue)
     streams = [
-        scheduler.score(own, WEIGHTS[index % 3], window=100) for index, own in enumerate(jobs)
+        scheduler.score(own, WEIGHTS[index % 3], in_flight_limit=100)
+        for index, own in enumerate(jobs)
     ]
     gate.open()
     for stream, own in zip(streams, jobs, strict=True):
@@ -95,7 +96,7 @@ def test_the_task_lives_as_long_as_there_are_streams_and_takes_turns_with_others
     for _ in range(2):
         assert not queue._unfinished
         gate = Gate(queue)
-        stream = scheduler.score([job(50)], WEIGHTS[0], window=100)
+        stream = scheduler.score([job(50)], WEIGHTS[0], in_flight_limit=100)
         task = scheduler._task
         other = queue.submit(lambda task=task: task.pieces_run)
         gate.open()
@@ -187,7 +188,7 @@ def test_a_long_request_delays_a_short_one_by_the_call_under_way(
     scheduler = scheduling(100)
     stop = Stop(fake_scorer, 500, WAIT_SECONDS)
     long = scheduler.score(
-        [job(10, row=row, mark=row) for row in range(1000)], WEIGHTS[0], window=10**6
+        [job(10, row=row, mark=row) for row in range(1000)], WEIGHTS[0], in_flight_limit=10**6
     )
     stop.wait()
     short = scheduler.score([job(10, mark=5000)], WEIGHTS[0])
@@ -205,7 +206,8 @@ def test_each_stream_gets_as_many_turns_as_another_task(
     scheduler = scheduling(10_000)
     gate = Gate(queue)
     streams = [
-        scheduler.score([job(300, mark=mark)], WEIGHTS[0], window=10**6) for mark in range(4)
+        scheduler.score([job(300, mark=mark)], WEIGHTS[0], in_flight_limit=10**6)
+        for mark in range(4)
     ]
     task = scheduler._task
     assert task is not None
@@ -214,7 +216,7 @@ def test_each_stream_gets_as_many_turns_as_another_task(
         for _ in range(50):
             yield task.pieces_run
 
-    turns = queue.stream(other(), window=100)
+    turns = queue.stream(other(), in_flight_limit=100)
     gate.open()
     seen = list(turns)
     assert seen[49] - seen[9] == 4 * 40
@@ -230,9 +232,9 @@ def test_nothing_is_computed_for_a_reader_that_stalls_and_others_are_not_held_up
 ) -> None:
     scheduler = scheduling(10)
     stalled_jobs = [job(8, row=row, mark=row) for row in range(3)]
-    stalled = scheduler.score(stalled_jobs, WEIGHTS[0], window=4)
+    stalled = scheduler.score(stalled_jobs, WEIGHTS[0], in_flight_limit=4)
     wait_until_resting(scheduler)
-    assert fake_scorer.pieces == [0] * 5  # the body and a window of rows
+    assert fake_scorer.pieces == [0] * 5  # the body and an in-flight limit of rows
     other = scheduler.score([job(9, row=row, mark=7) for row in range(5)], WEIGHTS[0])
     assert len(list(other)) == 45
     wait_until_resting(scheduler)
@@ -250,9 +252,9 @@ def test_a_call_goes_on_for_those_who_read_it_and_keeps_what_the_stalled_one_got
     scheduler = scheduling(40)
     gate = Gate(queue)
     stalled_jobs = [job(10, row=row, mark=row) for row in range(4)]
-    stalled = scheduler.score(stalled_jobs, WEIGHTS[0], window=2)
+    stalled = scheduler.score(stalled_jobs, WEIGHTS[0], in_flight_limit=2)
     reading_jobs = [job(10, row=row, mark=10 + row) for row in range(4)]
-    reading = scheduler.score(reading_jobs, WEIGHTS[0], window=2)
+    reading = scheduler.score(reading_jobs, WEIGHTS[0], in_flight_limit=2)
     gate.open()
     assert rows(reading) == rows_of(*reading_jobs)
     # Two of its jobs shared the first call; it got no part in a second one.
@@ -274,9 +276,9 @@ def test_no_more_than_the_bound_is_kept_for_a_stalled_reader_of_a_shared_call(
     )
     gate = Gate(queue)
     stalled_jobs = [job(20, row=row, mark=row) for row in range(2)]
-    stalled = scheduler.score(stalled_jobs, WEIGHTS[0], window=4)
+    stalled = scheduler.score(stalled_jobs, WEIGHTS[0], in_flight_limit=4)
     reading_jobs = [job(20, row=row, mark=10 + row) for row in range(2)]
-    reading = scheduler.score(reading_jobs, WEIGHTS[0], window=100)
+    reading = scheduler.score(reading_jobs, WEIGHTS[0], in_flight_limit=100)
     gate.open()
     assert rows(reading) == rows_of(*reading_jobs)
     wait_until_resting(scheduler)
@@ -310,7 +312,7 @@ def test_many_clients_that_read_stall_and_leave_all_get_what_they_are_owed(
             with scheduler.score(
                 jobs,
                 WEIGHTS[generator.randrange(2)],
-                window=generator.randint(1, 5),
+                in_flight_limit=generator.randint(1, 5),
                 timeout_seconds=WAIT_SECONDS,
             ) as stream:
                 seen = []
