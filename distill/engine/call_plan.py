@@ -108,19 +108,17 @@ class CallPlanner:
         self._arrivals += 1
         return WaitingJobs(
             weights=weights,
-            portions=deque(
-                portions(jobs, self._token_budget, shares_prefixes=self._shares_prefixes)
-            ),
+            portions=deque(self._portions(jobs)),
             virtual_time=self._virtual_time,
             arrival=self._arrivals,
         )
 
     def put_back(self, stream: WaitingJobs, jobs: Sequence[ScoreJob]) -> None:
-        """Jobs that were taken and not computed wait again, before all others of their stream.
+        """Let jobs that were taken and not finished wait again, before all others of their stream.
 
-        What they added to its position stays: what was computed for them is computed again.
+        The stream pays for them a second time: their prompts are computed again.
         """
-        stream.portions.extendleft(reversed(portions(jobs, self._token_budget)))
+        stream.portions.extendleft(reversed(self._portions(jobs)))
 
     def fills_a_call(self, streams: Sequence[WaitingJobs]) -> bool:
         """Whether no further stream could change what the next call is worth."""
@@ -166,6 +164,9 @@ class CallPlanner:
                 candidates.remove(stream)
         self._virtual_time += (self._token_budget - room) / len(waiting)
         return list(taken.items())
+
+    def _portions(self, jobs: Sequence[ScoreJob]) -> list[Portion]:
+        return portions(jobs, self._token_budget, shares_prefixes=self._shares_prefixes)
 
 
 def same_weights(first: ModelWeights, second: ModelWeights) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -227,6 +228,18 @@ def test_a_scorer_that_shares_no_prefix_is_given_each_job_at_its_own_cost() -> N
         ((each,), portions([each], 200)[0].token_count) for each in same
     ]
     assert len(portions(same, 200)) == 1
+
+
+@pytest.mark.parametrize("shares_prefixes", [True, False])
+def test_jobs_that_are_put_back_cost_what_they_cost_at_first(shares_prefixes: bool) -> None:
+    planner = CallPlanner(200, shares_prefixes=shares_prefixes)
+    stream = planner.admit([job(50, seed=3, row=row) for row in range(3)], WEIGHTS[0])
+    cost = stream.token_count
+    ((_, taken),) = planner.take_call([stream])
+    assert not stream.portions
+    planner.put_back(stream, taken)
+    assert stream.token_count == cost
+    assert [each.row for portion in stream.portions for each in portion.jobs] == [0, 1, 2]
 
 
 def test_a_group_that_exceeds_the_budget_is_cut_and_its_prefix_counted_in_each_part() -> None:
