@@ -69,7 +69,7 @@ def test_the_description_fits_the_model(stub: TeacherServiceStub, model: LoadedM
 def test_the_tokenizer_travels_whole(stub: TeacherServiceStub, model: LoadedModel) -> None:
     request = pb.TeacherServiceGetModelInfoRequest(include_tokenizer=True)
     sent = stub.GetModelInfo(request).model.tokenizer
-    rebuilt = TextTokenizer.from_parts(
+    rebuilt = TextTokenizer(
         tokenizer_json=sent.tokenizer_json,
         chat_template=sent.chat_template,
         bos_token=sent.bos_token,
