@@ -193,7 +193,7 @@ class TeacherClient:
 
 def decode_tokenizer(message: scoring_pb2.Tokenizer) -> TextTokenizer:
     """Build the tokenizer that a service sent."""
-    return TextTokenizer.from_parts(
+    return TextTokenizer(
         tokenizer_json=message.tokenizer_json,
         chat_template=message.chat_template,
         bos_token=message.bos_token,

@@ -28,6 +28,17 @@ class TextTokenizer:
         eos_token: str,
         end_token_ids: Sequence[int],
     ) -> None:
+        """
+        Args:
+            tokenizer_json: the text of tokenizer.json.
+            chat_template: Jinja source; empty: the model has none.
+            bos_token: text of the token that begins a text; empty: none.
+            eos_token: text of the token that ends a text; empty: none.
+            end_token_ids: ids at which sampling stops; the id of `eos_token` is added.
+
+        Raises:
+            ModelError: the tokenizer or the template cannot be read.
+        """
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # The library raises the base class, with the reason as text.
@@ -51,36 +62,6 @@ class TextTokenizer:
         self.end_token_ids = tuple(dict.fromkeys(ends))
         self.fingerprint = _fingerprint(vocabulary)
         self._template = _compile_template(chat_template) if chat_template else None
-
-    @classmethod
-    def from_parts(
-        cls,
-        *,
-        tokenizer_json: str,
-        chat_template: str,
-        bos_token: str,
-        eos_token: str,
-        end_token_ids: Sequence[int],
-    ) -> "TextTokenizer":
-        """From what GetModelInfo sends.
-
-        Args:
-            tokenizer_json: the text of tokenizer.json.
-            chat_template: Jinja source; empty: the model has none.
-            bos_token: text of the token that begins a text; empty: none.
-            eos_token: text of the token that ends a text; empty: none.
-            end_token_ids: ids at which sampling stops; the id of `eos_token` is added.
-
-        Raises:
-            ModelError: the tokenizer or the template cannot be read.
-        """
-        return cls(
-            tokenizer_json=tokenizer_json,
-            chat_template=chat_template,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            end_token_ids=end_token_ids,
-        )
 
     @classmethod
     def from_directory(cls, path: Path) -> "TextTokenizer":

@@ -6,7 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from distill.rpc.address import channel_target
-from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
+from distill.rpc.options import (
+    ServerOptions,
+    add_server_arguments,
+    parse_server_options,
+    positive_int,
+)
 from distill.rpc.server import Service, StartError, serve
 
 PROGRAM = "distill-student"
@@ -37,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--micro-batch-tokens",
-        type=int,
+        type=positive_int,
         default=1024,
         metavar="TOKENS",
         help="most padded tokens of one compiled training call: bounds the memory of "
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--max-runs",
-        type=int,
+        type=positive_int,
         default=256,
         metavar="COUNT",
         help="runs at a time; each holds its trained parameters three times in float32, and their "
@@ -62,12 +67,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         teachers = _parse_teachers(arguments.teacher)
     except ValueError as error:
         parser.error(f"argument --teacher: {error}")
-    if arguments.micro_batch_tokens < 1:
-        parser.error(
-            f"argument --micro-batch-tokens: must be at least 1, got {arguments.micro_batch_tokens}"
-        )
-    if arguments.max_runs < 1:
-        parser.error(f"argument --max-runs: must be at least 1, got {arguments.max_runs}")
     load = partial(
         load_service,
         teachers=teachers,
@@ -111,8 +110,7 @@ def load_service(
         StartError: the directory of runs cannot be written to.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
-    from distill.engine.process import start_engine
-    from distill.rpc.model_info import describe_service, request_limits
+    from distill.rpc.scoring_service import ScoringService
     from distill.v1.student_service_pb2 import DESCRIPTOR
     from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
     from student_service.edge.teacher_pool import TeacherPool
@@ -126,16 +124,8 @@ def load_service(
         epoch = first_epoch(runs_dir)
     except (OSError, ValueError) as error:
         raise StartError(f"cannot use --runs-dir {runs_dir}: {error}") from error
-    engine = start_engine(
-        options.model,
-        dtype=options.dtype,
-        cache_dir=options.cache_dir,
-        mask_padded_vocabulary=options.mask_padded_vocabulary,
-    )
-    model = engine.model
-    limits = request_limits(
-        model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
-    )
+    scoring = ScoringService.start(options)
+    engine, model = scoring.engine, scoring.engine.model
     trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
     pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)
     runs = RunRegistry(
@@ -148,15 +138,15 @@ def load_service(
         first_epoch=epoch,
         max_runs=max_runs,
     )
-    servicer = StudentServicer(engine, limits, runs=runs, teachers=pool)
+    servicer = StudentServicer(scoring, runs=runs, teachers=pool)
 
     def close(grace_seconds: float) -> None:
-        engine.queue.close(grace_seconds=grace_seconds)
+        scoring.close(grace_seconds)
         pool.close()
 
     return Service(
         full_name=DESCRIPTOR.services_by_name["StudentService"].full_name,
-        description=describe_service(model),
+        description=scoring.description,
         register=partial(add_StudentServiceServicer_to_server, servicer),
         close=close,
     )

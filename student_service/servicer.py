@@ -7,10 +7,8 @@ from pathlib import Path
 
 import grpc
 
-from distill.engine.process import Engine
 from distill.engine.weights import ModelWeights, base_weights
 from distill.errors import InvalidFieldError, NotFoundError
-from distill.limits import RequestLimits
 from distill.rpc.deadline import remaining_seconds
 from distill.rpc.scoring_service import ScoringService
 from distill.v1 import student_service_pb2 as pb
@@ -44,19 +42,18 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
 
     def __init__(
         self,
-        engine: Engine,
-        limits: RequestLimits,
+        scoring: ScoringService,
         *,
         runs: RunRegistry,
         teachers: TeacherPool,
     ) -> None:
-        self._model = engine.model
-        self._queue = engine.queue
-        self._limits = limits
-        self._scoring = ScoringService(engine, limits)
+        self._scoring = scoring
+        self._model = scoring.engine.model
+        self._queue = scoring.engine.queue
+        self._limits = scoring.limits
         self._runs = runs
         self._teachers = teachers
-        self._vocab_size = engine.model.config.valid_vocab_size
+        self._vocab_size = self._model.config.valid_vocab_size
 
     def GetModelInfo(
         self, request: pb.StudentServiceGetModelInfoRequest, context: grpc.ServicerContext

@@ -29,27 +29,17 @@ def load_service(options: ServerOptions) -> Service:
         ModelError: the model cannot be loaded.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
-    from distill.engine.process import start_engine
-    from distill.rpc.model_info import describe_service, request_limits
+    from distill.rpc.scoring_service import ScoringService
     from distill.v1.teacher_service_pb2 import DESCRIPTOR
     from distill.v1.teacher_service_pb2_grpc import add_TeacherServiceServicer_to_server
     from teacher_service.servicer import TeacherServicer
 
-    engine = start_engine(
-        options.model,
-        dtype=options.dtype,
-        cache_dir=options.cache_dir,
-        mask_padded_vocabulary=options.mask_padded_vocabulary,
-    )
-    limits = request_limits(
-        engine.model, max_sequence_tokens=options.max_sequence_tokens, max_top_k=options.max_top_k
-    )
-    servicer = TeacherServicer(engine, limits)
+    scoring = ScoringService.start(options)
     return Service(
         full_name=DESCRIPTOR.services_by_name["TeacherService"].full_name,
-        description=describe_service(engine.model),
-        register=partial(add_TeacherServiceServicer_to_server, servicer),
-        close=lambda grace_seconds: engine.queue.close(grace_seconds=grace_seconds),
+        description=scoring.description,
+        register=partial(add_TeacherServiceServicer_to_server, TeacherServicer(scoring)),
+        close=scoring.close,
     )
 
 

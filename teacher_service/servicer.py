@@ -1,12 +1,10 @@
-"""The teacher's RPCs: decode, call, encode."""
+"""The teacher's RPCs: parse, call, format."""
 
 from collections.abc import Iterator
 
 import grpc
 
-from distill.engine.process import Engine
 from distill.engine.weights import base_weights
-from distill.limits import RequestLimits
 from distill.rpc.scoring_service import ScoringService
 from distill.v1 import teacher_service_pb2 as pb
 from distill.v1 import teacher_service_pb2_grpc
@@ -15,9 +13,9 @@ from distill.v1 import teacher_service_pb2_grpc
 class TeacherServicer(teacher_service_pb2_grpc.TeacherServiceServicer):
     """Scores and samples under the fixed weights of one model."""
 
-    def __init__(self, engine: Engine, limits: RequestLimits) -> None:
-        self._scoring = ScoringService(engine, limits)
-        self._weights = base_weights(engine.model)
+    def __init__(self, scoring: ScoringService) -> None:
+        self._scoring = scoring
+        self._weights = base_weights(scoring.engine.model)
 
     def GetModelInfo(
         self,

@@ -1,56 +1,58 @@
-"""Whether a call that has room left should wait a moment for others to join it."""
+"""Whether a call that has room left should wait a moment for more streams to join it."""
 
 from distill.engine.weights import ModelWeights
 
-_Key = tuple[int, int]
+_WeightsId = tuple[int, int]
+
+_MOST_REMEMBERED_WEIGHTS = 64
+"""Runs and their versions come and go, so what is known of their streams is forgotten at times."""
 
 
-class Company:
-    """Expects as many streams as were there at once since the call before.
+class ArrivalEstimator:
+    """Expects as many streams as were open at once since the call before.
 
-    Clients that score one batch after the other come back a moment after they were answered, all
-    of them together; without patience the first one would get a call of its own each time. A
-    client that is alone never waits, for its streams follow one another, and who has waited in
-    vain expects no more than came.
+    Clients that score one batch after the other come back a moment after they were answered, all of
+    them together. Without a wait, the first of them would get a call of its own each time. A client
+    that is alone never waits, for its streams follow one another. After a wait that no stream
+    joined, expect only the streams that are here.
 
-    Pure bookkeeping: the caller tells the time and what is there.
+    Pure bookkeeping: the caller tells the time and how many streams there are.
     """
 
-    def __init__(self, patience_seconds: float) -> None:
-        self._patience_seconds = patience_seconds
-        self._most: dict[_Key, int] = {}
-        """Streams at once since the last call under these weights, by their identity. A stale
-        identity costs one patience at most."""
-        self._end: float | None = None
+    def __init__(self, longest_wait_seconds: float) -> None:
+        self._longest_wait_seconds = longest_wait_seconds
+        self._most_open: dict[_WeightsId, int] = {}
+        """Most streams open at once since the last call under these weights. The identity of
+        weights that are gone may come again with others; that costs one wait at most."""
+        self._wait_end: float | None = None
+        """When the wait for the next call ends; None: none has begun."""
 
-    def joined(self, weights: ModelWeights, stream_count: int) -> None:
-        """A stream began; with it there are so many under these weights."""
-        key = _key(weights)
-        self._most[key] = max(self._most.get(key, 0), stream_count)
+    def stream_opened(self, weights: ModelWeights, open_count: int) -> None:
+        """A stream began; with it, so many are open under these weights."""
+        key = _weights_id(weights)
+        self._most_open[key] = max(self._most_open.get(key, 0), open_count)
 
-    def left(self, weights: ModelWeights, stream_count: int) -> None:
-        """A call was composed; so many streams are under these weights, in it or not."""
-        key = _key(weights)
-        # What is known of others is kept as long as it is few: runs and their versions come and go.
-        if len(self._most) > 64:
-            self._most.clear()
-        self._most[key] = stream_count
-        self._end = None
+    def call_started(self, weights: ModelWeights, open_count: int) -> None:
+        """A call began; so many streams are open under its weights, part of it or not."""
+        if len(self._most_open) > _MOST_REMEMBERED_WEIGHTS:
+            self._most_open.clear()
+        self._most_open[_weights_id(weights)] = open_count
+        self._wait_end = None
 
-    def patience(self, weights: ModelWeights, waiting_count: int, now: float) -> float:
-        """Seconds that the next call should wait at most; 0: it should not.
+    def wait_seconds(self, weights: ModelWeights, ready_count: int, now: float) -> float:
+        """How long the next call should wait at most; 0: not at all.
 
         Args:
-            weights: of the call.
-            waiting_count: streams that are ready for it.
+            weights: what the call runs under.
+            ready_count: streams that it could take jobs of now.
             now: the time, in seconds.
         """
-        if waiting_count >= self._most.get(_key(weights), 0):
+        if ready_count >= self._most_open.get(_weights_id(weights), 0):
             return 0.0
-        if self._end is None:
-            self._end = now + self._patience_seconds
-        return max(0.0, self._end - now)
+        if self._wait_end is None:
+            self._wait_end = now + self._longest_wait_seconds
+        return max(0.0, self._wait_end - now)
 
 
-def _key(weights: ModelWeights) -> _Key:
+def _weights_id(weights: ModelWeights) -> _WeightsId:
     return id(weights.parameters), id(weights.adapter)

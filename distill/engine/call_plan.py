@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from distill.engine.scoring_jobs import ScoreJob
+from distill.engine.shared_prefixes import computed_length, shared_length
 from distill.engine.weights import ModelWeights
 
 
@@ -29,20 +28,13 @@ class Portion:
     """What they add to a call."""
 
 
-def shared_tokens(first: ScoreJob, second: ScoreJob) -> int:
-    """Length of the common prefix of two prompts, without their last tokens: those are targets."""
-    length = min(len(first.token_ids), len(second.token_ids)) - 1
-    differing = np.flatnonzero(first.token_ids[:length] != second.token_ids[:length])
-    return int(differing[0]) if len(differing) else length
-
-
-def added_tokens(job: ScoreJob, shared: int) -> int:
-    """What a job adds to a call that already holds one with which it shares so many tokens.
+def added_tokens(job: ScoreJob, prefix_length: int) -> int:
+    """What a job adds to a call that already holds another with a prefix of this length.
 
     The tokens of its body that are its own, or its rows of the head where those are more.
     """
-    length = len(job.token_ids)
-    return max(length - 1 - shared, length - job.score_from)
+    row_count = len(job.token_ids) - job.score_from
+    return max(computed_length(job) - prefix_length, row_count)
 
 
 def portions(
@@ -56,7 +48,7 @@ def portions(
     cut: list[Portion] = []
     previous: ScoreJob | None = None
     for job in jobs:
-        shared = shared_tokens(previous, job) if previous and shares_prefixes else 0
+        shared = shared_length(previous, job) if previous and shares_prefixes else 0
         added = added_tokens(job, shared)
         alone = added_tokens(job, 0)
         if cut and 2 * added <= alone and cut[-1].token_count + added <= token_budget:
@@ -116,19 +108,17 @@ class CallPlanner:
         self._arrivals += 1
         return WaitingJobs(
             weights=weights,
-            portions=deque(
-                portions(jobs, self._token_budget, shares_prefixes=self._shares_prefixes)
-            ),
+            portions=deque(self._portions(jobs)),
             virtual_time=self._virtual_time,
             arrival=self._arrivals,
         )
 
     def put_back(self, stream: WaitingJobs, jobs: Sequence[ScoreJob]) -> None:
-        """Jobs that were taken and not computed wait again, before all others of their stream.
+        """Let jobs that were taken and not finished wait again, before all others of their stream.
 
-        What they added to its position stays: what was computed for them is computed again.
+        The stream pays for them a second time: their prompts are computed again.
         """
-        stream.portions.extendleft(reversed(portions(jobs, self._token_budget)))
+        stream.portions.extendleft(reversed(self._portions(jobs)))
 
     def fills_a_call(self, streams: Sequence[WaitingJobs]) -> bool:
         """Whether no further stream could change what the next call is worth."""
@@ -174,6 +164,9 @@ class CallPlanner:
                 candidates.remove(stream)
         self._virtual_time += (self._token_budget - room) / len(waiting)
         return list(taken.items())
+
+    def _portions(self, jobs: Sequence[ScoreJob]) -> list[Portion]:
+        return portions(jobs, self._token_budget, shares_prefixes=self._shares_prefixes)
 
 
 def same_weights(first: ModelWeights, second: ModelWeights) -> bool:

@@ -14,7 +14,7 @@ ResultT = TypeVar("ResultT")
 
 
 class CompiledFunctions:
-    """A family of `jax.jit` functions with one count of their compilations."""
+    """A group of `jax.jit` functions with one count of their compilations."""
 
     def __init__(self) -> None:
         self.compile_count = 0

@@ -140,7 +140,7 @@ def _decode_rows(samples: Sequence[GrowingSample | None]) -> DecodeRows:
         positions=np.zeros(row_count, np.int32),
         remaining=np.zeros(row_count, np.int32),
         is_done=np.ones(row_count, np.bool),
-        stream_ids=np.zeros((row_count, 2), np.uint32),
+        sample_ids=np.zeros((row_count, 2), np.uint32),
     )
     for row, sample in enumerate(samples):
         if sample is None:
@@ -149,7 +149,7 @@ def _decode_rows(samples: Sequence[GrowingSample | None]) -> DecodeRows:
         rows.positions[row] = len(sample.prompt) + len(sample.token_ids) - 1
         rows.remaining[row] = sample.budget - len(sample.token_ids)
         rows.is_done[row] = False
-        rows.stream_ids[row] = sample.prompt_index, sample.sample_index
+        rows.sample_ids[row] = sample.prompt_index, sample.sample_index
     return rows
 
 

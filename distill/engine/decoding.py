@@ -46,7 +46,7 @@ class DecodeRows(NamedTuple):
     is_done: Any
     """[B] bool: rows whose sequence has ended, or that have none."""
 
-    stream_ids: Any
+    sample_ids: Any
     """[B, 2] uint32: (prompt index, sample index). With the seed, all that a sequence's random
     numbers depend on besides the position."""
 
@@ -182,7 +182,7 @@ def decode_block(
         lambda ids: jax.random.fold_in(
             jax.random.fold_in(jax.random.wrap_key_data(settings.seed), ids[0]), ids[1]
         )
-    )(rows.stream_ids)
+    )(rows.sample_ids)
 
     def is_unfinished(carry: _Carry) -> jax.Array:
         step, _, current, _ = carry

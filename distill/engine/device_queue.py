@@ -48,10 +48,12 @@ class DeviceStream(ResultStream[ResultT]):
         self,
         queue: "DeviceQueue",
         iterator: Iterator[ResultT | Rest | None],
-        window: int,
+        in_flight_limit: int,
         timeout_seconds: float | None,
     ) -> None:
-        super().__init__(queue._lock, window=window, timeout_seconds=timeout_seconds)
+        super().__init__(
+            queue._lock, in_flight_limit=in_flight_limit, timeout_seconds=timeout_seconds
+        )
         self._queue = queue
         self._iterator = iterator
         self._state = _State.READY
@@ -157,7 +159,7 @@ class DeviceQueue:
         self,
         iterator: Iterator[ResultT | Rest | None],
         *,
-        window: int = 4,
+        in_flight_limit: int = 4,
         timeout_seconds: float | None = None,
     ) -> DeviceStream[ResultT]:
         """Run an iterator piece by piece.
@@ -166,7 +168,8 @@ class DeviceQueue:
             iterator: every `next()` is one piece. A piece that yields None has no result; one that
                 yields a Rest did nothing. Only the worker thread touches it; a generator's
                 `finally` runs there too.
-            window: results that may wait for the consumer before the task is parked; at least 1.
+            in_flight_limit: results that may wait for the consumer before the task is parked; at
+                least 1.
             timeout_seconds: time for the whole stream, counted from now.
 
         Raises:
@@ -176,7 +179,7 @@ class DeviceQueue:
             raise RuntimeError("a piece must not wait for another piece")
         with self._lock:
             self.check_open()
-            stream = DeviceStream(self, iterator, window, timeout_seconds)
+            stream = DeviceStream(self, iterator, in_flight_limit, timeout_seconds)
             self._unfinished.add(stream)
             self._make_ready(stream)
         return stream

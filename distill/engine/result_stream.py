@@ -20,18 +20,19 @@ class ResultStream(Generic[ResultT]):
     """
 
     def __init__(
-        self, lock: threading.RLock, *, window: int, timeout_seconds: float | None
+        self, lock: threading.RLock, *, in_flight_limit: int, timeout_seconds: float | None
     ) -> None:
         """
         Args:
             lock: the producer's: a stream's state and its producer's change together. Reentrant,
                 for a stream that cancels itself holds it already.
-            window: results that may wait for the consumer before it counts as lagging; at least 1.
+            in_flight_limit: results that may wait for the consumer before it counts as lagging; at
+                least 1.
             timeout_seconds: time for the whole stream, counted from now.
         """
-        if window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
-        self._window = window
+        if in_flight_limit < 1:
+            raise ValueError(f"in_flight_limit must be at least 1, got {in_flight_limit}")
+        self._in_flight_limit = in_flight_limit
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._changed = threading.Condition(lock)
         self._results: deque[ResultT] = deque()
@@ -82,7 +83,7 @@ class ResultStream(Generic[ResultT]):
 
     @property
     def _is_lagging(self) -> bool:
-        return len(self._results) >= self._window
+        return len(self._results) >= self._in_flight_limit
 
     def _put(self, result: ResultT) -> None:
         if not self._cancelled:

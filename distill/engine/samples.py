@@ -77,7 +77,7 @@ class Sample:
     """Why it ended."""
 
     text: str
-    """Decoded, without special tokens."""
+    """Of the tokens, without the special ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class SampleEnds:
     """Texts."""
 
     tokenizer: TextTokenizer
-    """Decodes what is searched for the texts."""
+    """Gives the text in which they are searched."""
 
     @classmethod
     def of_job(cls, job: SampleJob, tokenizer: TextTokenizer) -> "SampleEnds":

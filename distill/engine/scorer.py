@@ -151,7 +151,7 @@ class Scorer:
         return plan_packs(
             jobs,
             self.token_budget,
-            family_budget=self._family_budget,
+            shared_prefix_budget=self._family_budget,
             shares_prefixes=self.shares_prefixes,
         )
 

@@ -42,7 +42,7 @@ def check_temperature(field: str, value: float) -> None:
 def parse_token_ids(
     tensor: tensor_pb2.Int32Tensor, field: str, *, vocab_size: int, max_length: int
 ) -> Int32Array:
-    """Decode a sequence of token ids [T] with 1 <= T <= max_length.
+    """Parse a sequence of token ids [T] with 1 <= T <= max_length.
 
     Raises:
         InvalidFieldError: wrong shape, no token, or an id outside [0, vocab_size).
@@ -64,7 +64,7 @@ def parse_token_ids(
 
 
 def check_request_size(field: str, sequences: Sequence[object], limits: RequestLimits) -> None:
-    """Check the number of sequences before any of them is decoded.
+    """Check the number of sequences before any of them is parsed.
 
     Raises:
         InvalidFieldError: there is no sequence.

@@ -5,7 +5,7 @@ import ipaddress
 import logging
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from distill.dtypes import AUTO_DTYPE, COMPUTE_DTYPES
@@ -103,13 +103,13 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) 
     )
     add(
         "--max-top-k",
-        type=_positive_int,
+        type=positive_int,
         metavar="K",
         help="largest support size of a request (default: the vocabulary size)",
     )
     add(
         "--max-sequence-tokens",
-        type=_positive_int,
+        type=positive_int,
         metavar="TOKENS",
         help="longest sequence of a request (default: the model's context)",
     )
@@ -122,7 +122,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) 
     )
     add(
         "--max-concurrent-requests",
-        type=_positive_int,
+        type=positive_int,
         default=64,
         metavar="COUNT",
         help="requests in progress at a time; one more is refused (default: %(default)s)",
@@ -164,20 +164,17 @@ def parse_server_options(
     if arguments.log_level != "debug":
         # JAX reports at info level which kinds of device it did not find.
         logging.getLogger("jax").setLevel(logging.WARNING)
-    return ServerOptions(
-        model=arguments.model,
-        host=host,
-        port=port,
-        ready_file=arguments.ready_file,
-        exit_when_stdin_closes=arguments.exit_when_stdin_closes,
-        dtype=arguments.dtype,
-        mask_padded_vocabulary=arguments.mask_padded_vocabulary,
-        max_top_k=arguments.max_top_k,
-        max_sequence_tokens=arguments.max_sequence_tokens,
-        cache_dir=arguments.cache_dir,
-        max_concurrent_requests=arguments.max_concurrent_requests,
-        grace_seconds=arguments.grace_seconds,
-    )
+    # Every other option has the name of its argument.
+    values = {**vars(arguments), "host": host, "port": port}
+    return ServerOptions(**{field.name: values[field.name] for field in fields(ServerOptions)})
+
+
+def positive_int(text: str) -> int:
+    """The type of an argument that counts something, for `add_argument`."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
 
 
 def _is_loopback(host: str) -> bool:
@@ -185,13 +182,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _duration(text: str) -> float:

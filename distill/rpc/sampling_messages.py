@@ -75,7 +75,7 @@ def parse_sampling(
     )
 
 
-def encode_sample(sample: Sample) -> scoring_pb2.SampledSequence:
+def format_sample(sample: Sample) -> scoring_pb2.SampledSequence:
     """The wire form of a sample."""
     return scoring_pb2.SampledSequence(
         prompt_index=sample.prompt_index,

@@ -17,7 +17,7 @@ ROWS_PER_CHUNK = 3
 
 def fake_tokenizer() -> TextTokenizer:
     """The tokenizer of both fakes."""
-    return TextTokenizer.from_parts(
+    return TextTokenizer(
         tokenizer_json=tiny_tokenizer(VOCAB_SIZE).to_str(),
         chat_template=CHAT_TEMPLATE,
         bos_token="<|im_start|>",

@@ -17,7 +17,7 @@ TOKENIZER_JSON = tiny_tokenizer(512).to_str()
 def make_tokenizer(
     *, tokenizer_json: str = TOKENIZER_JSON, chat_template: str = CHAT_TEMPLATE
 ) -> TextTokenizer:
-    return TextTokenizer.from_parts(
+    return TextTokenizer(
         tokenizer_json=tokenizer_json,
         chat_template=chat_template,
         bos_token="<|im_start|>",
@@ -86,7 +86,7 @@ def test_fingerprint_differs_when_the_vocabulary_does(change: str) -> None:
 def test_directory_and_its_parts_give_the_same_tokenizer(tmp_path: Path) -> None:
     directory = write_tiny_model(tmp_path / "model")
     from_directory = TextTokenizer.from_directory(directory)
-    from_parts = TextTokenizer.from_parts(
+    from_parts = TextTokenizer(
         tokenizer_json=from_directory.tokenizer_json,
         chat_template=from_directory.chat_template,
         bos_token=from_directory.bos_token,

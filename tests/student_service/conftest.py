@@ -16,6 +16,7 @@ from distill.engine.scorer import Scorer
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel, load_model
+from distill.rpc.scoring_service import ScoringService
 from distill.rpc.server import RunningServer, Service
 from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
 from student_service.edge.teacher_pool import TeacherPool
@@ -71,14 +72,14 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         first_epoch=1,
         max_runs=64,
     )
+    engine = Engine(
+        model=model,
+        queue=queue,
+        scoring=ScoringScheduler(queue, Scorer(model), token_budget=1024),
+        sampler=Sampler(model),
+    )
     servicer = StudentServicer(
-        Engine(
-            model=model,
-            queue=queue,
-            scoring=ScoringScheduler(queue, Scorer(model), token_budget=1024),
-            sampler=Sampler(model),
-        ),
-        limits,
+        ScoringService(engine, limits),
         runs=runs,
         teachers=teachers,
     )

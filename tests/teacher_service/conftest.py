@@ -13,6 +13,7 @@ from distill.engine.scorer import Scorer
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel, load_model
+from distill.rpc.scoring_service import ScoringService
 from distill.rpc.server import RunningServer, Service
 from distill.v1.teacher_service_pb2_grpc import (
     TeacherServiceStub,
@@ -52,9 +53,8 @@ def scoring(queue: DeviceQueue, scorer: Scorer) -> ScoringScheduler:
 def servicer(
     model: LoadedModel, limits: RequestLimits, queue: DeviceQueue, scoring: ScoringScheduler
 ) -> TeacherServicer:
-    return TeacherServicer(
-        Engine(model=model, queue=queue, scoring=scoring, sampler=Sampler(model)), limits
-    )
+    engine = Engine(model=model, queue=queue, scoring=scoring, sampler=Sampler(model))
+    return TeacherServicer(ScoringService(engine, limits))
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def test_the_description_fits_the_model(stub: TeacherServiceStub, model: LoadedM
 def test_the_tokenizer_travels_whole(stub: TeacherServiceStub, model: LoadedModel) -> None:
     request = pb.TeacherServiceGetModelInfoRequest(include_tokenizer=True)
     sent = stub.GetModelInfo(request).model.tokenizer
-    rebuilt = TextTokenizer.from_parts(
+    rebuilt = TextTokenizer(
         tokenizer_json=sent.tokenizer_json,
         chat_template=sent.chat_template,
         bos_token=sent.bos_token,
@@ -130,7 +130,8 @@ def test_a_client_that_does_not_read_is_not_computed_for(
     rows_before = scorer.head_rows_computed
     call = stream_top_k(stub, scoring(*prompts, top_k=512))
     next(call)
-    # Nothing is read: the stream stands once the transport's and the queue's windows are full.
+    # Nothing is read: the stream stands once the transport holds all it may, and the stream has as
+    # many chunks in flight as its limit.
     seen = -1
     while seen != scorer.head_rows_computed:
         seen = scorer.head_rows_computed

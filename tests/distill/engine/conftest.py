@@ -1,6 +1,6 @@
-"""The tiny model in memory, its distributions in float64, and what it samples."""
+"""The tiny model in memory, its distributions in float64, and what it samples; a device queue."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +10,17 @@ import pytest
 from numpy.typing import NDArray
 
 from distill.arrays import Int32Array
+from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
 from distill.engine.samples import Sample, SampleJob
+from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel, load_model
 from distill.network.functional import Adapter, head_weights, hidden_states
+from tests.distill.engine.fake_scoring import FakeScorer, Scheduling
 from tests.distill.engine.sampling_laws import RunJob
+from tests.support.waiting import WAIT_SECONDS
 
 FloatArray = NDArray[np.float64]
 
@@ -78,3 +82,25 @@ def prompts(model: LoadedModel) -> list[Int32Array]:
         generator.integers(3, model.config.vocab_size, length).astype(np.int32)
         for length in (9, 1, 40, 17)
     ]
+
+
+@pytest.fixture
+def queue() -> Iterator[DeviceQueue]:
+    queue = DeviceQueue()
+    yield queue
+    queue.close(grace_seconds=WAIT_SECONDS)
+
+
+@pytest.fixture
+def fake_scorer() -> FakeScorer:
+    return FakeScorer()
+
+
+@pytest.fixture
+def scheduling(queue: DeviceQueue, fake_scorer: FakeScorer) -> Scheduling:
+    def make(token_budget: int = 100, join_wait_seconds: float = 0.0) -> ScoringScheduler:
+        return ScoringScheduler(
+            queue, fake_scorer, token_budget=token_budget, join_wait_seconds=join_wait_seconds
+        )
+
+    return make

@@ -1,13 +1,18 @@
-"""A scorer without a model, for the tests of what schedules it."""
+"""A scorer without a model, for the tests of what schedules it, and what they look at."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from distill.engine.scoring_jobs import IsWanted, ScoreJob
+from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.engine.weights import ModelWeights
 from distill.rows import Rows
+from tests.support.waiting import wait_until
+
+Scheduling = Callable[..., ScoringScheduler]
+"""Makes a scheduler of the fake scorer."""
 
 WEIGHTS = [ModelWeights({"embedding": index}, adapter=None) for index in range(3)]
 
@@ -99,3 +104,29 @@ class Stop:
 
     def open(self) -> None:
         self._open.set()
+
+
+def rows(chunks: Iterable[Rows]) -> list[tuple[int, int, int]]:
+    """Prompt, position and mark of the chunks."""
+    return [(each.prompt_index, each.first_row, int(each.token_ids[0, 0])) for each in chunks]
+
+
+def rows_of(*jobs: ScoreJob) -> list[tuple[int, int, int]]:
+    """What `rows` is for all chunks of these jobs."""
+    return [
+        (each.prompt_index, position, int(each.token_ids[0]))
+        for each in jobs
+        for position in range(each.score_from, len(each.token_ids))
+    ]
+
+
+def marks(fake_scorer: FakeScorer) -> list[list[int]]:
+    """Those of the jobs of each call."""
+    return [marks for _, marks in fake_scorer.calls]
+
+
+def wait_until_resting(scheduler: ScoringScheduler) -> None:
+    """Wait until the scheduler has nothing to do."""
+    task = scheduler._task
+    assert task is not None
+    wait_until(lambda: task._state is task._state.RESTING)

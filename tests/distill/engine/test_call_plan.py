@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.engine.call_plan import CallPlanner, WaitingJobs, portions, shared_tokens
+from distill.engine.call_plan import CallPlanner, WaitingJobs, portions
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import ModelWeights
 
@@ -230,6 +230,18 @@ def test_a_scorer_that_shares_no_prefix_is_given_each_job_at_its_own_cost() -> N
     assert len(portions(same, 200)) == 1
 
 
+@pytest.mark.parametrize("shares_prefixes", [True, False])
+def test_jobs_that_are_put_back_cost_what_they_cost_at_first(shares_prefixes: bool) -> None:
+    planner = CallPlanner(200, shares_prefixes=shares_prefixes)
+    stream = planner.admit([job(50, seed=3, row=row) for row in range(3)], WEIGHTS[0])
+    cost = stream.token_count
+    ((_, taken),) = planner.take_call([stream])
+    assert not stream.portions
+    planner.put_back(stream, taken)
+    assert stream.token_count == cost
+    assert [each.prompt_index for portion in stream.portions for each in portion.jobs] == [0, 1, 2]
+
+
 def test_a_group_that_exceeds_the_budget_is_cut_and_its_prefix_counted_in_each_part() -> None:
     group = [continued(80, 5, seed) for seed in range(8)]
     cut = portions(group, 100)
@@ -244,28 +256,3 @@ def test_rows_of_the_head_count_where_they_are_more_than_the_tokens_of_the_body(
         for each in whole
     ]
     assert [portion.token_count for portion in portions(all_rows, 1000)] == [85, 85]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "shared"),
-    [
-        ([1, 2, 3, 4], [1, 2, 3, 4], 3),  # the last token is only ever a target
-        ([1, 2, 3, 4], [1, 2, 9, 4], 2),
-        ([1, 2, 3, 4], [1, 2], 1),
-        ([1, 2], [5, 2], 0),
-    ],
-)
-def test_shared_tokens_are_those_that_both_bodies_compute(
-    first: list[int], second: list[int], shared: int
-) -> None:
-    jobs = [
-        ScoreJob(
-            prompt_index=0,
-            token_ids=np.array(ids, np.int32),
-            score_from=1,
-            top_k=1,
-            temperature=1.0,
-        )
-        for ids in (first, second)
-    ]
-    assert shared_tokens(*jobs) == shared

@@ -1,6 +1,6 @@
 """The scheduler with the real scorer on the tiny model."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -17,7 +17,7 @@ from distill.models.loading import LoadedModel
 from distill.network.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter
 from distill.rows import Rows
 from tests.distill.engine.gate import Gate
-from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.waiting import wait_until
 
 COMPILE_SECONDS = 120.0
 """Longest wait for an answer that may need new shapes."""
@@ -28,13 +28,6 @@ Found = dict[tuple[int, int], tuple[np.ndarray, ...]]
 @pytest.fixture(scope="module")
 def scorer(model: LoadedModel) -> Scorer:
     return Scorer(model)
-
-
-@pytest.fixture
-def queue() -> Iterator[DeviceQueue]:
-    queue = DeviceQueue()
-    yield queue
-    queue.close(grace_seconds=WAIT_SECONDS)
 
 
 def request(model: LoadedModel, client: int) -> list[ScoreJob]:

@@ -1,4 +1,4 @@
-"""The device queue: turns, windows, cancellation, errors and drain."""
+"""The device queue: turns, in-flight limits, cancellation, errors and drain."""
 
 import threading
 import time
@@ -11,13 +11,6 @@ from distill.engine.device_queue import DeviceQueue, Rest
 from distill.errors import DeadlineError, UnavailableError
 from tests.distill.engine.gate import Gate
 from tests.support.waiting import WAIT_SECONDS, wait_until
-
-
-@pytest.fixture
-def queue() -> Iterator[DeviceQueue]:
-    queue = DeviceQueue()
-    yield queue
-    queue.close(grace_seconds=WAIT_SECONDS)
 
 
 def test_results_come_in_order_and_pieces_without_a_result_are_left_out(queue: DeviceQueue) -> None:
@@ -95,7 +88,7 @@ def test_a_task_that_rested_is_not_owed_the_turns_of_others(queue: DeviceQueue) 
 
 def test_a_short_task_waits_for_single_pieces_of_a_long_one(queue: DeviceQueue) -> None:
     gate = Gate(queue)
-    long = queue.stream(iter(range(1000)), window=1000)
+    long = queue.stream(iter(range(1000)), in_flight_limit=1000)
     short = queue.submit(lambda: long.pieces_run)
     gate.open()
     assert short.result(WAIT_SECONDS) == 1
@@ -103,7 +96,7 @@ def test_a_short_task_waits_for_single_pieces_of_a_long_one(queue: DeviceQueue) 
 
 
 def test_a_lagging_consumer_parks_its_task_and_no_other(queue: DeviceQueue) -> None:
-    stream = queue.stream(iter(range(100)), window=4)
+    stream = queue.stream(iter(range(100)), in_flight_limit=4)
     wait_until(lambda: stream.pieces_run == 4)
     # The worker is free: what is queued now gets its turn, and the parked task gets none.
     assert list(queue.stream(iter(range(10)))) == list(range(10))
@@ -122,7 +115,7 @@ def test_a_cancelled_stream_runs_no_further_piece(queue: DeviceQueue) -> None:
         finally:
             closed.set()
 
-    stream = queue.stream(pieces(), window=1000)
+    stream = queue.stream(pieces(), in_flight_limit=1000)
     gate = Gate(queue)
     pieces_before = stream.pieces_run
     assert 0 < pieces_before < 1000
@@ -144,7 +137,7 @@ def test_a_cancelled_parked_stream_is_closed_on_the_worker(queue: DeviceQueue) -
         finally:
             closed_on.append(threading.get_ident())
 
-    with queue.stream(pieces(), window=1) as stream:
+    with queue.stream(pieces(), in_flight_limit=1) as stream:
         wait_until(lambda: stream.pieces_run == 1)
     wait_until(lambda: bool(closed_on))
     assert closed_on == [queue.run(threading.get_ident)]
@@ -324,7 +317,7 @@ def test_close_finishes_what_was_accepted_and_refuses_the_rest() -> None:
 
 def test_close_cancels_what_its_grace_does_not_cover() -> None:
     queue = DeviceQueue()
-    abandoned = queue.stream(iter(range(100)), window=1)
+    abandoned = queue.stream(iter(range(100)), in_flight_limit=1)
     queue.close(grace_seconds=0.05)
     with pytest.raises(CancelledError):
         list(abandoned)

@@ -253,7 +253,8 @@ def test_jobs_that_share_a_budget_all_end_with_the_samples_they_have_alone(
     queue = DeviceQueue()
     # Nobody reads the first: a slow reader must not keep the others waiting.
     streams = [
-        queue.stream(narrow.sample(job, weights), window=job.sample_count + 1) for job in jobs
+        queue.stream(narrow.sample(job, weights), in_flight_limit=job.sample_count + 1)
+        for job in jobs
     ]
     shared = [list(stream) for stream in reversed(streams)]
     queue.close()

@@ -228,7 +228,7 @@ def test_a_cancelled_stream_computes_no_further_rows(
     queue = DeviceQueue()
     jobs = [job(tokens(model, 500, row), row=row, top_k=512) for row in range(4)]
     rows_before = scorer.head_rows_computed
-    with queue.stream(scorer.score(jobs, weights), window=1) as stream:
+    with queue.stream(scorer.score(jobs, weights), in_flight_limit=1) as stream:
         next(stream)
     queue.close()
     # One piece was read, and at most two more were under way.

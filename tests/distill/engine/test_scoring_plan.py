@@ -1,4 +1,4 @@
-"""Prompts into packs: each whole, what they share only once."""
+"""Prompts into packs: each whole, the prefixes that they share only once."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 
 from distill.engine.packs import pack_slots
 from distill.engine.scoring_jobs import ScoreJob
-from distill.engine.scoring_plan import MIN_SHARED_TOKENS, plan_packs
+from distill.engine.scoring_plan import plan_packs
+from distill.engine.shared_prefixes import MIN_SHARED_TOKENS
 
 BUDGET = 200
-FAMILY_BUDGET = 400
+SHARED_PREFIX_BUDGET = 400
 
 
 def job(row, token_ids):
@@ -45,7 +46,7 @@ def seen_by(pack, slot):
 @given(prompt_lists())
 def test_every_row_is_predicted_from_exactly_the_tokens_before_it(prompts):
     found = []
-    for planned in plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET):
+    for planned in plan_packs(prompts, BUDGET, shared_prefix_budget=SHARED_PREFIX_BUDGET):
         for placed in planned.jobs:
             found.append(placed.job)
             tokens = placed.job.token_ids
@@ -59,11 +60,11 @@ def test_every_row_is_predicted_from_exactly_the_tokens_before_it(prompts):
 
 @settings(deadline=None)
 @given(prompt_lists())
-def test_only_a_longer_prompt_or_a_common_beginning_exceeds_the_budget(prompts):
-    for planned in plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET):
+def test_only_a_longer_prompt_or_a_shared_prefix_exceeds_the_budget(prompts):
+    for planned in plan_packs(prompts, BUDGET, shared_prefix_budget=SHARED_PREFIX_BUDGET):
         slot_count = len(planned.pack.token_ids)
         shares = all(placed.prefix_length for placed in planned.jobs)
-        limit = pack_slots(FAMILY_BUDGET) if shares else BUDGET
+        limit = pack_slots(SHARED_PREFIX_BUDGET) if shares else BUDGET
         assert slot_count <= limit or len(planned.jobs) == 1
     for planned in plan_packs(prompts, BUDGET):
         assert len(planned.pack.token_ids) <= BUDGET or len(planned.jobs) == 1
@@ -71,7 +72,7 @@ def test_only_a_longer_prompt_or_a_common_beginning_exceeds_the_budget(prompts):
 
 @settings(deadline=None)
 @given(st.integers(MIN_SHARED_TOKENS, 180), st.lists(st.integers(1, 80), min_size=2, max_size=14))
-def test_a_larger_pack_for_a_common_beginning_is_taken_only_where_it_has_less_to_compute(
+def test_a_larger_pack_for_a_shared_prefix_is_taken_only_where_it_has_less_to_compute(
     shared, own_lengths
 ):
     # No token is 0, which is what an empty slot holds.
@@ -79,14 +80,15 @@ def test_a_larger_pack_for_a_common_beginning_is_taken_only_where_it_has_less_to
         job(row, [*[9] * shared, 10 + row, *[1] * own]) for row, own in enumerate(own_lengths)
     ]
 
-    def slots_to_compute(family_budget):
+    def slots_to_compute(budget):
         """Of a pack within the budget those with a token: others may fill up the rest."""
-        packs = [p.pack.token_ids for p in plan_packs(prompts, BUDGET, family_budget=family_budget)]
+        planned = plan_packs(prompts, BUDGET, shared_prefix_budget=budget)
+        packs = [each.pack.token_ids for each in planned]
         return sum(
             np.count_nonzero(tokens) if len(tokens) <= BUDGET else len(tokens) for tokens in packs
         )
 
-    assert slots_to_compute(FAMILY_BUDGET) <= slots_to_compute(BUDGET)
+    assert slots_to_compute(SHARED_PREFIX_BUDGET) <= slots_to_compute(BUDGET)
 
 
 def test_prompts_longer_than_the_budget_have_the_shapes_of_their_buckets():
@@ -98,7 +100,7 @@ def test_prompts_longer_than_the_budget_have_the_shapes_of_their_buckets():
     assert shapes == {256, 384, 512}
 
 
-def test_a_shared_beginning_takes_its_slots_once():
+def test_a_shared_prefix_takes_its_slots_once():
     context = np.arange(100)
     prompts = [job(row, [*context, 7, 8, row, 9]) for row in range(8)]
     (planned,) = plan_packs(prompts, BUDGET)
@@ -108,32 +110,32 @@ def test_a_shared_beginning_takes_its_slots_once():
     assert {placed.prefix_length for placed in planned.jobs} == {shared}
 
 
-def test_a_family_beyond_the_budget_has_one_pack_where_cutting_it_would_compute_more():
+def test_a_group_beyond_the_budget_has_one_pack_where_cutting_it_would_compute_more():
     context = np.arange(100)
     prompts = [job(row, [*context, *([row] * 41)]) for row in range(6)]
-    (planned,) = plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET)
+    (planned,) = plan_packs(prompts, BUDGET, shared_prefix_budget=SHARED_PREFIX_BUDGET)
     assert len(planned.pack.token_ids) == 384
     assert len(list(plan_packs(prompts, BUDGET))) == 3  # of 180 tokens each
 
 
-def test_a_family_beyond_the_budget_is_cut_where_a_larger_pack_would_be_padded():
+def test_a_group_beyond_the_budget_is_cut_where_a_larger_pack_would_be_padded():
     context = np.arange(33)
     prompts = [job(row, [*context, *([row] * 84)]) for row in range(3)]
-    packs = list(plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET))
+    packs = list(plan_packs(prompts, BUDGET, shared_prefix_budget=SHARED_PREFIX_BUDGET))
     assert [len(planned.jobs) for planned in packs] == [2, 1]  # 199 + 116 tokens; one pack has 384
 
 
-def test_a_family_larger_than_any_pack_computes_its_beginning_once_a_pack():
+def test_a_group_larger_than_any_pack_computes_its_prefix_once_a_pack():
     context = np.arange(100)
     prompts = [job(row, [*context, *([row] * 41)]) for row in range(21)]
-    packs = list(plan_packs(prompts, BUDGET, family_budget=FAMILY_BUDGET))
+    packs = list(plan_packs(prompts, BUDGET, shared_prefix_budget=SHARED_PREFIX_BUDGET))
     assert [len(planned.jobs) for planned in packs] == [7, 7, 7]
     for planned in packs:
         starts = {(placed.prefix_slot, placed.prefix_length) for placed in planned.jobs}
         assert starts == {(0, 100)}
 
 
-def test_a_short_common_beginning_is_not_shared():
+def test_a_short_prefix_is_not_shared():
     context = np.arange(MIN_SHARED_TOKENS - 1)
     (planned,) = plan_packs([job(row, [*context, row, 3]) for row in range(2)], BUDGET)
     assert {placed.prefix_length for placed in planned.jobs} == {0}

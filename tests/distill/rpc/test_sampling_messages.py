@@ -9,7 +9,7 @@ import pytest
 from distill.engine.samples import Sample, SampleJob, StopReason
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
-from distill.rpc.sampling_messages import encode_sample, parse_sampling
+from distill.rpc.sampling_messages import format_sample, parse_sampling
 from distill.tensors import decode_floats, decode_int32, encode_int32
 from distill.v1 import scoring_pb2, tensor_pb2
 
@@ -173,7 +173,7 @@ def test_a_sample_keeps_every_value_on_the_wire(reason: StopReason, on_wire: int
         stop_reason=reason,
         text="völlig",
     )
-    message = encode_sample(sample)
+    message = format_sample(sample)
     assert (message.prompt_index, message.sample_index, message.text) == (2, 1, "völlig")
     assert message.stop_reason == on_wire
     np.testing.assert_array_equal(decode_int32(message.token_ids, "", (1,)), sample.token_ids)
