@@ -69,8 +69,17 @@ def _expert_count(reader: ConfigReader) -> int:
 def _write_config(config: ModelConfig) -> dict[str, Any]:
     windows = {attention.window for attention in config.layer_attention}
     window = windows.pop() if windows else None
-    keys: dict[str, Any] = {
-        "num_experts": 0,
+    experts = config.experts
+    expert_keys: dict[str, Any] = {"num_experts": 0}
+    if experts is not None:
+        expert_keys = {
+            "num_experts": experts.expert_count,
+            "num_experts_per_tok": experts.choice_count,
+            "moe_intermediate_size": experts.expert_size,
+            "norm_topk_prob": experts.is_normalized,
+        }
+    return {
+        **expert_keys,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [
             layer for layer in range(config.layer_count) if config.kind_of(layer) == DENSE
@@ -78,15 +87,6 @@ def _write_config(config: ModelConfig) -> dict[str, Any]:
         "use_sliding_window": window is not None,
         "sliding_window": window,
     }
-    experts = config.experts
-    if experts is not None:
-        keys |= {
-            "num_experts": experts.expert_count,
-            "num_experts_per_tok": experts.choice_count,
-            "moe_intermediate_size": experts.expert_size,
-            "norm_topk_prob": experts.is_normalized,
-        }
-    return keys
 
 
 def _layer_weights(config: ModelConfig, kind: LayerKind) -> tuple[LayerWeight, ...]:
