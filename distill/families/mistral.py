@@ -1,7 +1,7 @@
 """Mistral 7B and models of its form: in the first versions all layers have one window.
 
 https://arxiv.org/abs/2310.06825. A config.json that does not mention the window has one of 4096
-tokens. Its GGUF files say that they are of the family llama, so none is read here.
+tokens. Its GGUF files call themselves Llama's and are read as such.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from distill.formats.weight_map import COMMON_LAYER_WEIGHTS, WeightMap, same_in_
 from distill.network.config import LayerAttention, ModelConfig
 
 
-def _read(reader: ConfigReader) -> dict[str, Any]:
+def _read_config(reader: ConfigReader) -> dict[str, Any]:
     window = window_size(reader)
     if window is None:
         return {}
@@ -22,22 +22,9 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
     return {"layer_attention": (LayerAttention(window=window),) * layer_count}
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
-    windows = {attention.window for attention in config.layer_attention} or {None}
-    (window,) = windows
+def _write_config(config: ModelConfig) -> dict[str, Any]:
+    (window,) = {attention.window for attention in config.layer_attention} or {None}
     return {"sliding_window": window}
-
-
-_CONFIG = ConfigFormat(
-    model_type="mistral",
-    architecture="MistralForCausalLM",
-    defaults={"num_key_value_heads": 8},
-    read=_read,
-    write=_write,
-)
-
-
-_WEIGHTS = WeightMap(layer_weights=same_in_all(*COMMON_LAYER_WEIGHTS))
 
 
 MISTRAL = Family(
@@ -46,6 +33,12 @@ MISTRAL = Family(
         checkpoints=("mistralai/Mistral-7B-v0.3",),
         features=("a window in all layers",),
     ),
-    config=_CONFIG,
-    weights=_WEIGHTS,
+    config=ConfigFormat(
+        model_type="mistral",
+        architecture="MistralForCausalLM",
+        defaults={"num_key_value_heads": 8},
+        read=_read_config,
+        write=_write_config,
+    ),
+    weights=WeightMap(layer_weights=same_in_all(*COMMON_LAYER_WEIGHTS)),
 )

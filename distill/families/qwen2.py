@@ -13,30 +13,21 @@ from distill.formats.weight_map import (
     same_in_all,
 )
 
-_CONFIG = ConfigFormat(
-    model_type="qwen2",
-    architecture="Qwen2ForCausalLM",
-    defaults={"num_key_value_heads": 32},
-    traits={"query_key_value_bias": True},
-    read=read_optional_windows,
-    write=write_optional_windows,
-    neutral={"use_mrope": (False,)},
-)
-
-
-_WEIGHTS = WeightMap(layer_weights=same_in_all(*COMMON_LAYER_WEIGHTS, *QUERY_KEY_VALUE_BIASES))
-
-
 QWEN2 = Family(
     about=About(
         title="Qwen2, Qwen2.5",
         checkpoints=("Qwen/Qwen2.5-0.5B",),
-        features=(
-            "biases of queries, keys and values",
-            "windows in the later layers",
-        ),
+        features=("biases of queries, keys and values", "windows in the later layers"),
     ),
-    config=_CONFIG,
-    weights=_WEIGHTS,
+    config=ConfigFormat(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        defaults={"num_key_value_heads": 32},
+        traits={"query_key_value_bias": True},
+        read=read_optional_windows,
+        write=write_optional_windows,
+        neutral={"use_mrope": (False,)},
+    ),
+    weights=WeightMap(layer_weights=same_in_all(*COMMON_LAYER_WEIGHTS, *QUERY_KEY_VALUE_BIASES)),
     gguf=GgufFormat(architecture="qwen2"),
 )

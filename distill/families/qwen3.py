@@ -13,29 +13,20 @@ from distill.formats.weight_map import (
     same_in_all,
 )
 
-_CONFIG = ConfigFormat(
-    model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
-    defaults={"head_dim": 128, "num_key_value_heads": 32},
-    traits={"query_key_norm": True},
-    read=read_optional_windows,
-    write=write_optional_windows,
-)
-
-
-_WEIGHTS = WeightMap(layer_weights=same_in_all(*COMMON_LAYER_WEIGHTS, *QUERY_KEY_NORMS))
-
-
 QWEN3 = Family(
     about=About(
         title="Qwen3 (dense)",
         checkpoints=("Qwen/Qwen3-0.6B",),
-        features=(
-            "norms of queries and keys",
-            "windows in the later layers",
-        ),
+        features=("norms of queries and keys", "windows in the later layers"),
     ),
-    config=_CONFIG,
-    weights=_WEIGHTS,
+    config=ConfigFormat(
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        defaults={"head_dim": 128, "num_key_value_heads": 32},
+        traits={"query_key_norm": True},
+        read=read_optional_windows,
+        write=write_optional_windows,
+    ),
+    weights=WeightMap(layer_weights=same_in_all(*COMMON_LAYER_WEIGHTS, *QUERY_KEY_NORMS)),
     gguf=GgufFormat(architecture="qwen3"),
 )

@@ -28,7 +28,7 @@ DENSE = LayerKind(name="dense")
 SPARSE = LayerKind(name="sparse", mlp="sparse")
 
 
-def _read(reader: ConfigReader) -> dict[str, Any]:
+def _read_config(reader: ConfigReader) -> dict[str, Any]:
     layer_count = reader.integer("num_hidden_layers")
     expert_count = _expert_count(reader)
     step = reader.integer("decoder_sparse_step", 1, least=1)
@@ -38,6 +38,7 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
         for layer in range(layer_count)
     ]
     fields: dict[str, Any] = {"period": shortest_period(kinds)}
+    # Read in any case: a key that nobody takes is refused.
     experts: dict[str, Any] = {
         "choice_count": reader.integer("num_experts_per_tok", 8),
         "expert_size": reader.integer("moe_intermediate_size", 768),
@@ -45,7 +46,7 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
     }
     if SPARSE in kinds:
         fields["experts"] = ExpertsConfig(expert_count=expert_count, **experts)
-    # Unlike the dense Qwen3, a window is that of all layers.
+    # Unlike in the dense Qwen3, a window is that of all layers.
     window = optional_window(reader)
     if window is not None:
         fields["layer_attention"] = (LayerAttention(window=window),) * layer_count
@@ -65,21 +66,20 @@ def _expert_count(reader: ConfigReader) -> int:
     return counts.pop()
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
-    experts = config.experts
+def _write_config(config: ModelConfig) -> dict[str, Any]:
     windows = {attention.window for attention in config.layer_attention}
     window = windows.pop() if windows else None
+    experts = config.experts
+    expert_keys: dict[str, Any] = {"num_experts": 0}
+    if experts is not None:
+        expert_keys = {
+            "num_experts": experts.expert_count,
+            "num_experts_per_tok": experts.choice_count,
+            "moe_intermediate_size": experts.expert_size,
+            "norm_topk_prob": experts.is_normalized,
+        }
     return {
-        "num_experts": experts.expert_count if experts else 0,
-        **(
-            {
-                "num_experts_per_tok": experts.choice_count,
-                "moe_intermediate_size": experts.expert_size,
-                "norm_topk_prob": experts.is_normalized,
-            }
-            if experts
-            else {}
-        ),
+        **expert_keys,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [
             layer for layer in range(config.layer_count) if config.kind_of(layer) == DENSE
@@ -89,25 +89,9 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_CONFIG = ConfigFormat(
-    model_type="qwen3_moe",
-    architecture="Qwen3MoeForCausalLM",
-    defaults={"num_key_value_heads": 4},
-    traits={"query_key_norm": True},
-    read=_read,
-    write=_write,
-    # The loss that spreads tokens over experts belongs to pre-training; window layers are those of
-    # the dense Qwen3, whose configuration these files were made from.
-    irrelevant=frozenset({"router_aux_loss_coef", "output_router_logits", "max_window_layers"}),
-)
-
-
 def _layer_weights(config: ModelConfig, kind: LayerKind) -> tuple[LayerWeight, ...]:
     mlp = sparse_mlp_weights(config) if kind.mlp == "sparse" else DENSE_MLP_WEIGHTS
     return (INPUT_NORM, *ATTENTION_WEIGHTS, *QUERY_KEY_NORMS, MLP_NORM, *mlp)
-
-
-_WEIGHTS = WeightMap(layer_weights=_layer_weights)
 
 
 QWEN3_MOE = Family(
@@ -120,6 +104,16 @@ QWEN3_MOE = Family(
             "adapters on attention alone",
         ),
     ),
-    config=_CONFIG,
-    weights=_WEIGHTS,
+    config=ConfigFormat(
+        model_type="qwen3_moe",
+        architecture="Qwen3MoeForCausalLM",
+        defaults={"num_key_value_heads": 4},
+        traits={"query_key_norm": True},
+        read=_read_config,
+        write=_write_config,
+        # The first two are of the loss that spreads tokens over experts in pre-training. The last
+        # is the dense Qwen3's, from whose configuration these files were made.
+        irrelevant=frozenset({"router_aux_loss_coef", "output_router_logits", "max_window_layers"}),
+    ),
+    weights=WeightMap(layer_weights=_layer_weights),
 )

@@ -72,17 +72,18 @@ class FamilyDescription:
     """Values of `model_type` in config.json."""
 
     gguf_architecture: str | None
-    """The `general.architecture` of its GGUF files; None: they are not read, or another's."""
+    """The `general.architecture` of its GGUF files; None: they are not read, or call themselves
+    another family's."""
 
     checkpoints: tuple[str, ...]
-    """Hub ids of models whose form is known to load."""
+    """Hub ids of models whose config.json is in the tests."""
 
     features: tuple[str, ...]
     """What it has that others do not."""
 
 
 def describe_families() -> tuple[FamilyDescription, ...]:
-    """All families, as their modules describe them."""
+    """All families, as their modules describe them, in the order of the registry."""
     return tuple(
         FamilyDescription(
             title=family.about.title,
@@ -123,10 +124,10 @@ def parse_hf_config(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Write a config.json; the inverse of `parse_hf_config`. Token ids are the caller's to add."""
+    """The inverse of `parse_hf_config`. The caller adds the token ids, which the tokenizer has."""
     return to_hf_config(config, family_named(config.family).config)
 
 
 def model_weight_entries(config: ModelConfig) -> tuple[WeightEntry, ...]:
-    """All tensors of a model."""
+    """All tensors of a model, in the order of the forward pass."""
     return tuple(weight_entries(family_named(config.family).weights, config))

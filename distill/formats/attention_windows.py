@@ -1,41 +1,23 @@
 """Windows of attention in config.json, as most families have them. Knows no JAX."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from distill.errors import ModelError
-from distill.formats.config_reader import ConfigReader
+from distill.formats.config_reader import ConfigReader, layer_types
 from distill.network.config import LayerAttention, ModelConfig, refuse
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-
-
-def layer_types(reader: ConfigReader, layer_count: int, default: Sequence[str]) -> Sequence[str]:
-    """The `layer_types` of a model, or what Transformers makes of their absence.
-
-    Raises:
-        ModelError: a type other than full or sliding, or not one for each layer.
-    """
-    types: Sequence[str] = reader.get("layer_types") or default
-    strange = sorted(set(types) - {FULL, SLIDING})
-    if strange:
-        raise refuse("layer_types", strange, f"{FULL}, {SLIDING}")
-    if len(types) != layer_count:
-        raise ModelError(
-            f"config.json: layer_types must be {layer_count}, as num_hidden_layers, "
-            f"got {len(types)}"
-        )
-    return types
+"""What `layer_types` calls a layer without a window, and one with it."""
 
 
 def window_size(reader: ConfigReader) -> int | None:
-    """`sliding_window`: None where it is null, Transformers' 4096 tokens where it is not said."""
+    """`sliding_window`: None where it is null, Transformers' 4096 tokens where it is absent."""
     is_null = reader.has("sliding_window") and reader.get("sliding_window") is None
     return None if is_null else reader.integer("sliding_window", 4096)
 
 
 def optional_window(reader: ConfigReader) -> int | None:
-    """The window of families with `use_sliding_window`; None: it is not used."""
+    """The window of families with `use_sliding_window`; None where that is false or absent."""
     size = window_size(reader)
     return size if reader.get("use_sliding_window", False) else None
 
@@ -48,7 +30,7 @@ def read_optional_windows(reader: ConfigReader) -> dict[str, Any]:
     default = [
         SLIDING if window is not None and layer >= first else FULL for layer in range(layer_count)
     ]
-    types = layer_types(reader, layer_count, default)
+    types = layer_types(reader, default, known=(FULL, SLIDING))
     if SLIDING not in types:
         return {}
     if window is None:
@@ -76,10 +58,10 @@ def write_optional_windows(config: ModelConfig) -> dict[str, Any]:
 
 
 def full_attention_alone(reader: ConfigReader) -> dict[str, Any]:
-    """Of families without windows.
+    """The fields of a family without windows, of which there are none.
 
     Raises:
-        ModelError: the file asks for one.
+        ModelError: the file asks for a window.
     """
     types = set(reader.get("layer_types") or [FULL])
     if types != {FULL}:

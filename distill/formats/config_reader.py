@@ -1,7 +1,7 @@
-"""Reads a config.json so that no key of it is ignored unknowingly. Knows no JAX."""
+"""Reads a config.json and refuses the keys that nobody has read. Knows no JAX."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from distill.errors import ModelError
@@ -9,13 +9,13 @@ from distill.network.config import refuse, require
 
 IRRELEVANT = frozenset(
     {
-        # Of how the file was made and of what it is called.
+        # How the file was made, and what it is called.
         "_name_or_path",
         "transformers_version",
         "tokenizer_class",
         "prefix",
         "transformers.js_config",
-        # Of types of numbers and of which code computes: the caller's choice.
+        # Types of numbers, and which code computes: the caller chooses them.
         "dtype",
         "torch_dtype",
         "use_bfloat16",
@@ -32,12 +32,12 @@ IRRELEVANT = frozenset(
         "pretraining_tp",
         "tf_legacy_loss",
         "is_llama_config",
-        # Of training.
+        # Training.
         "initializer_range",
         "attention_dropout",
         "hidden_dropout",
         "dropout",
-        # Token ids are the tokenizer's matter.
+        # Token ids: they are read with the tokenizer.
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
@@ -48,7 +48,7 @@ IRRELEVANT = frozenset(
         "suppress_tokens",
         "begin_suppress_tokens",
         "bad_words_ids",
-        # Of other tasks and of encoders.
+        # Other tasks, and encoders.
         "id2label",
         "label2id",
         "num_labels",
@@ -58,7 +58,7 @@ IRRELEVANT = frozenset(
         "is_decoder",
         "tie_encoder_decoder",
         "cross_attention_hidden_size",
-        # Of how text is generated: requests say that.
+        # How text is generated: a request says that.
         "max_length",
         "min_length",
         "max_new_tokens",
@@ -94,11 +94,11 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "rope_interleaved": (False,),
     "partial_rotary_factor": (1.0,),
 }
-"""Options that no family here computes, and their values that ask for nothing."""
+"""Options that no family here computes, and the values with which they change nothing."""
 
 
 class ConfigReader:
-    """The keys of a config.json, each taken by who understands it; the rest is refused."""
+    """The keys of a config.json, each taken by what reads it; `finish` refuses the rest."""
 
     def __init__(
         self, raw: Mapping[str, Any], family: str, defaults: Mapping[str, Any] | None = None
@@ -112,7 +112,7 @@ class ConfigReader:
         self._family = family
         self._defaults = defaults or {}
         self.taken: set[str] = set()
-        """Keys that somebody asked for."""
+        """Keys that have been read."""
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a key; the family's default, or else the one given, where it is absent."""
@@ -121,7 +121,7 @@ class ConfigReader:
         return self._defaults.get(name, default) if value is None else value
 
     def has(self, name: str) -> bool:
-        """Whether the file has the key, if only as null."""
+        """Whether the file has the key, be it as null."""
         self.taken.add(name)
         return name in self._raw
 
@@ -162,10 +162,10 @@ class ConfigReader:
             raise refuse(name, value, " or ".join(repr(one) for one in allowed) or "none")
 
     def finish(self, irrelevant: Collection[str]) -> None:
-        """Refuse what nobody took.
+        """Refuse the keys that have not been read.
 
         Raises:
-            ModelError: there is a key that is neither taken nor irrelevant.
+            ModelError: there is such a key, and it is not irrelevant.
         """
         unknown = sorted(set(self._raw) - self.taken - set(irrelevant))
         if unknown:
@@ -174,6 +174,32 @@ class ConfigReader:
                 f"config.json: {name} {self._raw[name]!r} is not known to the family "
                 f"{self._family}; known: {', '.join(sorted(self.taken))}"
             )
+
+
+def layer_types(
+    reader: ConfigReader, default: Sequence[str], *, known: Collection[str]
+) -> list[str]:
+    """The `layer_types` of a model, one for each layer.
+
+    Args:
+        reader: of the file.
+        default: what Transformers takes where the file has none.
+        known: the types that the family has.
+
+    Raises:
+        ModelError: another type, or not as many as layers.
+    """
+    types: list[str] = list(reader.get("layer_types") or default)
+    unknown = sorted(set(types) - set(known))
+    if unknown:
+        raise refuse("layer_types", unknown, ", ".join(known))
+    layer_count = reader.integer("num_hidden_layers")
+    if len(types) != layer_count:
+        raise ModelError(
+            f"config.json: layer_types must be {layer_count}, as num_hidden_layers, "
+            f"got {len(types)}"
+        )
+    return types
 
 
 def whole_number(name: str, value: Any, *, least: int | None = None) -> int:
@@ -202,5 +228,5 @@ def positive_number(name: str, value: Any) -> float:
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    # 0 and 1.0 are no answers to a question of yes or no.
+    # In Python 0 == False and 1.0 == True; a config.json that says 0 does not say false.
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)

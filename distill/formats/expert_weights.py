@@ -1,8 +1,8 @@
 """Where the weights of a sparse MLP are in Hugging Face files. Knows no JAX.
 
-Checkpoints have one tensor for each expert's projection, or, as Transformers 5 holds them in
-memory, two for all experts of a layer. Both are read; the first, which every version reads, is
-written.
+Checkpoints have a tensor for each projection of each expert, or two tensors for all experts of a
+layer, as Transformers 5 holds them in memory. Both forms are read. The first is written, which all
+versions read.
 """
 
 import re
@@ -56,7 +56,10 @@ def sparse_mlp_weights(config: ModelConfig) -> tuple[LayerWeight, ...]:
 
 
 class ExpertSlice:
-    """One expert's projection in the tensor of all experts, read alone."""
+    """One expert's projection in the tensor of all experts, read without the others.
+
+    It stands in for an open file, of which it has the three methods that readers use.
+    """
 
     def __init__(self, file: Any, stored_name: str, expert: int, rows: slice) -> None:
         self._file = file
@@ -65,7 +68,7 @@ class ExpertSlice:
         self._rows = rows
 
     def get_slice(self, _name: str) -> "ExpertSlice":
-        """Itself, which knows its shape before it is read."""
+        """Itself: `get_shape` reads no values."""
         return self
 
     def get_shape(self) -> list[int]:
@@ -82,13 +85,13 @@ class ExpertSlice:
 def split_fused_experts(
     files: Mapping[str, tuple[Any, str]],
 ) -> dict[str, tuple[Any, str]]:
-    """The tensors of a model with those of all experts as one tensor for each expert.
+    """The tensors of a model, with one for each expert in the place of one for all experts.
 
     Args:
         files: by name, the open file and the name in that file.
 
     Raises:
-        ModelError: experts come both ways, or a tensor of all experts has not the right axes.
+        ModelError: an expert comes in both forms, or a tensor of all experts has not three axes.
     """
     split: dict[str, tuple[Any, str]] = {}
     for name, (file, stored_name) in files.items():

@@ -1,4 +1,4 @@
-"""What a model family's files say: one record, which the modules of `distill.families` fill."""
+"""How a model family is stored: the record that each module of `distill.families` fills."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ class About:
     """Its name."""
 
     checkpoints: tuple[str, ...]
-    """Hub ids of models whose config.json and names of weights are known to load."""
+    """Hub ids of models whose config.json is in the tests."""
 
     features: tuple[str, ...]
     """What it has that others do not."""
 
 
 def no_gguf_fields(_file: GgufFile) -> dict[str, Any]:
-    """For a family whose GGUF metadata has no fields of its own."""
+    """Of a family whose GGUF metadata has no keys of its own."""
     return {}
 
 
@@ -36,16 +36,19 @@ class GgufFormat:
     """The `general.architecture`."""
 
     read: Callable[[GgufFile], dict[str, Any]] = no_gguf_fields
-    """Reads the fields of ModelConfig that other families do not have, or do not read so."""
+    """The fields of ModelConfig that other families do not have, or read in another way."""
 
     understood: frozenset[str] = frozenset()
-    """Hyperparameters that `read` reads, and that are refused in other families' files."""
+    """Hyperparameters that `read` reads and that other families' files may not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How a model family is stored. What it computes follows from the config that is read: its
-    layers' kinds name their mixers and MLPs, and its fields say the rest."""
+    """How a model family is stored.
+
+    What it computes is not said here: it follows from the ModelConfig that `config` reads. There
+    the kinds of layers name their mixers and MLPs, and the other fields are their settings.
+    """
 
     about: About
     """For people."""

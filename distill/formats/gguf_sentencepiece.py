@@ -1,7 +1,7 @@
 """SentencePiece's BPE rebuilt from the vocabulary and the scores of a GGUF file. Knows no JAX.
 
-The file has no merges. SentencePiece merges the pair whose result has the best score, so every way
-to cut a token into two others is a merge, in the order of the scores.
+The file has no merges. SentencePiece merges the pair whose result has the best score. So each way
+to cut a token into two others is a merge, and the score of the token is that of the merge.
 """
 
 from gguf import TokenType
@@ -68,7 +68,7 @@ def _merges(
         kind = types[token_id]
         if kind not in (TokenType.NORMAL, TokenType.USER_DEFINED):
             continue
-        # Tokens that the user defined come before all learned ones; their scores say nothing.
+        # User-defined tokens come before all learned ones, whatever their own scores are.
         score = scores[token_id] if kind == TokenType.NORMAL else 0.0
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]

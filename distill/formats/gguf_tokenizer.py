@@ -1,6 +1,6 @@
 """tokenizer.json rebuilt from the vocabulary, merges and token types of a GGUF file.
 
-Knows no JAX. Here byte-level BPE; SentencePiece's is in `gguf_sentencepiece`.
+Knows no JAX. This module has byte-level BPE, `gguf_sentencepiece` has SentencePiece's.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ PRE_TOKENIZERS = {
     "llama-v3": "llama-bpe",
     "qwen2": "qwen2",
 }
-"""`tokenizer.ggml.pre` by its names, of which llama.cpp has had several for the same rules."""
+"""The rules of each `tokenizer.ggml.pre`; llama.cpp has had several names for the same rules."""
 
 
 def rebuild_tokenizer(file: GgufFile) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""What tokenizers of all kinds take from a GGUF file in the same way. Knows no JAX."""
+"""What both kinds of tokenizers take from a GGUF file. Knows no JAX."""
 
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, processors
@@ -35,7 +35,8 @@ def added_tokens(tokens: list[str], types: list[int]) -> list[AddedToken]:
 
 
 def add_template(tokenizer: Tokenizer, file: GgufFile, *, adds_bos: bool) -> None:
-    """What `add_special_tokens` puts around a text."""
+    """Set which tokens the tokenizer puts around a text: those that the file says, or else
+    `adds_bos`."""
     adds_bos = file.metadata.get("tokenizer.ggml.add_bos_token", adds_bos)
     adds_eos = file.metadata.get("tokenizer.ggml.add_eos_token", False)
     bos = token_by_role(file, "bos") if adds_bos else None
@@ -51,6 +52,11 @@ def add_template(tokenizer: Tokenizer, file: GgufFile, *, adds_bos: bool) -> Non
 
 
 def check_ids(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> None:
+    """Refuse a tokenizer whose tokens have other ids than those of the file.
+
+    Raises:
+        ModelError: they have.
+    """
     if tokenizer.get_vocab(with_added_tokens=True) != vocabulary:
         raise ModelError(
             f"the rebuilt tokenizer has {tokenizer.get_vocab_size()} tokens, "

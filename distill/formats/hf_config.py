@@ -1,8 +1,7 @@
 """`ModelConfig` from and to the config.json of Hugging Face Transformers.
 
-What would change the maths and is not computed here is refused by name: a model that loads is a
-model that is computed as Transformers computes it. So every key is read, or known to change
-nothing, or refused.
+A model that loads is computed as Transformers computes it. So every key is read, or is known to
+change nothing, or the model is refused and the error names the key.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,12 +33,12 @@ class HfWrapper:
 
 
 def no_fields(_reader: ConfigReader) -> Fields:
-    """Of a family that has nothing of its own in config.json."""
+    """Of a family whose config.json has no keys of its own."""
     return {}
 
 
 def no_keys(_config: ModelConfig) -> Fields:
-    """Likewise."""
+    """Of a family whose config.json has no keys of its own."""
     return {}
 
 
@@ -48,7 +47,7 @@ class ConfigFormat:
     """How one family appears in config.json."""
 
     model_type: str
-    """The `model_type`."""
+    """The `model_type`: the family's name."""
 
     architecture: str
     """The class name under `architectures`."""
@@ -72,27 +71,27 @@ class ConfigFormat:
     """The keys of rotary positions."""
 
     read: Callable[[ConfigReader], Fields] = no_fields
-    """The fields that other families do not have, or do not read so."""
+    """The fields that other families do not have, or read in another way."""
 
     write: Callable[[ModelConfig], Fields] = no_keys
-    """Their keys."""
+    """The keys of those fields; the inverse of `read`."""
 
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Options that are not computed, and their values that ask for nothing; beside NEUTRAL."""
+    """Beside NEUTRAL: options that are not computed, and their values that change nothing."""
 
     irrelevant: frozenset[str] = frozenset()
-    """Keys that change nothing; beside IRRELEVANT."""
+    """Beside IRRELEVANT: keys that change nothing."""
 
     wrapper: HfWrapper | None = None
-    """Where the family also comes as a part of another model."""
+    """The model that holds the family as its text part; None: there is none."""
 
 
 def parse_decoder_config(raw: Mapping[str, Any], form: ConfigFormat) -> ModelConfig:
     """Read a config.json of a family.
 
     Raises:
-        ModelError: a field is missing, wrong or unknown, or asks for something not supported;
-            named.
+        ModelError: a key is missing, wrong or unknown, or asks for something that is not
+            supported; names the key.
     """
     _refuse_unsupported(raw, form.architecture)
     reader = ConfigReader(raw, form.model_type, form.defaults)
@@ -138,12 +137,12 @@ def parse_wrapped_config(raw: Mapping[str, Any], form: ConfigFormat) -> ModelCon
     for name in ("model_type", "architectures", "auto_map", "quantization_config"):
         reader.get(name)
     text: dict[str, Any] = dict(reader.require("text_config"))
-    # The part's own class is named, if at all, as Transformers names the text model alone.
+    # Some files name here the class of the text model alone, which does not matter.
     text.pop("architectures", None)
     text.setdefault("model_type", form.model_type)
     if text["model_type"] != form.model_type:
         raise refuse("text_config.model_type", text["model_type"], form.model_type)
-    # Transformers ties the whole model's head by the outer key.
+    # Where the two differ Transformers follows the outer key.
     tied = reader.get("tie_word_embeddings")
     if tied is not None:
         text["tie_word_embeddings"] = tied
@@ -154,7 +153,7 @@ def parse_wrapped_config(raw: Mapping[str, Any], form: ConfigFormat) -> ModelCon
 def to_hf_config(config: ModelConfig, form: ConfigFormat) -> dict[str, Any]:
     """The config.json of a model, readable by Transformers 4 and 5 and by `parse_decoder_config`.
 
-    Token ids are the tokenizer's matter and are left to the caller.
+    Token ids come from the tokenizer, and the caller adds them.
     """
     return {
         "architectures": [form.architecture],
@@ -172,8 +171,8 @@ def to_hf_config(config: ModelConfig, form: ConfigFormat) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_head,
         "max_position_embeddings": config.max_position_count,
         "attention_bias": False,
-        # Some families' default is an id that a smaller vocabulary does not have, and Transformers
-        # gives the row of the embedding that it names no gradient.
+        # Where the key is absent Transformers takes the family's default, an id that a smaller
+        # vocabulary may lack, and gives the embedding of that token no gradient.
         "pad_token_id": None,
         **form.write(config),
     }

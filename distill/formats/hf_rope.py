@@ -21,7 +21,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-"""Further keys of each type. What Transformers writes besides is in _SHARED_KEYS."""
+"""The keys of each type, beside _SHARED_KEYS."""
 
 _SHARED_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
@@ -30,10 +30,15 @@ def read_rope(reader: ConfigReader) -> dict[str, Any]:
     """The fields of a model with one kind of rotary positions."""
     # Transformers 4 keeps rope_theta beside rope_scaling; 5 puts both into rope_parameters.
     rope = merged_parameters(reader.get("rope_parameters"), reader.get("rope_scaling"))
+    return {"rope_theta": read_theta(reader, rope), "rope_scaling": parse_scaling(rope)}
+
+
+def read_theta(reader: ConfigReader, rope: Mapping[str, Any]) -> float:
+    """The base of the wavelengths: that among the parameters `rope`, or else that of the file."""
     theta = reader.number("rope_theta", 10000.0)
-    if rope.get("rope_theta") is not None:
-        theta = positive_number("rope_theta", rope["rope_theta"])
-    return {"rope_theta": theta, "rope_scaling": parse_scaling(rope)}
+    if rope.get("rope_theta") is None:
+        return theta
+    return positive_number("rope_theta", rope["rope_theta"])
 
 
 def merged_parameters(
@@ -42,7 +47,7 @@ def merged_parameters(
     """What a file says of frequencies as `rope_parameters` and as `rope_scaling`, together.
 
     Raises:
-        ModelError: the two contradict each other: which one counts depends on the version.
+        ModelError: they contradict each other, so that Transformers' version decides.
     """
     # "type" is the earlier name of "rope_type".
     first, second = (
@@ -62,10 +67,10 @@ def merged_parameters(
 
 
 def parse_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    """How frequencies are changed.
+    """How the frequencies are changed; None: not.
 
     Raises:
-        ModelError: of a type, or with a key, that is not supported.
+        ModelError: a type or a key is not supported.
     """
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ROPE_TYPES:

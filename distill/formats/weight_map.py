@@ -41,10 +41,11 @@ class WeightMap:
     """What llama.cpp's converter adds to the scales of norms."""
 
     text_prefixes: Mapping[str, str] = field(default_factory=dict)
-    """How names begin in files that hold more than the text model, and what that stands for."""
+    """In files that hold more than the text model: how its names begin there, and how they begin in
+    a file of it alone."""
 
     skipped_prefixes: tuple[str, ...] = ()
-    """How the names begin, in such files, of what is not of the text model."""
+    """In such files: how the names of all that is not the text model begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +62,11 @@ class WeightEntry:
     """Keys from the root of the parameter tree."""
 
     layer: int | None
-    """The layer of the model; None: not of a layer."""
+    """The layer of the model that has it; None: it belongs to no layer."""
 
     index: tuple[int, ...] = ()
-    """Place on the leading axes of the stacked parameter: among the layers of its kind, and on."""
+    """Index on the leading axes of the stacked parameter: of the layer among those of its kind, and
+    then of the expert."""
 
     @property
     def is_transposed(self) -> bool:
@@ -123,7 +125,7 @@ COMMON_LAYER_WEIGHTS = (INPUT_NORM, *ATTENTION_WEIGHTS, MLP_NORM, *DENSE_MLP_WEI
 def same_in_all(
     *weights: LayerWeight,
 ) -> Callable[[ModelConfig, LayerKind], tuple[LayerWeight, ...]]:
-    """The rule of a family whose layers all have the same weights."""
+    """`WeightMap.layer_weights` of a family whose layers all have the same weights."""
     return lambda _config, _kind: weights
 
 

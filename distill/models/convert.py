@@ -1,7 +1,7 @@
 """GGUF to a Hugging Face model directory, in float32. Knows no JAX.
 
-A conversion is written aside and renamed when it is whole, so that a killed one leaves nothing
-that could be taken for a model.
+A conversion is written aside and renamed when it is whole: one that is killed leaves nothing that
+could be taken for a model.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from distill.models.sharded_weights import (
 from distill.network.config import ModelConfig
 
 CONVERSION_VERSION = 1
-"""Raised when a conversion comes out differently, so that older ones in caches are not used."""
+"""Raised when conversions change, so that older ones in caches are not used."""
 
 
 def convert(source: str, destination: Path, progress: Progress = say_nothing) -> None:
@@ -55,10 +55,10 @@ def convert(source: str, destination: Path, progress: Progress = say_nothing) ->
 
 
 def convert_once(source: Path, cache: Path, progress: Progress = say_nothing) -> Path:
-    """The conversion of a GGUF file in a cache, made now if it is not there.
+    """The directory in a cache that holds a GGUF file's conversion, which is made if it is absent.
 
     The name of the directory holds a digest of the file: another file under the same name is
-    another model. Processes that ask at once wait for one of them.
+    another model. Of processes that ask at once one converts, and the others wait for it.
 
     Args:
         source: the GGUF file.
@@ -100,7 +100,7 @@ def _tokenizer_config(file: GgufFile, config: ModelConfig) -> dict[str, Any]:
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     tokens = {f"{name}_token": token_by_role(file, role) for name, role in roles.items()}
     return {
-        # The generic class: it takes tokenizer.json as it is, where a family's own may add rules.
+        # The class that takes tokenizer.json as it is; a family's own may rebuild parts of it.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.max_position_count,
@@ -156,7 +156,7 @@ def _hf_tensor(file: GgufFile, config: ModelConfig, entry: WeightEntry) -> NDArr
     gguf_part = entry.gguf_name.removesuffix(".weight").rpartition(".")[2]
     if gguf_part not in weights.gguf_rotary_permuted:
         return tensor
-    # In llama.cpp's order components i and i + 1 of a head turn together, in Transformers' i and
+    # llama.cpp turns the components 2i and 2i + 1 of a head together, Transformers i and
     # i + head_dim / 2.
     pairs = tensor.reshape(-1, config.head_dim // 2, 2, tensor.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(tensor.shape)

@@ -37,7 +37,7 @@ def parse_gguf_config(file: GgufFile) -> ModelConfig:
         family=family.name,
         **family.config.traits,
         **family.gguf.read(file),
-        # The metadata may lack the vocabulary size; the embedding cannot.
+        # The metadata may lack the vocabulary size, but every file has the embedding.
         vocab_size=file.shape("token_embd.weight")[0],
         hidden_size=hidden_size,
         intermediate_size=_one_for_all_layers(file, "feed_forward_length"),
@@ -64,7 +64,8 @@ _FEATURES = (
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )
-"""What would change the maths, in the files of families that do not understand it."""
+"""Hyperparameters that change what is computed. They are refused where the family's GgufFormat does
+not understand them."""
 
 
 def _linear_scaling(file: GgufFile) -> LinearRopeScaling | None:
@@ -97,14 +98,15 @@ def _one_for_all_layers(file: GgufFile, name: str) -> int:
 
 
 def _shortest(value: float) -> float:
-    # GGUF holds float32: 9.999999747e-06 is what became of the 1e-05 in the model's own file.
+    # GGUF holds float32: the 1e-05 in the model's own file has become 9.999999747e-06.
     return float(str(np.float32(value)))
 
 
 def _recover_llama3_scaling(file: GgufFile, config: ModelConfig) -> Llama3RopeScaling:
-    """The parameters behind the divisors, checked against them.
+    """The parameters from which llama.cpp's converter computed the divisors.
 
-    All of Llama 3.1 to 3.3 share three of the parameters; the factor is the largest divisor.
+    Llama 3.1 to 3.3 have three of them in common, and the factor is the largest divisor. What they
+    give is compared with the divisors, for another model may have other parameters.
     """
     divisors = file.tensor(ROPE_FACTORS).ravel()
     scaling = Llama3RopeScaling(

@@ -28,9 +28,10 @@ from distill.network.config import ModelConfig
 _LOGGER = logging.getLogger(__name__)
 
 _ALIGNMENT = 64
+"""Bytes. JAX on a CPU takes host memory that begins at a multiple of it as it is."""
 
 _STRIP = 16
-"""Rows that are transposed at a time. NumPy writes a large transpose value by value across memory,
+"""Rows that are transposed at a time. NumPy transposes a whole matrix value by value across memory,
 up to seven times as slowly."""
 
 FLOAT_TYPES: tuple[Any, ...] = (np.float32, np.float16, ml_dtypes.bfloat16)
@@ -56,7 +57,7 @@ def read_weights(
     parameters = _allocate(tree)
     digest = hashlib.blake2b(digest_size=16)
     with ExitStack() as stack:
-        # Hashing takes half of the time, and lets other threads run.
+        # Hashing takes half of the time and releases Python's lock: a thread does it meanwhile.
         beside = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         entries = {entry.hf_name: entry for entry in model_weight_entries(config)}
         files = open_weights(directory, config, stack)
@@ -82,7 +83,7 @@ def read_weights(
             else:
                 target[...] = tensor
             hashed.result()
-            # Before the next is read: two of them would be in memory.
+            # Or else the tensor would be in memory while the next one is read.
             del tensor, stored_bytes, hashed
     return parameters, digest.hexdigest()
 
@@ -120,8 +121,11 @@ def open_weights(
 def _text_names(
     files: Mapping[str, Any], weight_map: WeightMap
 ) -> tuple[dict[str, tuple[Any, str]], list[str]]:
-    """Each tensor of the text model, by the name it has in a file of it alone, with the open file
-    and its name there; and the names of the others."""
+    """The tensors of the text model, and the names of the other tensors.
+
+    The first are by the name that they have in a file of the text model alone; each comes with its
+    open file and its name there.
+    """
     found: dict[str, tuple[Any, str]] = {}
     skipped = []
     for stored_name, file in files.items():
@@ -174,8 +178,8 @@ def _check_names(present: set[str], wanted: set[str], *, tied_head: bool) -> Non
     missing = sorted(wanted - present)
     if missing:
         raise ModelError(f"the weights lack {missing[0]} ({len(missing)} tensors in all)")
-    # Old files keep the rotary frequencies, which follow from the configuration; a tied model's
-    # lm_head is a copy of the embedding, which Transformers also ignores.
+    # Two tensors are ignored, as Transformers ignores them: the rotary frequencies in old files,
+    # which follow from the configuration, and a tied model's lm_head, a copy of the embedding.
     unknown = sorted(
         name
         for name in present - wanted
@@ -194,7 +198,7 @@ def _allocate(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """An array that begins where JAX on a CPU takes host memory as it is, instead of a copy."""
+    """An array that JAX on a CPU takes as it is, without a copy."""
     byte_count = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(byte_count + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

@@ -1,4 +1,4 @@
-"""Which layers of a model stay when it is pruned. Pure.
+"""Which layers of a model stay when it is pruned.
 
 Layers are counted from 0.
 """
@@ -36,7 +36,7 @@ def parse_layers(text: str, layer_count: int) -> tuple[int, ...]:
         start, end = int(first), int(last or first)
         if end < start:
             raise InvalidFieldError(FIELD, f"the range {part} is empty: it ends before it begins")
-        if end >= layer_count:  # before a range of billions is written out
+        if end >= layer_count:  # here, for a range may be of billions
             raise _outside(end, layer_count)
         layers += range(start, end + 1)
     ordered = tuple(sorted(layers))
@@ -70,12 +70,12 @@ def _outside(layer: int, layer_count: int) -> InvalidFieldError:
 
 
 def middle_cut(count: int, layer_count: int) -> tuple[int, ...]:
-    """`count` layers without a block in the middle: of those that stay a third lies before it.
+    """The layers that stay when one block is cut from the middle: a third of them lies before it.
 
-    Neighbouring layers do similar things, the first and the last do not
+    Neighbouring layers do similar things, except the first and the last
     (https://arxiv.org/abs/2403.17887). docs/compress.md compares this choice with others, among
-    them evenly spaced layers and those that change their input most; a choice that is measured for
-    a model is better still.
+    them evenly spaced layers and those that change their input most. Measuring the layers of a
+    model gives a better choice for it.
 
     Raises:
         InvalidFieldError: none, or more than the model has.

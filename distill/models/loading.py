@@ -39,7 +39,7 @@ class LoadedModel:
     """Weights: projections and embedding in the compute dtype, norms in float32."""
 
     head_columns: jax.Array | None = field(default=None, repr=False)
-    """The head once more, where it is quicker so: of `functional.head_columns`."""
+    """The head in a second layout, where that is quicker: see `functional.head_columns`."""
 
     tokenizer: TextTokenizer
     """Its tokenizer, chat template and end ids."""
@@ -85,7 +85,7 @@ def load_model(
             f"more than the model's vocabulary of {config.vocab_size}"
         )
     if tokenizer.vocab_size > config.vocab_size:
-        # Gemma 3's tokenizer has a token for pictures, its text models no row for it.
+        # Gemma 3's tokenizer has a token for pictures, and its text models have no row for it.
         _LOGGER.warning(
             "the tokenizer has added tokens of ids up to %d, beyond the model's vocabulary of %d: "
             "a request that names one is refused",
@@ -116,8 +116,8 @@ def load_model(
 def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
     """The same tree of JAX's arrays; the given one is emptied.
 
-    One leaf after the other, so that host memory never holds a copy of the whole. On a CPU there
-    is none at all: aligned arrays are taken as they are.
+    The leaves move one after the other and each is dropped at once, so host memory never holds two
+    copies of the whole. On a CPU nothing is copied: JAX takes aligned arrays as they are.
     """
     moved: dict[str, Any] = {}
     for key in list(tree):

@@ -1,8 +1,7 @@
 """A smaller model from some of the layers of another. Knows no JAX.
 
-The tensors are copied as they are stored, a file at a time (experts that are stored together, each
-by itself), and config.json keeps all that it says
-about other things than layers.
+The tensors are copied as they are stored, but experts that are stored together are written each by
+itself. config.json keeps all that it says about other things than layers.
 """
 
 import math
@@ -89,7 +88,8 @@ def prune(
 def pruned_config(raw: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
     """The config.json of a model with only some of its layers, each of its own kind.
 
-    Where a layer's kind follows from its place, the kinds are written out.
+    Where the kind of a layer follows from its place, the kinds are written out, for the places
+    change.
 
     Raises:
         InvalidFieldError: layers that the model does not have, twice, or none.

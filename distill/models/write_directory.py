@@ -1,6 +1,6 @@
-"""Weights out of the system: Hugging Face directories and PEFT adapters.
+"""Trained weights as directories that Transformers and PEFT read.
 
-The names and orientations of the tensors are those of `weight_map`, read backwards.
+The names and orientations of the tensors are those by which `hf_weights` reads them.
 """
 
 import math
@@ -121,7 +121,7 @@ def write_peft_adapter(
     """Write a LoRA adapter so that `peft.PeftModel.from_pretrained` reads it.
 
     Args:
-        adapter: {"q_proj": {"a": [n, in, r], "b": [n, r, out]}, ...} as trained: not scaled, for
+        adapter: {"q_proj": {"a": [n, in, r], "b": [n, r, out]}, ...} as trained. It is not scaled:
             PEFT applies alpha / rank itself.
         spec: rank, alpha and targets of the adapter.
         config: the base model.

@@ -1,7 +1,7 @@
 """Epochs that no earlier process of the service has given to a writer.
 
-Runs live in memory: after a restart a run may be made again under the name of a lost one. The lost
-one's writer, whose requests may still be on their way, must not be taken for the new one's.
+Runs live in memory, so a restart loses them, and a new run may get the name of a lost one. Requests
+of the lost run's writer may still be on their way. Their epoch tells them from the new one's.
 """
 
 from pathlib import Path
