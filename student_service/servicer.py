@@ -16,17 +16,16 @@ from distill.v1 import student_service_pb2_grpc, training_pb2
 from student_service.edge.batch_stream import BatchReader
 from student_service.edge.distributions import with_targets
 from student_service.edge.formatting import (
-    encode_batch_result,
-    encode_checkpoint,
-    encode_file,
-    encode_run,
+    format_batch_result,
+    format_checkpoint,
+    format_file,
+    format_run,
 )
 from student_service.edge.mutations import apply_once, make_ticket, mutate, replayed, request_ticket
 from student_service.edge.teacher_pool import TeacherPool
 from student_service.edge.validation import (
-    MutationHeader,
+    check_mutation,
     parse_adamw,
-    parse_mutation,
     parse_normalization,
     parse_run_config,
 )
@@ -74,24 +73,24 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             run.sequencer.take_over(
                 timeout_seconds=remaining_seconds(context), is_active=context.is_active
             )
-        return pb.CreateRunResponse(run=encode_run(run))
+        return pb.CreateRunResponse(run=format_run(run))
 
     def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
         """See the proto."""
-        return pb.GetRunResponse(run=encode_run(self._run(request.run_id)))
+        return pb.GetRunResponse(run=format_run(self._run(request.run_id)))
 
     def ListRuns(
         self, request: pb.ListRunsRequest, context: grpc.ServicerContext
     ) -> pb.ListRunsResponse:
         """See the proto."""
-        return pb.ListRunsResponse(runs=[encode_run(run) for run in self._runs.list()])
+        return pb.ListRunsResponse(runs=[format_run(run) for run in self._runs.list()])
 
     def DeleteRun(
         self, request: pb.DeleteRunRequest, context: grpc.ServicerContext
     ) -> pb.DeleteRunResponse:
         """See the proto."""
 
-        def delete(run: Run, header: MutationHeader) -> pb.DeleteRunResponse:
+        def delete(run: Run, header: training_pb2.Mutation) -> pb.DeleteRunResponse:
             if request.delete_checkpoints:
                 run.delete_checkpoints()
             self._runs.remove(run, request_ticket(header, request))
@@ -101,7 +100,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             return mutate(self._runs, request, context, delete)
         except NotFoundError:
             # The run took its kept answers with it, except for this one.
-            header = parse_mutation(request.mutation)
+            header = request.mutation
             if self._runs.deleted_by(header.run_id) != request_ticket(header, request):
                 raise
             return pb.DeleteRunResponse(replayed=True)
@@ -112,7 +111,8 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         reader = BatchReader(request_iterator, self._limits, self._vocab_size)
         header: pb.ForwardBackwardHeader = reader.header()
-        mutation = parse_mutation(header.mutation, "header.mutation")
+        mutation = header.mutation
+        check_mutation(mutation, "header.mutation")
         run = self._runs.get(mutation.run_id, "header.mutation.run_id")
         received = reader.batch(header.batch, self._teachers)
         ticket = make_ticket(mutation, "ForwardBackward", received.digest)
@@ -125,13 +125,12 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         )
 
         def apply() -> pb.ForwardBackwardResponse:
-            outcome, timing = run.forward_backward(batch, partial(remaining_seconds, context))
-            result = encode_batch_result(
+            outcome, seconds = run.forward_backward(batch, partial(remaining_seconds, context))
+            result = format_batch_result(
                 outcome,
-                timing,
                 header.batch,
                 pulled_bytes=pulled_bytes,
-                target_seconds=target_seconds,
+                seconds={"targets": target_seconds, **seconds},
             )
             return pb.ForwardBackwardResponse(result=result)
 
@@ -149,14 +148,17 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         batch, pulled_bytes, target_seconds = with_targets(
             received, context, self._teachers, self._limits, self._vocab_size
         )
-        outcome, timing = run.forward(
+        outcome, seconds = run.forward(
             batch,
             checkpoint,
             header.weights.HasField("base"),
             _caller(context),
         )
-        result = encode_batch_result(
-            outcome, timing, header.batch, pulled_bytes=pulled_bytes, target_seconds=target_seconds
+        result = format_batch_result(
+            outcome,
+            header.batch,
+            pulled_bytes=pulled_bytes,
+            seconds={"targets": target_seconds, **seconds},
         )
         return pb.ForwardResponse(result=result)
 
@@ -167,20 +169,14 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         settings = parse_adamw(request.adamw)
         normalization = parse_normalization(request.normalization)
 
-        def step(run: Run, header: MutationHeader) -> pb.OptimStepResponse:
-            report = run.optim_step(
+        def step(run: Run, header: training_pb2.Mutation) -> pb.OptimStepResponse:
+            answer = run.optim_step(
                 settings,
                 normalization,
                 header.sequence_number,
                 partial(remaining_seconds, context),
             )
-            return pb.OptimStepResponse(
-                step=report.step,
-                gradient_norm=report.gradient_norm,
-                update_norm=report.update_norm,
-                normalizer=report.normalizer,
-                weights_version=report.weights_version,
-            )
+            return pb.OptimStepResponse(**answer)
 
         return mutate(self._runs, request, context, step)
 
@@ -210,14 +206,14 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         name = parse_name(request.name, "name")
 
-        def save(run: Run, header: MutationHeader) -> pb.SaveCheckpointResponse:
+        def save(run: Run, header: training_pb2.Mutation) -> pb.SaveCheckpointResponse:
             saved = run.save_checkpoint(
                 name,
                 request.overwrite,
                 header.sequence_number,
                 partial(remaining_seconds, context),
             )
-            return pb.SaveCheckpointResponse(checkpoint=encode_checkpoint(saved))
+            return pb.SaveCheckpointResponse(checkpoint=format_checkpoint(saved))
 
         return mutate(self._runs, request, context, save)
 
@@ -227,9 +223,9 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         name = parse_name(request.name, "name")
 
-        def load(run: Run, header: MutationHeader) -> pb.LoadCheckpointResponse:
+        def load(run: Run, header: training_pb2.Mutation) -> pb.LoadCheckpointResponse:
             run.load_checkpoint(name, partial(remaining_seconds, context))
-            described = encode_run(run)
+            described = format_run(run)
             # The number is consumed when this answer is given.
             described.last_sequence_number = header.sequence_number
             return pb.LoadCheckpointResponse(run=described)
@@ -241,7 +237,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
     ) -> pb.ListCheckpointsResponse:
         """See the proto."""
         found = self._run(request.run_id).list_checkpoints()
-        return pb.ListCheckpointsResponse(checkpoints=[encode_checkpoint(info) for info in found])
+        return pb.ListCheckpointsResponse(checkpoints=[format_checkpoint(info) for info in found])
 
     def ExportWeights(
         self, request: pb.ExportWeightsRequest, context: grpc.ServicerContext
@@ -266,7 +262,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
                 partial(caller.run, self._queue),
             )
             for path in sorted(Path(directory).iterdir()):
-                yield from encode_file(path)
+                yield from format_file(path)
 
     def _run(self, run_id: str, field: str = "run_id") -> Run:
         """Raises InvalidFieldError for what is no name, NotFoundError where there is no run."""

@@ -1,7 +1,9 @@
 """Dependencies point one way: client → distill, services → distill, and nothing sideways or up.
 
-Imports are read from the source, those inside functions included, and followed through the
-project's own modules; one subprocess per rule about JAX then shows the same at run time.
+Inside a package the rooms are floors: a module imports from its own floor and from those below.
+Imports are read from the source, those inside functions and under TYPE_CHECKING included, and
+followed through the project's own modules; one subprocess per rule about JAX then shows the same at
+run time.
 """
 
 import ast
@@ -16,7 +18,50 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("distill", "teacher_service", "student_service", "client")
 COMPUTE = ("jax", "jaxlib", "flax", "optax")
-WIRE = ("grpc", "grpc_health", "grpc_status", "google", "distill.v1", "distill.rpc")
+WIRE = ("grpc", "grpc_health", "grpc_status", "google", "distill.v1", "distill.rpc", "distill.wire")
+
+
+FLOORS = (
+    (
+        "distill.kernels",
+        "distill.ops",
+        "distill.network",
+        "distill.formats",
+        "distill.families",
+        "distill.models",
+        "distill.engine",
+        "distill.rpc",
+    ),
+    (
+        "student_service.training",
+        "student_service.runs",
+        "student_service.edge",
+        "student_service.servicer",
+        "student_service.__main__",
+    ),
+    ("client.recipes", "client.demos", "client.commands", "client.cli"),
+    ("client.data", "client.demos"),
+    ("client.reports", "client.demos"),
+    ("client.services", "client.demos"),
+)
+"""Rooms of a package from the lowest floor to the highest."""
+
+NO_WIRE = (
+    "distill.rows",
+    "distill.arrays",
+    "distill.kernels",
+    "distill.ops",
+    "distill.network",
+    "distill.formats",
+    "distill.families",
+    "distill.models",
+    "distill.engine",
+    "student_service.training",
+)
+"""Rooms that reach neither protobuf nor gRPC, not even through others."""
+
+MOST_LINES = 350
+"""A file tells one story."""
 
 
 def module_name(path: Path) -> str:
@@ -48,17 +93,23 @@ def imported_names(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[
 
 
 @cache
-def direct_imports(module: str) -> frozenset[str]:
+def named_imports(module: str) -> frozenset[str]:
+    """What the source of a module names."""
     path = MODULES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = set(imported_names(tree, module, is_package=path.name == "__init__.py"))
-    # Importing a.b.c runs a and a.b as well.
+    is_package = path.name == "__init__.py"
+    return frozenset(imported_names(tree, module, is_package=is_package)) - {module}
+
+
+@cache
+def direct_imports(module: str) -> frozenset[str]:
+    """Everything that importing a module runs at once: importing a.b.c runs a and a.b as well."""
     parents = {
         ".".join(name.split(".")[:depth])
-        for name in [*names, module]
+        for name in [*named_imports(module), module]
         for depth in range(1, name.count(".") + 1)
     }
-    return frozenset((names | parents) - {module})
+    return (named_imports(module) | parents) - {module}
 
 
 @cache
@@ -126,10 +177,64 @@ def test_client_imports_no_service_and_no_compute(module: str) -> None:
     assert violations(module, ("teacher_service", "student_service", *COMPUTE)) == []
 
 
-@pytest.mark.parametrize("module", in_package("distill.engine", "distill.ops", "distill.models"))
-def test_compute_imports_no_protobuf_and_no_grpc(module: str) -> None:
-    # Its own imports only: the array types of `distill.tensors` are shared with the wire.
-    assert [name for name in direct_imports(module) if is_within(name, WIRE)] == []
+@pytest.mark.parametrize("module", in_package(*NO_WIRE))
+def test_compute_reaches_no_protobuf_and_no_grpc(module: str) -> None:
+    assert violations(module, WIRE) == []
+
+
+def test_every_room_of_the_plan_is_there() -> None:
+    for room in {room for floors in FLOORS for room in floors} | set(NO_WIRE):
+        assert in_package(room), f"{room} has no modules: its rules check nothing"
+
+
+@pytest.mark.parametrize("floors", FLOORS, ids=lambda floors: floors[0])
+def test_no_import_goes_up(floors: tuple[str, ...]) -> None:
+    upward = [
+        f"{module} imports {name}"
+        for height, room in enumerate(floors)
+        for module in in_package(room)
+        for name in direct_imports(module)
+        if is_within(name, floors[height + 1 :])
+    ]
+    assert upward == []
+
+
+def circles(graph: dict[str, frozenset[str]]) -> list[set[str]]:
+    """Sets of modules that import each other, directly or through others."""
+    reached = {name: closure(graph, name) for name in graph}
+    found: list[set[str]] = []
+    for name in graph:
+        circle = {other for other in reached[name] if name in reached.get(other, ())}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
+
+
+def closure(graph: dict[str, frozenset[str]], name: str) -> set[str]:
+    """Everything that can be reached from a node in one step or more."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for other in graph.get(waiting.pop(), frozenset()) - found:
+            found.add(other)
+            waiting.append(other)
+    return found
+
+
+def test_a_circle_would_be_noticed() -> None:
+    graph = {"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("b"), "d": frozenset("a")}
+    assert circles(graph) == [{"b", "c"}]
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {name: named_imports(name) & frozenset(HAND_WRITTEN) for name in HAND_WRITTEN}
+    assert circles(graph) == []
+
+
+@pytest.mark.parametrize("module", HAND_WRITTEN)
+def test_no_file_is_longer_than_a_story(module: str) -> None:
+    line_count = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+    assert line_count <= MOST_LINES
 
 
 @pytest.mark.parametrize("module", [name for name in HAND_WRITTEN if name.endswith(".servicer")])

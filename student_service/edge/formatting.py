@@ -1,16 +1,16 @@
 """Results into messages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distill.errors import LimitExceededError
 from distill.limits import MAX_MESSAGE_BYTES
 from distill.network.adapters import LoraSpec
-from distill.tensors import encode_floats
+from distill.rpc.messages import message_from
 from distill.v1 import student_service_pb2, training_pb2
 from student_service.runs.checkpoints import CheckpointInfo
-from student_service.runs.run import BatchTiming, Run
-from student_service.training.batch import BatchMetrics, BatchOutcome, TrainingBatch
+from student_service.runs.run import Run
+from student_service.training.batch import BatchOutcome, TrainingBatch
 
 EXPORT_PIECE_BYTES = 1 << 20
 """Size of a piece of an exported file."""
@@ -47,91 +47,64 @@ def check_result_size(batch: TrainingBatch, header: training_pb2.Batch) -> None:
         )
 
 
-def encode_run(run: Run) -> training_pb2.Run:
+def format_run(run: Run) -> training_pb2.Run:
     """Describe a run."""
-    state = run.state
-    return training_pb2.Run(
-        run_id=run.run_id,
-        config=encode_run_config(run.lora),
+    return message_from(
+        training_pb2.Run,
+        run,
+        run.state,
+        config=format_run_config(run.lora),
         writer_epoch=run.sequencer.epoch,
         last_sequence_number=run.sequencer.last,
-        step=state.step,
-        accumulated_batches=state.accumulated_batches,
-        accumulated_rows=state.accumulated_rows,
-        accumulated_examples=state.accumulated_examples,
-        trainable_parameter_count=run.trainable_parameter_count,
-        weights_version=state.weights_version,
     )
 
 
-def encode_run_config(lora: LoraSpec | None) -> training_pb2.RunConfig:
+def format_run_config(lora: LoraSpec | None) -> training_pb2.RunConfig:
     """Say what a run trains, with the defaults filled in."""
     if lora is None:
         return training_pb2.RunConfig(full=training_pb2.FullConfig())
-    return training_pb2.RunConfig(
-        lora=training_pb2.LoraConfig(
-            rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, seed=lora.seed
-        )
-    )
+    return training_pb2.RunConfig(lora=message_from(training_pb2.LoraConfig, lora))
 
 
-def encode_batch_result(
+def format_batch_result(
     outcome: BatchOutcome,
-    timing: BatchTiming,
     batch: training_pb2.Batch,
     *,
     pulled_bytes: int,
-    target_seconds: float,
+    seconds: Mapping[str, float],
 ) -> training_pb2.BatchResult:
-    """Loss, metrics, and the per-example results that the header asked for."""
-    examples = [
-        training_pb2.ExampleResult(
-            loss=example.loss,
-            log_probs=encode_floats(example.log_probs) if batch.return_log_probs else None,
-            row_losses=encode_floats(example.row_losses) if batch.return_row_losses else None,
-        )
-        for example in outcome.examples
-    ]
-    return training_pb2.BatchResult(
-        loss=outcome.loss,
-        row_count=outcome.row_count,
-        token_count=outcome.token_count,
+    """Loss, metrics, and the per-example results that the header asked for.
+
+    Args:
+        outcome: what was computed.
+        batch: the header.
+        pulled_bytes: bytes of distributions that the student pulled.
+        seconds: the fields of `BatchSeconds`.
+    """
+    hidden: dict[str, None] = {}
+    if not batch.return_log_probs:
+        hidden["log_probs"] = None
+    if not batch.return_row_losses:
+        hidden["row_losses"] = None
+    return message_from(
+        training_pb2.BatchResult,
+        outcome,
         pulled_bytes=pulled_bytes,
-        seconds=training_pb2.BatchSeconds(
-            targets=target_seconds, queue=timing.queue_seconds, compute=timing.compute_seconds
-        ),
-        metrics=_encode_metrics(outcome.metrics),
-        examples=examples,
+        seconds=training_pb2.BatchSeconds(**seconds),
+        metrics=training_pb2.BatchMetrics(**outcome.metrics) if outcome.metrics else None,
+        examples=[
+            message_from(training_pb2.ExampleResult, example, **hidden)
+            for example in outcome.examples
+        ],
     )
 
 
-def _encode_metrics(metrics: BatchMetrics | None) -> training_pb2.BatchMetrics | None:
-    if metrics is None:
-        return None
-    return training_pb2.BatchMetrics(
-        tail_bucket_kl=metrics.tail_bucket_kl,
-        teacher_entropy=metrics.teacher_entropy,
-        student_entropy=metrics.student_entropy,
-        teacher_support_mass=metrics.teacher_support_mass,
-        student_support_mass=metrics.student_support_mass,
-        top_k_overlap=metrics.top_k_overlap,
-        top_1_agreement=metrics.top_1_agreement,
-    )
-
-
-def encode_checkpoint(info: CheckpointInfo) -> training_pb2.Checkpoint:
+def format_checkpoint(info: CheckpointInfo) -> training_pb2.Checkpoint:
     """Describe a checkpoint."""
-    return training_pb2.Checkpoint(
-        name=info.name,
-        step=info.step,
-        sequence_number=info.sequence_number,
-        size_bytes=info.size_bytes,
-        created_unix_seconds=info.created_unix_seconds,
-        weights_version=info.weights_version,
-    )
+    return message_from(training_pb2.Checkpoint, info)
 
 
-def encode_file(path: Path) -> Iterator[student_service_pb2.ExportWeightsResponse]:
+def format_file(path: Path) -> Iterator[student_service_pb2.ExportWeightsResponse]:
     """An exported file, in pieces and in order."""
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -8,7 +8,8 @@ import grpc
 from google.protobuf.message import Message
 
 from distill.rpc.deadline import remaining_seconds
-from student_service.edge.validation import MutationHeader, parse_mutation
+from distill.v1 import training_pb2
+from student_service.edge.validation import check_mutation
 from student_service.runs.registry import RunRegistry
 from student_service.runs.run import Run
 from student_service.runs.sequencer import Ticket
@@ -20,7 +21,7 @@ def mutate(
     runs: RunRegistry,
     request: Message,
     context: grpc.ServicerContext,
-    operation: Callable[[Run, MutationHeader], Answer],
+    operation: Callable[[Run, training_pb2.Mutation], Answer],
 ) -> Answer:
     """Run a unary mutation exactly once.
 
@@ -28,13 +29,14 @@ def mutate(
         InvalidFieldError: a bad header.
         NotFoundError: there is no such run.
     """
-    header = parse_mutation(request.mutation)  # type: ignore[attr-defined] # all have it
+    header: training_pb2.Mutation = request.mutation  # type: ignore[attr-defined] # all have it
+    check_mutation(header)
     run = runs.get(header.run_id, "mutation.run_id")
     ticket = request_ticket(header, request)
     return apply_once(run, ticket, lambda: operation(run, header), context)
 
 
-def make_ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket:
+def make_ticket(header: training_pb2.Mutation, operation: str, digest: bytes) -> Ticket:
     """The ticket of a mutation: its place in the sequence and what it does."""
     return Ticket(
         writer_epoch=header.writer_epoch,
@@ -43,7 +45,7 @@ def make_ticket(header: MutationHeader, operation: str, digest: bytes) -> Ticket
     )
 
 
-def request_ticket(header: MutationHeader, request: Message) -> Ticket:
+def request_ticket(header: training_pb2.Mutation, request: Message) -> Ticket:
     """The ticket of a unary mutation."""
     payload = type(request)()
     payload.CopyFrom(request)

@@ -4,7 +4,7 @@ Everything that can be known without the run's state is checked before any compu
 field, the limit and the value.
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING, fields
 
 import numpy as np
 
@@ -23,21 +23,7 @@ MAX_LORA_RANK = 1024
 """Beyond this an adapter is larger than the weights of any model it would adapt."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MutationHeader:
-    """The exactly-once header."""
-
-    run_id: str
-    """Name of the run."""
-
-    writer_epoch: int
-    """Epoch the writer was given."""
-
-    sequence_number: int
-    """From 1."""
-
-
-def parse_mutation(mutation: training_pb2.Mutation, field: str = "mutation") -> MutationHeader:
+def check_mutation(mutation: training_pb2.Mutation, field: str = "mutation") -> None:
     """Raises InvalidFieldError for a bad name or a number below 1."""
     parse_name(mutation.run_id, f"{field}.run_id")
     for name in ("writer_epoch", "sequence_number"):
@@ -45,11 +31,6 @@ def parse_mutation(mutation: training_pb2.Mutation, field: str = "mutation") -> 
             raise InvalidFieldError(
                 f"{field}.{name}", f"must be at least 1, got {getattr(mutation, name)}"
             )
-    return MutationHeader(
-        run_id=mutation.run_id,
-        writer_epoch=mutation.writer_epoch,
-        sequence_number=mutation.sequence_number,
-    )
 
 
 def parse_run_config(config: training_pb2.RunConfig, model: ModelConfig) -> LoraSpec | None:
@@ -82,36 +63,20 @@ def parse_run_config(config: training_pb2.RunConfig, model: ModelConfig) -> Lora
 
 
 def parse_adamw(adamw: training_pb2.AdamW) -> AdamWSettings:
-    """Raises InvalidFieldError for a setting outside its range."""
-    defaults = AdamWSettings(learning_rate=adamw.learning_rate)
-    if not (np.isfinite(adamw.learning_rate) and adamw.learning_rate >= 0):
-        raise InvalidFieldError(
-            "adamw.learning_rate", f"must be finite and at least 0, got {adamw.learning_rate}"
-        )
-    betas = {}
-    for name in ("beta1", "beta2"):
-        value = getattr(adamw, name) if adamw.HasField(name) else getattr(defaults, name)
-        if not 0 <= value < 1:
-            raise InvalidFieldError(f"adamw.{name}", f"must be in [0, 1), got {value}")
-        betas[name] = value
-    epsilon = adamw.epsilon if adamw.HasField("epsilon") else defaults.epsilon
-    _check_positive(epsilon, "adamw.epsilon")
-    weight_decay = adamw.weight_decay
-    if not (np.isfinite(weight_decay) and weight_decay >= 0):
-        raise InvalidFieldError(
-            "adamw.weight_decay", f"must be finite and at least 0, got {weight_decay}"
-        )
-    clip = adamw.max_gradient_norm if adamw.HasField("max_gradient_norm") else None
-    if clip is not None:
-        _check_positive(clip, "adamw.max_gradient_norm")
-    return AdamWSettings(
-        learning_rate=adamw.learning_rate,
-        beta1=betas["beta1"],
-        beta2=betas["beta2"],
-        epsilon=epsilon,
-        weight_decay=weight_decay,
-        max_gradient_norm=clip,
-    )
+    """Raises InvalidFieldError for a setting outside its interval."""
+    values: dict[str, float] = {}
+    for each in fields(AdamWSettings):
+        is_optional = each.default is not MISSING
+        if is_optional and not adamw.HasField(each.name):  # type: ignore[arg-type] # equal names
+            continue
+        value = getattr(adamw, each.name)
+        interval = each.metadata["interval"]
+        if not interval.holds(value):
+            raise InvalidFieldError(
+                f"adamw.{each.name}", f"must be {interval.description}, got {value}"
+            )
+        values[each.name] = value
+    return AdamWSettings(**values)
 
 
 def parse_loss(batch: training_pb2.Batch, limits: RequestLimits) -> LossSettings:

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -42,35 +42,10 @@ KEPT_CHECKPOINT_WEIGHTS = 2
 """Checkpoints whose weights stay in memory for sampling and scoring."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchTiming:
-    """Where the time of a batch went, in seconds."""
-
-    queue_seconds: float
-    """Waiting for the device."""
-
-    compute_seconds: float
-    """From the first piece to the last, other streams' turns included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What an optimizer step did."""
-
-    step: int
-    """Steps so far."""
-
-    gradient_norm: float
-    """After normalisation, before clipping."""
-
-    update_norm: float
-    """Of the change of the parameters."""
-
-    normalizer: float
-    """What the gradient sum was divided by."""
-
-    weights_version: str
-    """Of the new weights."""
+Seconds = dict[str, float]
+"""Where the time of a batch went, by names of `BatchSeconds` in the contract: "queue" is the time
+until the device began, "compute" that from the first piece to the last, other streams' turns
+included."""
 
 
 class Run:
@@ -113,10 +88,10 @@ class Run:
 
     def forward_backward(
         self, batch: TrainingBatch, remaining: Remaining
-    ) -> tuple[BatchOutcome, BatchTiming]:
+    ) -> tuple[BatchOutcome, Seconds]:
         """Add the gradient of a batch to the sum. Call through the sequencer."""
         state = self._state
-        outcome, timing = _timed(
+        outcome, seconds = _timed(
             self._trainer.forward_backward(state.trainable, self.lora, batch),
             lambda pieces: self._finish(pieces, remaining),
         )
@@ -133,11 +108,11 @@ class Run:
                 accumulated_examples=state.accumulated_examples + len(batch.examples),
             )
         )
-        return outcome.batch, timing
+        return outcome.batch, seconds
 
     def forward(
         self, batch: TrainingBatch, checkpoint: str | None, base: bool, caller: Caller
-    ) -> tuple[BatchOutcome, BatchTiming]:
+    ) -> tuple[BatchOutcome, Seconds]:
         """Evaluate a batch under the current, a saved, or the base weights; nothing changes."""
         trainable = self._state.trainable
         if base:
@@ -156,8 +131,10 @@ class Run:
         normalization: str,
         sequence_number: int,
         remaining: Remaining,
-    ) -> StepReport:
+    ) -> dict[str, Any]:
         """Apply the gradient sum and clear it. Call through the sequencer.
+
+        Returns the fields of `OptimStepResponse` in the contract.
 
         Args:
             settings: of this step.
@@ -195,13 +172,12 @@ class Run:
             weights_version=f"{self.run_id}:{sequence_number}",
         )
         self._swap(stepped)
-        return StepReport(
-            step=stepped.step,
-            gradient_norm=float(outcome.gradient_norm),
-            update_norm=float(outcome.update_norm),
-            normalizer=normalizer,
-            weights_version=stepped.weights_version,
-        )
+        return {
+            **{name: float(norm) for name, norm in outcome.norms.items()},
+            "normalizer": normalizer,
+            "step": stepped.step,
+            "weights_version": stepped.weights_version,
+        }
 
     def save_checkpoint(
         self, name: str, overwrite: bool, sequence_number: int, remaining: Remaining
@@ -325,9 +301,7 @@ class Run:
                 raise UnavailableError("the service is shutting down") from None
 
 
-def _timed(
-    pieces: Iterator[Any], finish: Callable[[Iterator[Any]], Any]
-) -> tuple[Any, BatchTiming]:
+def _timed(pieces: Iterator[Any], finish: Callable[[Iterator[Any]], Any]) -> tuple[Any, Seconds]:
     """Finish a trainer's pieces; their result, and where the time went."""
     queued = time.monotonic()
     started: list[float] = []
@@ -338,6 +312,4 @@ def _timed(
 
     result = finish(noting_the_start())
     finished = time.monotonic()
-    return result, BatchTiming(
-        queue_seconds=started[0] - queued, compute_seconds=finished - started[0]
-    )
+    return result, {"queue": started[0] - queued, "compute": finished - started[0]}

@@ -1,5 +1,6 @@
 """What a batch is once it has been checked: plain arrays, no protobuf, no JAX."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,33 +125,6 @@ class ExampleOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchMetrics:
-    """Means over the weighted rows; None where the targets do not define it."""
-
-    tail_bucket_kl: float | None
-    """KL(p || q) over the support and one bucket for the tail, nats."""
-
-    teacher_entropy: float | None
-    """Nats."""
-
-    student_entropy: float
-    """Nats."""
-
-    teacher_support_mass: float | None
-    """Teacher probability on the support."""
-
-    student_support_mass: float
-    """Student probability on the support, each token once."""
-
-    top_k_overlap: float | None
-    """Share of the support that is in the student's own top K."""
-
-    top_1_agreement: float | None
-    """Share of rows where both have the same most probable token; None where the support of a row
-    may not hold the teacher's."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class BatchOutcome:
     """What came out for a batch."""
 
@@ -163,8 +137,9 @@ class BatchOutcome:
     token_count: int
     """Input tokens."""
 
-    metrics: BatchMetrics | None
-    """None when no row has a weight."""
+    metrics: Mapping[str, float]
+    """Means over the weighted rows, by their names in the contract (`BatchMetrics`): those that the
+    targets define. None at all when no row has a weight."""
 
     examples: tuple[ExampleOutcome, ...]
     """In the order of the batch."""

@@ -1,7 +1,7 @@
 """AdamW through optax, with the settings of each step given as arrays. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -13,26 +13,42 @@ Trainable: TypeAlias = Mapping[str, Any]
 """What a run trains, float32: an adapter, or all parameters."""
 
 
+class Interval(NamedTuple):
+    """The values that a setting may have."""
+
+    description: str
+    """For the error: "must be ..."."""
+
+    holds: Callable[[float], bool]
+    """Whether a value lies in it; False for NaN."""
+
+
+AT_LEAST_0 = Interval("finite and at least 0", lambda value: 0 <= value < np.inf)
+ABOVE_0 = Interval("finite and greater than 0", lambda value: 0 < value < np.inf)
+BELOW_1 = Interval("in [0, 1)", lambda value: 0 <= value < 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdamWSettings:
-    """AdamW (https://arxiv.org/abs/1711.05101) for one step."""
+    """AdamW (https://arxiv.org/abs/1711.05101) for one step: the fields of the message `AdamW`,
+    each with the interval that the edge holds it to."""
 
-    learning_rate: float
+    learning_rate: float = field(metadata={"interval": AT_LEAST_0})
     """At least 0."""
 
-    beta1: float = 0.9
+    beta1: float = field(default=0.9, metadata={"interval": BELOW_1})
     """Decay of the first moment."""
 
-    beta2: float = 0.95
+    beta2: float = field(default=0.95, metadata={"interval": BELOW_1})
     """Decay of the second moment."""
 
-    epsilon: float = 1e-8
+    epsilon: float = field(default=1e-8, metadata={"interval": ABOVE_0})
     """Added to the denominator."""
 
-    weight_decay: float = 0.0
+    weight_decay: float = field(default=0.0, metadata={"interval": AT_LEAST_0})
     """Decoupled: the parameters shrink by learning_rate * weight_decay."""
 
-    max_gradient_norm: float | None = None
+    max_gradient_norm: float | None = field(default=None, metadata={"interval": ABOVE_0})
     """Scale the gradient down to this global norm; None: never."""
 
 
@@ -41,45 +57,31 @@ class StepOutcome(NamedTuple):
 
     trainable: Trainable
     optimizer_state: optax.OptState
-    gradient_norm: jax.Array
-    update_norm: jax.Array
+    norms: dict[str, jax.Array]
+    """Global norms, scalars: "gradient_norm" of the normalised gradient before clipping, and
+    "update_norm" of the change of the parameters."""
 
 
-class Hyperparameters(NamedTuple):
-    """AdamW's settings as arrays: a new learning rate must not compile a new program."""
-
-    learning_rate: jax.Array
-    beta1: jax.Array
-    beta2: jax.Array
-    epsilon: jax.Array
-    weight_decay: jax.Array
-    max_gradient_norm: jax.Array
+Hyperparameters: TypeAlias = Mapping[str, jax.Array]
+"""AdamW's settings as arrays, by name: a new learning rate must not compile a new program."""
 
 
 def as_arrays(settings: AdamWSettings) -> Hyperparameters:
     """The settings as arguments of a compiled step."""
-    clip = np.inf if settings.max_gradient_norm is None else settings.max_gradient_norm
-    values = (
-        settings.learning_rate,
-        settings.beta1,
-        settings.beta2,
-        settings.epsilon,
-        settings.weight_decay,
-        clip,
-    )
-    return Hyperparameters(*(jnp.float32(value) for value in values))
+    values = {**asdict(settings), "max_gradient_norm": settings.max_gradient_norm or np.inf}
+    return {name: jnp.float32(value) for name, value in values.items()}
 
 
 def initial_moments(trainable: Trainable) -> optax.OptState:
     """Zero moments."""
-    return _adamw(AdamWSettings(learning_rate=0.0)).init(trainable)
+    return _adamw(as_arrays(AdamWSettings(learning_rate=0.0))).init(trainable)
 
 
-def _adamw(settings: AdamWSettings | Hyperparameters) -> optax.GradientTransformation:
+def _adamw(settings: Hyperparameters) -> optax.GradientTransformation:
     return optax.chain(
-        optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon),
-        optax.add_decayed_weights(settings.weight_decay),
-        optax.scale_by_learning_rate(settings.learning_rate),
+        optax.scale_by_adam(b1=settings["beta1"], b2=settings["beta2"], eps=settings["epsilon"]),
+        optax.add_decayed_weights(settings["weight_decay"]),
+        optax.scale_by_learning_rate(settings["learning_rate"]),
     )
 
 
@@ -93,12 +95,11 @@ def adamw_step(
     """One step on gradient_sum / normalizer; pure, to be compiled by the caller."""
     gradients = jax.tree.map(lambda leaf: leaf / normalizer, gradient_sum)
     norm = optax.tree.norm(gradients)
-    factor = jnp.minimum(1.0, hyperparameters.max_gradient_norm / norm)
+    factor = jnp.minimum(1.0, hyperparameters["max_gradient_norm"] / norm)
     clipped = jax.tree.map(lambda leaf: leaf * factor, gradients)
     updates, new_state = _adamw(hyperparameters).update(clipped, optimizer_state, trainable)
     return StepOutcome(
         trainable=optax.apply_updates(trainable, updates),
         optimizer_state=new_state,
-        gradient_norm=norm,
-        update_norm=optax.tree.norm(updates),
+        norms={"gradient_norm": norm, "update_norm": optax.tree.norm(updates)},
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from distill.arrays import BoolArray, FloatArray, Int32Array
 from distill.ops.head import MAX_OVERLAP_SUPPORT
 from distill.ops.objectives import OBJECTIVES
-from student_service.training.batch import BatchMetrics, BatchOutcome, ExampleOutcome, TrainingBatch
+from student_service.training.batch import BatchOutcome, ExampleOutcome, TrainingBatch
 from student_service.training.micro_batches import Sources
 
 
@@ -77,15 +77,16 @@ def summarize(
         loss=sum(example.loss for example in examples),
         row_count=sum(weighted_counts),
         token_count=batch.token_count,
-        metrics=_metrics(batch, sources, rows) if any(weighted_counts) else None,
+        metrics=_metrics(batch, sources, rows) if any(weighted_counts) else {},
         examples=tuple(examples),
     )
 
 
 def _metrics(
     batch: TrainingBatch, sources: Sequence[Sources], rows: Sequence[RowOutcomes]
-) -> BatchMetrics:
-    """Means over the weighted rows of all micro-batches, in float64."""
+) -> dict[str, float]:
+    """Means over the weighted rows of all micro-batches, in float64: those that the targets define,
+    by their names in `BatchMetrics` of the contract."""
 
     def of_student(field: str) -> NDArray[Any]:
         return np.concatenate([getattr(outcome, field) for outcome in rows])
@@ -103,7 +104,7 @@ def _metrics(
             ]
         )
 
-    def mean(values: FloatArray) -> float:
+    def mean(values: NDArray[Any]) -> float:
         return float(values.mean(dtype=np.float64))
 
     spec = OBJECTIVES[batch.loss.objective]
@@ -116,34 +117,26 @@ def _metrics(
         # A distribution names each token once; here slots may repeat one, or have no use.
         is_used = values != 0
         student_probs = np.where(_first_uses(target_ids, is_used), student_probs, 0.0)
-    student_mass = mean(student_probs.sum(-1))
-    student_entropy = mean(of_student("student_entropies"))
+    metrics = {
+        "student_entropy": mean(of_student("student_entropies")),
+        "student_support_mass": mean(student_probs.sum(-1)),
+    }
+    if spec.reads_prompts:
+        metrics["teacher_entropy"] = mean(of_teacher("entropies"))
     if not spec.needs_distribution:
-        return BatchMetrics(
-            tail_bucket_kl=None,
-            teacher_entropy=mean(of_teacher("entropies")) if spec.reads_prompts else None,
-            student_entropy=student_entropy,
-            teacher_support_mass=None,
-            student_support_mass=student_mass,
-            top_k_overlap=None,
-            top_1_agreement=None,
-        )
+        return metrics
     log_p = values
+    metrics["tail_bucket_kl"] = mean(of_student("tail_bucket_kls"))
+    metrics["teacher_support_mass"] = mean(np.exp(log_p).sum(-1))
+    if target_ids.shape[1] <= MAX_OVERLAP_SUPPORT:
+        metrics["top_k_overlap"] = mean(of_student("support_overlaps"))
     # A token outside the support has no more probability than all of them together.
     outweighs_tail = log_p.max(-1) >= of_teacher("tail_log_probs")
-    holds_top = outweighs_tail | of_teacher("most_probable")
-    teacher_top = np.take_along_axis(target_ids, log_p.argmax(-1)[:, None], axis=-1)[:, 0]
-    student_top = of_student("top_token_ids")
-    overlap_measured = target_ids.shape[1] <= MAX_OVERLAP_SUPPORT
-    return BatchMetrics(
-        tail_bucket_kl=mean(of_student("tail_bucket_kls")),
-        teacher_entropy=mean(of_teacher("entropies")),
-        student_entropy=student_entropy,
-        teacher_support_mass=mean(np.exp(log_p).sum(-1)),
-        student_support_mass=student_mass,
-        top_k_overlap=mean(of_student("support_overlaps")) if overlap_measured else None,
-        top_1_agreement=float((teacher_top == student_top).mean()) if holds_top.all() else None,
-    )
+    if (outweighs_tail | of_teacher("most_probable")).all():
+        best = log_p.argmax(-1)[:, None]
+        teacher_top = np.take_along_axis(target_ids, best, axis=-1)[:, 0]
+        metrics["top_1_agreement"] = mean(teacher_top == of_student("top_token_ids"))
+    return metrics
 
 
 def _first_uses(token_ids: Int32Array, is_used: BoolArray) -> BoolArray:

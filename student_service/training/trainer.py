@@ -166,11 +166,11 @@ class Trainer:
         outcome: StepOutcome = self._optim_step(
             trainable, optimizer_state, gradient_sum, jnp.float32(normalizer), as_arrays(settings)
         )
-        norms = (float(outcome.gradient_norm), float(outcome.update_norm))
-        if not np.isfinite(norms).all():
+        norms = {name: float(norm) for name, norm in outcome.norms.items()}
+        if not np.isfinite(list(norms.values())).all():
+            described = ", ".join(f"{name} {norm}" for name, norm in norms.items())
             raise NonFiniteGradientError(
-                f"the step is not finite: gradient norm {norms[0]}, update norm {norms[1]}; "
-                "the run is unchanged"
+                f"the step is not finite: {described}; the run is unchanged"
             )
         return outcome
 

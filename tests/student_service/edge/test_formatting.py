@@ -9,12 +9,11 @@ from distill.errors import LimitExceededError
 from distill.limits import MAX_MESSAGE_BYTES
 from distill.v1 import training_pb2
 from student_service.edge import formatting
-from student_service.edge.formatting import check_result_size, encode_batch_result
-from student_service.runs.run import BatchTiming
+from student_service.edge.formatting import check_result_size, format_batch_result
 from student_service.training.batch import BatchOutcome, ExampleOutcome, LossSettings, TrainingBatch
 from tests.student_service.batches import token_example
 
-TIMING = BatchTiming(queue_seconds=1.0, compute_seconds=1.0)
+SECONDS = {"targets": 1.0, "queue": 1.0, "compute": 1.0}
 
 
 def batch_of(shapes, hard=False):
@@ -39,7 +38,7 @@ def encoded_bytes(shapes, header, hard):
         loss=1.0,
         row_count=1 << 40,
         token_count=1 << 40,
-        metrics=None,
+        metrics={},
         examples=tuple(
             ExampleOutcome(
                 loss=1.0,
@@ -49,7 +48,7 @@ def encoded_bytes(shapes, header, hard):
             for rows, support in shapes
         ),
     )
-    result = encode_batch_result(outcome, TIMING, header, pulled_bytes=1 << 40, target_seconds=1.0)
+    result = format_batch_result(outcome, header, pulled_bytes=1 << 40, seconds=SECONDS)
     return result.ByteSize()
 
 

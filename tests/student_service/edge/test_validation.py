@@ -12,9 +12,9 @@ from distill.tensors import encode_floats, encode_int32
 from distill.v1 import tensor_pb2, training_pb2
 from student_service.edge.examples import ExampleParser, NamedTokens
 from student_service.edge.validation import (
+    check_mutation,
     parse_adamw,
     parse_loss,
-    parse_mutation,
     parse_normalization,
     parse_run_config,
 )
@@ -282,7 +282,7 @@ def test_order_of_target_modules_does_not_make_another_configuration():
 def test_epochs_and_numbers_start_at_one(mutation):
     epoch, number = mutation
     with pytest.raises(InvalidFieldError, match="must be at least 1"):
-        parse_mutation(
+        check_mutation(
             training_pb2.Mutation(run_id="run", writer_epoch=epoch, sequence_number=number)
         )
 

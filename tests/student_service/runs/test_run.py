@@ -63,12 +63,12 @@ def instant_training(in_process, monkeypatch):
     """A gradient that costs nothing, and a step that adds 1 to every parameter."""
 
     def forward_backward(trainable, *_):
-        outcome = BatchOutcome(loss=0.0, row_count=1, token_count=1, metrics=None, examples=())
+        outcome = BatchOutcome(loss=0.0, row_count=1, token_count=1, metrics={}, examples=())
         yield GradientOutcome(gradients=trainable, batch=outcome)
 
     def optim_step(trainable, optimizer_state, *_):
         stepped = jax.tree.map(lambda leaf: leaf + 1, trainable)
-        return StepOutcome(stepped, optimizer_state, np.float32(1), np.float32(1))
+        return StepOutcome(stepped, optimizer_state, {"gradient_norm": 1, "update_norm": 1})
 
     monkeypatch.setattr(in_process.trainer, "forward_backward", forward_backward)
     monkeypatch.setattr(in_process.trainer, "optim_step", optim_step)

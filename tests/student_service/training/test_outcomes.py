@@ -44,7 +44,7 @@ def test_a_token_of_the_support_has_its_probability_once_and_an_unused_slot_none
         [[LOG_HALF, LOG_TENTH, LOG_HALF, LOG_HALF], [LOG_TENTH] * 4, [LOG_HALF] * 4],
         objective=objective,
     )
-    assert metrics.student_support_mass == pytest.approx((0.6 + 0.3 + 0.5) / 3)
+    assert metrics["student_support_mass"] == pytest.approx((0.6 + 0.3 + 0.5) / 3)
 
 
 def agreement(most_probable, log_p, tail):
@@ -55,7 +55,7 @@ def agreement(most_probable, log_p, tail):
         [[LOG_TENTH, LOG_TENTH]],
         most_probable=most_probable,
         tail_log_probs=np.log([tail]).astype(np.float32),
-    ).top_1_agreement
+    ).get("top_1_agreement")
 
 
 def test_agreement_is_left_out_where_the_support_may_lack_the_teachers_choice():
