@@ -25,4 +25,4 @@ class RequestLimits:
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest single gRPC message, on both sides. gRPC's own default of 4 MiB is too small for a
-tokenizer; chunks stay far below it."""
+tokenizer. Chunks stay far below this limit."""

@@ -43,7 +43,8 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # The library raises the base class, with the reason as text.
             raise ModelError(f"tokenizer.json cannot be read: {error}") from error
-        # A file saved after a training run may carry both; a scored prompt must be the whole text.
+        # A file that was saved after training may ask for both; a scored prompt must be the whole
+        # text, and nothing else.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -56,7 +57,7 @@ class TextTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         base = self._tokenizer.get_vocab(with_added_tokens=False)
         self.base_vocab_size = max(base.values(), default=-1) + 1
-        """Without the tokens that were added: a model need not have rows for those."""
+        """Without added tokens, for which a model need not have rows."""
         eos_id = vocabulary.get(eos_token)
         ends = [*end_token_ids, *([] if eos_id is None else [eos_id])]
         self.end_token_ids = tuple(dict.fromkeys(ends))
@@ -101,7 +102,7 @@ class TextTokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids; ids without a token, and bytes that are no UTF-8, cannot be shown."""
+        """Text of token ids. An id without a token has none; bytes that are no UTF-8 are U+FFFD."""
         ids = [int(token_id) for token_id in token_ids]
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text

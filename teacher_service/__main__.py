@@ -28,7 +28,7 @@ def load_service(options: ServerOptions) -> Service:
     Raises:
         ModelError: the model cannot be loaded.
     """
-    # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
+    # Imported here: JAX takes a second to import, and --help and a bad argument do without it.
     from distill.rpc.scoring_service import ScoringService
     from distill.v1.teacher_service_pb2 import DESCRIPTOR
     from distill.v1.teacher_service_pb2_grpc import add_TeacherServiceServicer_to_server

@@ -5,7 +5,7 @@ from collections import deque
 
 
 class CacheLease:
-    """A job's part of the budget; give it back with `release`."""
+    """A job's part of the budget, once it is granted."""
 
     def __init__(self, budget: "CacheBudget", byte_count: int) -> None:
         self._budget = budget
@@ -13,14 +13,14 @@ class CacheLease:
         self.is_granted = False
 
     def release(self) -> None:
-        """Give it back, or ask no longer."""
+        """Give the part back, or stop waiting for it."""
         self._budget._release(self)
 
 
 class CacheBudget:
     """Grants leases in the order they are asked for, as long as their sum fits.
 
-    A lease is for the most that a job will ever need: could jobs ask for more later, two of them
+    A lease is for the most that a job will ever need. If jobs could ask for more later, two of them
     might wait for each other.
     """
 
@@ -32,7 +32,10 @@ class CacheBudget:
         self._lock = threading.RLock()
 
     def ask(self, byte_count: int) -> CacheLease:
-        """A lease that is granted at once or later; one beyond the budget, when it is alone."""
+        """A lease that is granted at once or later.
+
+        One that is larger than the budget is granted when no other holds memory.
+        """
         lease = CacheLease(self, byte_count)
         with self._lock:
             self._waiting.append(lease)

@@ -1,10 +1,13 @@
 """Which waiting jobs go into the next call of the scorer. Pure: no thread, no clock, no device.
 
 A call takes jobs of one or more streams, up to a budget of tokens. The streams share the device by
-weighted fair queuing with equal weights: each carries the tokens that were computed for it, as a
-position on a virtual time that advances by every stream's equal share; the one furthest behind
-comes first. A newcomer starts at the present, so that a long request delays it by the call that
-is under way and no more, and so that newcomers never starve a long request.
+weighted fair queuing, all with the same weight. Each stream has a position on a virtual time. The
+tokens that a call takes from a stream advance its position. The virtual time itself advances by the
+equal share of the call that each waiting stream is due. The stream at the lowest position comes
+first.
+
+A newcomer starts at the present virtual time. So a long request delays it by the call that is under
+way and no more, and newcomers never starve a long request.
 """
 
 import math
@@ -19,7 +22,7 @@ from distill.engine.weights import ModelWeights
 
 @dataclass(frozen=True, kw_only=True)
 class Portion:
-    """Consecutive jobs of a stream that belong into the same call."""
+    """Consecutive jobs of a stream that go into the same call."""
 
     jobs: tuple[ScoreJob, ...]
     """At least one."""
@@ -42,8 +45,8 @@ def portions(
 ) -> list[Portion]:
     """Cut the jobs of a stream, in order, into what is scheduled together.
 
-    A job stays with the one before it where sharing a prefix saves at least half of it, and where
-    the budget allows; each is alone where the scorer shares none.
+    A job stays with the one before it if sharing a prefix with it saves at least half of the job,
+    and if the budget allows. Without shared prefixes, each job is alone.
     """
     cut: list[Portion] = []
     previous: ScoreJob | None = None
@@ -73,27 +76,28 @@ class WaitingJobs:
     """In the order of the stream."""
 
     virtual_time: float
-    """Where the stream stands: the lower, the more it is owed."""
+    """Position of the stream: the lower it is, the more the stream is owed."""
 
     arrival: int
-    """Its number among all streams; settles ties."""
+    """Its number among all streams, for a definite order of equals."""
 
     served_tokens: int = field(default=0, init=False)
     """Tokens that went into calls so far."""
 
     @property
     def token_count(self) -> int:
-        """Of all that waits."""
+        """Of all its jobs."""
         return sum(portion.token_count for portion in self.portions)
 
     @property
     def _rank(self) -> tuple[float, int, int]:
-        # At the same time whoever had less: a newcomer before a long request.
+        # Of two at the same position, the one that was served less comes first: a newcomer comes
+        # before a long request.
         return self.virtual_time, self.served_tokens, self.arrival
 
 
 class CallPlanner:
-    """Composes calls. Its whole state is the virtual time."""
+    """Composes calls. Between them it remembers the virtual time and the number of arrivals."""
 
     def __init__(self, token_budget: int, *, shares_prefixes: bool = True) -> None:
         if token_budget < 1:
@@ -125,20 +129,24 @@ class CallPlanner:
         return sum(stream.token_count for stream in streams) >= self._token_budget
 
     def take_call(self, streams: Sequence[WaitingJobs]) -> list[tuple[WaitingJobs, list[ScoreJob]]]:
-        """Take the jobs of the next call from the streams that may have some computed.
+        """Take the jobs of the next call.
+
+        Args:
+            streams: those that may take part now.
 
         Returns:
             The streams that take part, all under the same weights, and their jobs, in order.
-            Together they stay within the budget, unless it is a single job that exceeds it.
+            Together the jobs stay within the budget; only a single job may exceed it.
         """
         waiting = [stream for stream in streams if stream.portions]
         if not waiting:
             return []
         for stream in waiting:
-            # Who could take nothing for a while, as its reader lagged, is not owed all of it. One
-            # that merely did not fit is never further behind than this.
-            oldest = self._virtual_time - 2 * self._token_budget
-            stream.virtual_time = max(stream.virtual_time, oldest)
+            # A stream that could take nothing for a while, because its reader lagged, is not owed
+            # all of that time. A stream whose next job did not fit lags by less than two budgets,
+            # so the bound does not touch it.
+            lowest = self._virtual_time - 2 * self._token_budget
+            stream.virtual_time = max(stream.virtual_time, lowest)
         weights = min(waiting, key=lambda stream: stream._rank).weights
         candidates = [stream for stream in waiting if same_weights(stream.weights, weights)]
         room = self._token_budget
@@ -150,8 +158,9 @@ class CallPlanner:
                 break
             portion = stream.portions[0]
             if taken and portion.token_count > room:
-                # It is furthest behind now, so it comes first in the next call. Others may have
-                # the room, but small jobs must not get ahead of large ones for good.
+                # Its position is the lowest now, so it comes first in the next call. Others may
+                # use the room, but only up to a budget ahead of it: small jobs must not get ahead
+                # of large ones for good.
                 latest = min(latest, stream.virtual_time + self._token_budget)
                 candidates.remove(stream)
                 continue

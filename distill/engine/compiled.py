@@ -32,7 +32,7 @@ class CompiledFunctions:
         def traced(*args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultT:
             # Python only runs this while JAX traces a shape that it has no code for.
             self.compile_count += 1
-            # Before, and not after: whoever waits for a first answer wants to know for what.
+            # Logged before it compiles: a first answer takes long, and the log should say why.
             _LOGGER.info(
                 "program %d, %s for new shapes: compiling it, unless the compilation cache has it",
                 self.compile_count,

@@ -21,12 +21,12 @@ from distill.ops.sampling import SamplingSettings
 _SMALLEST_STOP_COUNT = 4
 
 _SHRINK_FACTOR = 4
-"""A batch shrinks when so few of its rows are in use: each size is compiled, and half a batch takes
-more than half of a whole one's time."""
+"""A batch shrinks by this factor when the rows in use fit. A smaller factor would mean more sizes
+to compile, for little: half a batch takes more than half of a whole one's time."""
 
 
 class DecodeSlots:
-    """A batch of samples that grow together. The cache alone is on the device between blocks."""
+    """A batch of samples that grow together. Between blocks, only its cache is on the device."""
 
     def __init__(
         self,
@@ -77,9 +77,12 @@ class DecodeSlots:
         return self.free_count == len(self._samples)
 
     def place(self, sample: GrowingSample, prompt: Cache | None) -> None:
-        """Give a free row to a sample whose prompt is read.
+        """Give a free row to a sample.
 
-        None: the prompt's only token is its input, and the row may hold anything.
+        Args:
+            sample: it has no tokens yet.
+            prompt: the cache that its prompt was read into; None: the prompt's only token is the
+                row's first input, and nothing comes before it.
         """
         row = self._samples.index(None)
         self._samples[row] = sample
@@ -91,7 +94,7 @@ class DecodeSlots:
         """Drop free rows where they are most of the batch."""
         held = [row for row, sample in enumerate(self._samples) if sample is not None]
         while held and len(held) * _SHRINK_FACTOR <= len(self._samples):
-            # Any other rows fill it up: they are free.
+            # Row 0 fills it up: what the free rows hold does not matter.
             count = max(1, len(self._samples) // _SHRINK_FACTOR)
             rows = (held + [0] * count)[:count]
             self._cache = self._functions.take_rows(self._cache, np.asarray(rows, np.int32))

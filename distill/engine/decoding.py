@@ -91,7 +91,7 @@ def read_prompts(
 ) -> Cache:
     """The cache with tokens [b, L] written from position `start` on; the layers in one part.
 
-    Those at or after a row's length [b] are padding.
+    Tokens at or after a row's length [b] are padding.
     """
     width = token_ids.shape[1]
     positions = jnp.broadcast_to(start + jnp.arange(width), token_ids.shape)
@@ -168,8 +168,8 @@ def decode_block(
 ) -> tuple[Cache, DecodedBlock]:
     """Advance all sequences by up to BLOCK_STEPS tokens.
 
-    The cache must have slots for all tokens but the last that they may generate: a token without a
-    slot is lost. A row that is done stands still and rewrites the slot of its input.
+    The cache must have a slot for each token that they may generate, except for the last: a token
+    without a slot is lost. A row that is done stands still and rewrites the slot of its input.
     """
     row_count = rows.inputs.shape[0]
     head = head_weights(config, parameters, adapter, head_columns)

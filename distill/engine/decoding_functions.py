@@ -12,7 +12,7 @@ from distill.engine.decoding import (
 
 
 class DecodingFunctions:
-    """`decoding`, compiled. A cache that is replaced is given away, not copied."""
+    """The functions of `decoding`, compiled. Those that fill a cache write it in place."""
 
     def __init__(self) -> None:
         self._compiled = CompiledFunctions()

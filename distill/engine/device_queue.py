@@ -31,10 +31,10 @@ class _State(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Rest:
-    """What a task yields that has nothing to do for now: it gets no turn and costs none.
+    """A task yields it when it has nothing to do for now. A task that rests gets no turns.
 
-    Its turn comes again when the time is over, after `DeviceStream.wake`, and when it is
-    cancelled, so that it can be closed.
+    The rest ends with its time, by `DeviceStream.wake`, or when the task is cancelled, so that it
+    can be closed.
     """
 
     seconds: float | None
@@ -58,13 +58,13 @@ class DeviceStream(ResultStream[ResultT]):
         self._iterator = iterator
         self._state = _State.READY
         self._woken = False
-        self._due = 0.0  # on the queue's clock of turns
+        self._due = 0.0  # when its next turn is, on the queue's clock of turns
         self.weight = 1
         """Turns that it gets for each one of another task. May be changed at any time."""
         self.pieces_run = 0
 
     def wake(self) -> None:
-        """End the rest of the task, or keep it from the rest that it is about to take."""
+        """End the rest of the task. One that runs now skips the rest that it is about to take."""
         with self._changed:
             self._woken = True
             if self._state is _State.RESTING:
@@ -109,11 +109,12 @@ class DeviceQueue:
         # Reentrant: a stream that cancels itself holds the lock already.
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
-        # Those that are due earliest come first; among them whoever got ready first.
+        # A heap: the task that is due earliest comes first, and of equals the one that got ready
+        # first.
         self._ready: list[tuple[float, int, DeviceStream[Any]]] = []
         self._readied = 0
         self._turn = 0.0
-        """When the last turn was due: a turn of a task of weight w costs it 1 / w."""
+        """When the last turn was due. After a turn, a task is due again 1 / weight later."""
         self._resting: dict[DeviceStream[Any], float] = {}  # and the end of its rest
         self._unfinished: set[DeviceStream[Any]] = set()
         self._closing = False
@@ -209,7 +210,7 @@ class DeviceQueue:
     def _make_ready(self, stream: DeviceStream[Any]) -> None:
         stream._state = _State.READY
         self._resting.pop(stream, None)
-        # Who had nothing to do for a while is not owed the turns of that time.
+        # A task that had nothing to do for a while is not owed the turns of that time.
         stream._due = max(stream._due, self._turn)
         self._readied += 1
         heapq.heappush(self._ready, (stream._due, self._readied, stream))

@@ -13,7 +13,7 @@ from distill.network.projections import layers_with
 
 
 def decode_parts(config: ModelConfig, weights: ModelWeights) -> LayerParts | None:
-    """The layers one by one where that is quicker and costs no memory; else None: one stack.
+    """The layers one by one on a CPU, where that is quicker and costs no memory; else None.
 
     XLA's CPU backend cannot multiply by a slice of a stacked array in place: a scan first copies
     each layer's weights out of the stack, for every token, which takes as long as all of a step's

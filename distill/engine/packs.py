@@ -16,14 +16,14 @@ SMALLEST_PACK = 128
 
 
 def pack_slots(token_count: int) -> int:
-    """Slots of the pack for so many tokens: few sizes, for each is a compilation."""
+    """Slots of a pack for so many tokens. There are few sizes, for each is a compilation."""
     return length_bucket(token_count, smallest=SMALLEST_PACK)
 
 
 def slots_within(token_budget: int, token_count: int) -> int:
-    """Slots of a pack that may hold `token_budget` tokens, or of one that has to hold more.
+    """Slots of a pack for so many tokens, no more than the budget where they fit into it.
 
-    The budget is a size of its own. Beyond it every length would be one: there only buckets are.
+    A pack beyond the budget has the slots of its bucket: each size is a compilation.
     """
     slot_count = pack_slots(token_count)
     return slot_count if token_count > token_budget else min(slot_count, token_budget)
@@ -41,9 +41,9 @@ def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """
     packs: list[list[int]] = []
     rooms: list[int] = []
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+    for index in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
         size = sizes[index]
-        place = next((i for i, room in enumerate(rooms) if size <= room), None)
+        place = next((pack for pack, room in enumerate(rooms) if size <= room), None)
         if place is None:
             packs.append([index])
             rooms.append(capacity - size)
@@ -68,9 +68,11 @@ class PackWriter:
     """Lays sequences into one pack after the other."""
 
     def __init__(self, *, spare_slots: int = 0) -> None:
-        """Args:
-        spare_slots: how many slots may be left out between sequences. Attention goes over
-            blocks of slots, and a sequence that begins with a block has a part in fewer of them.
+        """
+        Args:
+            spare_slots: how many slots may be left out between sequences. Attention goes over
+                blocks of slots, and a sequence that begins where a block does touches fewer of
+                them.
         """
         self._tokens: list[Int32Array] = []
         self._positions: list[Int32Array] = []
@@ -99,10 +101,11 @@ class PackWriter:
         return start
 
     def pack(self, slot_count: int) -> Pack:
-        """The arrays of the sequences so far, with `slot_count` slots.
+        """The arrays of the sequences so far.
 
-        That is room for the tokens and for all the spare slots: those not left out between
-        sequences are at the end.
+        Args:
+            slot_count: N, the tokens and all spare slots. Those that are not left out between
+                sequences come at the end.
         """
         self._skip(slot_count - self._slot_count)
         lengths = [length for length, _, _ in self._prefixes]
@@ -121,7 +124,7 @@ class PackWriter:
         )
 
     def _align(self, length: int) -> None:
-        """Go on to the next block where that is allowed and spares the sequence a block."""
+        """Skip to the next block if spare slots allow it and the sequence then touches fewer."""
         if not length:
             return
         gap = -self._slot_count % BLOCK_SLOTS

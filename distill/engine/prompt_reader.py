@@ -1,4 +1,4 @@
-"""Reads prompts into caches, in bounded pieces; all samples of a prompt start from one of them."""
+"""Reads prompts into caches, in bounded pieces. All samples of a prompt start from its cache."""
 
 from collections.abc import Generator, Sequence
 
@@ -14,13 +14,13 @@ from distill.models.loading import LoadedModel
 from distill.network.functional import Cache, head_kernel, init_cache
 
 _BATCH_SIZES = (16, 4, 1)
-"""Prompts read at once. No more sizes: each is compiled for every length."""
+"""Prompts read at once. There are few sizes, for each is compiled for every length."""
 
 
 class PromptReader:
     """Reads prompts under given weights.
 
-    All but the last token of a prompt is read, which is the first input of decoding.
+    It reads all tokens of a prompt but the last, which is the first input of decoding.
     """
 
     def __init__(
@@ -42,13 +42,14 @@ class PromptReader:
             None after every piece of compute.
 
         Returns:
-            A cache of one row and one part for each prompt read, in their order; None for a prompt
-            of one token, where what a cache holds of others does not matter.
+            For each prompt read, in their order, a cache of one row and one part. None for a prompt
+            of one token, if a row may start with whatever its slots hold.
         """
         lengths = [len(prompt) - 1 for prompt in prompts]
         dtype = head_kernel(self._config, self._weights.parameters).dtype
         if lengths[0] == 0:
-            # A recurrent layer has no slots that a row's first tokens overwrite.
+            # A row overwrites its slots of attention before it reads them. The state of a recurrent
+            # layer is read first, so it must be empty.
             is_needed = self._config.is_recurrent
             return [init_cache(self._config, 1, cache_slots(1), dtype) if is_needed else None]
         width = min(length_bucket(lengths[0]), self._piece_tokens)

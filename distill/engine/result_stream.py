@@ -24,8 +24,8 @@ class ResultStream(Generic[ResultT]):
     ) -> None:
         """
         Args:
-            lock: the producer's: a stream's state and its producer's change together. Reentrant,
-                for a stream that cancels itself holds it already.
+            lock: the producer's, because the states of a stream and of its producer change
+                together. Reentrant: a stream that cancels itself holds it already.
             in_flight_limit: results that may wait for the consumer before it counts as lagging; at
                 least 1.
             timeout_seconds: time for the whole stream, counted from now.

@@ -27,14 +27,14 @@ _CACHE_BYTES = 2 << 30
 """Bound on the key-value cache of a batch, at its longest."""
 
 _ALL_CACHES_BYTES = 2 * _CACHE_BYTES
-"""Bound on those of all jobs under way together. The prompts that a job has read and not yet placed
-come on top: no more than its batch again."""
+"""Bound on the caches of all jobs under way together. The prompts that a job has read and not
+placed yet come on top; they take at most as much as its batch."""
 
 _REST_SECONDS = 0.02
 """How often a job that waits for memory looks whether there is some."""
 
 _FIRST_TOKENS = 64
-"""Generated tokens that the cache has room for before it grows: every step reads all its slots."""
+"""Generated tokens that a new cache has room for. It grows later: each step reads all of it."""
 
 
 class Sampler:
@@ -71,8 +71,8 @@ class Sampler:
         tokenizer = self._model.tokenizer
         samples = growing_samples(job, max_position_count=self._model.config.max_position_count)
         yield from (sample.finished(tokenizer) for sample in samples if sample.stop_reason)
-        # Similar lengths side by side, so that short prompts carry little padding, and all samples
-        # of a prompt. Short ones first: the cache grows when the long ones come.
+        # Prompts of similar length are side by side, so that they are read with little padding, and
+        # so are all samples of a prompt. Short ones come first: the cache grows with the long ones.
         waiting = deque(
             sorted(
                 (sample for sample in samples if sample.stop_reason is None),
@@ -97,7 +97,7 @@ class Sampler:
         waiting: deque[GrowingSample],
         row_count: int,
     ) -> Iterator[Sample | None]:
-        """Generate the samples that wait, so many side by side."""
+        """Generate the samples that wait, `row_count` of them side by side."""
         tokenizer = self._model.tokenizer
         slots = self._empty_slots(waiting, job, weights, row_count)
         reader = PromptReader(self._model, weights, self._functions)
@@ -145,7 +145,8 @@ class Sampler:
             job=job,
             ends=SampleEnds.of_job(job, self._model.tokenizer),
             row_count=row_count,
-            # A cache for all that may come would be slow, and a waste where samples end early.
+            # Not for all tokens that may come: the first steps would be slow, and samples that end
+            # early would never need the slots.
             slot_count=cache_slots(
                 max(len(sample.prompt) + min(sample.budget, _FIRST_TOKENS) for sample in first)
             ),

@@ -114,12 +114,13 @@ class SampleEnds:
             return None
 
         def has_stop(count: int) -> bool:
-            # With special tokens: their texts are common stop strings.
+            # With special tokens, for their texts are common stop strings.
             text = self.tokenizer.decode(token_ids[:count], skip_special_tokens=False)
             return any(stop in text for stop in self.stop_strings)
 
-        # Bytes that do not yet make a character show as one, so that what a prefix has may be gone
-        # from the whole; nothing else of a text goes away again.
+        # The bytes of an unfinished character show as U+FFFD until its last byte comes. So a stop
+        # string with U+FFFD may be in the text of a prefix and not in that of the whole. Any other
+        # stop string stays in the text, and it is enough to look at the whole.
         if not any("\ufffd" in stop for stop in self.stop_strings) and not has_stop(len(token_ids)):
             return None
         return next((end for end in range(known + 1, len(token_ids) + 1) if has_stop(end)), None)

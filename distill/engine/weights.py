@@ -12,18 +12,18 @@ from distill.network.functional import Adapter, Parameters
 class ModelWeights:
     """Base parameters and, beside them, an adapter.
 
-    An argument of every compiled function and never a constant of one, so that all runs and the
-    base model share the compiled code.
+    Compiled functions take them as arguments and never as constants, so that all runs and the base
+    model share the compiled code.
     """
 
     parameters: Parameters
     """The base model's, or those of a run that trains all weights."""
 
     adapter: Adapter | None
-    """A LoRA adapter, already scaled by alpha / rank; None for none."""
+    """A LoRA adapter, already scaled by alpha / rank; None: no adapter."""
 
     head_columns: jax.Array | None = None
-    """The head once more, where it is quicker so: of `functional.head_columns`."""
+    """A second copy of the head, by `functional.head_columns`, where that is quicker."""
 
 
 def base_weights(model: LoadedModel, adapter: Adapter | None = None) -> ModelWeights:

@@ -10,7 +10,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Retries are ours, for gRPC's own would also cover statuses and sizes that must not be retried.
+    # The client retries itself: gRPC would also retry statuses and sizes that must not be retried.
     ("grpc.enable_retries", 0),
     # Services are on this machine or a private network; a proxy for the web cannot reach them.
     ("grpc.enable_http_proxy", 0),

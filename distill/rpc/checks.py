@@ -15,8 +15,8 @@ from distill.tensors import decode_int32
 from distill.v1 import tensor_pb2
 
 MIN_TEMPERATURE = float(np.float32(1e-6))
-"""Below it, logits divided by the temperature leave the range of float32. Rounded as on the wire:
-float32 has no 1e-6, and the caller's must pass."""
+"""Below it, logits divided by the temperature leave the range of float32. Rounded to float32 as on
+the wire, so that a caller's 1e-6 passes."""
 
 
 def check_range(field: str, value: int, low: int, high: int) -> None:

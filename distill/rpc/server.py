@@ -31,8 +31,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _SPARE_THREADS = 8  # beyond the request slots: health checks and refusals
 
-_PATIENCE_SECONDS = 0.2
-"""A stop that takes longer is explained in the log."""
+_SILENT_STOP_SECONDS = 0.2
+"""The log explains a stop that takes longer."""
 
 _CHANNEL_OPTIONS = (
     # Without it, a second server binds the same port and takes half of the calls.
@@ -44,7 +44,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Clients ping as often. (The name with "recv" in it is silently ignored.)
+    # Clients ping this often. (gRPC silently ignores the name of the option with "recv" in it.)
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 
@@ -63,8 +63,8 @@ class Service:
     """Adds the servicer to a server."""
 
     close: Callable[[float], object]
-    """Called once, when no request is answered any more, with the seconds that are left of the time
-    to stop in; what is under way after them must be given up."""
+    """Called once, after the last request. Its argument is the seconds that are left to stop in; it
+    must give up what is under way after them."""
 
 
 class StartError(Exception):
@@ -119,7 +119,7 @@ class RunningServer:
         end = time.monotonic() + grace_seconds
         self._health.enter_graceful_shutdown()
         stopped = self._server.stop(grace_seconds)
-        if not stopped.wait(min(_PATIENCE_SECONDS, grace_seconds)):
+        if not stopped.wait(min(_SILENT_STOP_SECONDS, grace_seconds)):
             _LOGGER.info(
                 "waiting up to %g s for %d request(s) and for open health watches",
                 grace_seconds,
@@ -177,7 +177,8 @@ class _StopSignal:
     def __init__(self) -> None:
         self._serving = False
         self._stopping = False
-        # The one queue whose `put` may interrupt its own `get`, as a signal handler does.
+        # Of all queues, only this one allows a `put` that interrupts its own `get`, as a signal
+        # handler does.
         self._names: SimpleQueue[str] = SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
