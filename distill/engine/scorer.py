@@ -273,7 +273,7 @@ class Scorer:
             slot_count=width,
             head_slot_count=min(width, self._top_k_bucket(largest_head)) if largest_head else 0,
         )
-        return [np.asarray(array) for array in (*sampled.rows, sampled.weights)]
+        return [np.asarray(array) for array in (*sampled.rows, sampled.draw_weights)]
 
     def _call_rows(self, job: ScoreJob) -> int:
         """Most rows of one call of the head."""
