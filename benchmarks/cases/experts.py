@@ -62,7 +62,7 @@ def dense_layer(hidden: jax.Array, routing: Routing, kernels: ExpertKernels) -> 
     """All tokens through one expert after the other; E / k times the work."""
     rows = jnp.arange(hidden.shape[0])[:, None]
     mask = jnp.zeros((hidden.shape[0], kernels.gate.shape[0]))
-    mask = mask.at[rows, routing.experts].set(routing.weights)
+    mask = mask.at[rows, routing.experts].set(routing.shares)
 
     def expert(mixed: jax.Array, scanned: tuple[ExpertKernels, jax.Array]) -> Any:
         kernel, weights = scanned

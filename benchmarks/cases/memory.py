@@ -13,9 +13,10 @@ from benchmarks.programs import watch_programs
 from benchmarks.results import CaseResult
 from benchmarks.workloads import training_load
 from distill.network.config import ModelConfig
+from distill.ops.divergences import tail_bucket
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
 from distill.ops.logits import Head
-from distill.ops.objectives import TargetRows, tail_bucket
+from distill.ops.objectives import TargetRows
 
 
 def head_memory(bench: Bench) -> list[CaseResult]:

@@ -83,7 +83,7 @@ class Scorer:
         self._config = model.config
         profile = device_profile()
         self.token_budget = profile.scoring_token_budget
-        self._family_budget = profile.shared_prefix_token_budget
+        self._shared_prefix_budget = profile.shared_prefix_token_budget
         self._compiled = CompiledFunctions()
         self._body = self._compiled.add(packed_hidden_states, static_argnames="graph")
         self._gather = self._compiled.add(_gather)
@@ -151,7 +151,7 @@ class Scorer:
         return plan_packs(
             jobs,
             self.token_budget,
-            shared_prefix_budget=self._family_budget,
+            shared_prefix_budget=self._shared_prefix_budget,
             shares_prefixes=self.shares_prefixes,
         )
 
@@ -275,7 +275,7 @@ class Scorer:
             slot_count=width,
             head_slot_count=min(width, self._top_k_bucket(largest_head)) if largest_head else 0,
         )
-        return {**_by_name(sampled.rows), "draw_weights": np.asarray(sampled.weights)}
+        return {**_by_name(sampled.rows), "draw_weights": np.asarray(sampled.draw_weights)}
 
     def _call_rows(self, job: ScoreJob) -> int:
         """Most rows of one call of the head."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from distill.ops.head_rows import MAX_OVERLAP_SUPPORT, HeadRows, HeadSettings, HeadTargets
 from distill.ops.logits import Head, head_gradients, head_logits
-from distill.ops.objectives import ObjectiveParameters, StudentRows
+from distill.ops.objective_rows import ObjectiveParameters, StudentRows
 from distill.ops.topk import SupportSummary, summarize_support
 from distill.ops.vocabulary import exact_top_k, first_occurrences, sum_exponentials
 
@@ -60,7 +60,17 @@ def compute_chunk(
     *,
     with_gradients: bool,
 ) -> Chunk:
-    """The losses of P rows, and their gradients if asked for.
+    """The losses of P rows, and their gradients if asked for: see `head_loss` and the module.
+
+    >>> from distill.ops.divergences import cross_entropy
+    >>> from distill.ops.objective_rows import TargetRows
+    >>> head, one = Head(jnp.array([[0.0], [1.0]])), jnp.ones((1, 1))  # the logits are 0 and h
+    >>> targets = HeadTargets(jnp.array([[1]]), TargetRows(one, one[0], one), one[0])
+    >>> settings = HeadSettings(cross_entropy, with_tail=False)
+    >>> given = settings, 0.0 * one, head, targets, jnp.float32(1.0), None  # h = 0
+    >>> chunk = compute_chunk(*given, with_gradients=True)
+    >>> print(chunk.loss[None], chunk.gradients[0])  # log 2; q - 1
+    [0.693] [[-0.5]]
 
     Args:
         settings: the objective, and what is trained.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from distill.ops.objectives import RowLoss, TargetRows
+from distill.ops.objective_rows import RowLoss, TargetRows
 
 MAX_OVERLAP_SUPPORT = 128
 """Largest K for which the head measures how far the two supports overlap. For more, finding the

@@ -1,11 +1,13 @@
-"""A mixture of gated MLPs, exact: every token visits all experts that it chose, however many chose
-the same (https://arxiv.org/abs/1701.06538, without a capacity).
+"""A mixture of gated MLPs, exact: every token visits all experts that it chose.
+
+An expert has no capacity, so it takes a token however many others chose it too
+(https://arxiv.org/abs/1701.06538 has one).
 
 The (token, choice) pairs are sorted by expert. Each expert that was chosen runs over its pairs in
-blocks of rows, a plain matrix product each: the loops' bounds are known when the tokens are, not
-when the program is compiled, so the work is that of the pairs alone, and experts that nobody chose
-cost nothing. (XLA's CPU backend computes `jax.lax.ragged_dot` as a dense product of all rows with
-all experts.)
+blocks of rows, and a block is a plain matrix product. The bounds of the loops are known when the
+tokens are, not when the program is compiled: the work is that of the pairs alone, and an expert
+that no token chose costs nothing. `jax.lax.ragged_dot` would do the same in one call, but XLA's CPU
+backend computes it as a dense product of all rows with all experts.
 
 Letters: N tokens, D hidden size, E experts, k choices of a token, M = N · k pairs, F width of an
 expert, Q rows of a block.
@@ -35,12 +37,12 @@ class Routing(NamedTuple):
     experts: jax.Array
     """[N, k] int32 in [0, E), no two of a row equal."""
 
-    weights: jax.Array
-    """[N, k] float32: of each expert's result in the sum."""
+    shares: jax.Array
+    """[N, k] float32: factor of each expert's result in the sum."""
 
 
 class ExpertKernels(NamedTuple):
-    """The experts' three projections; of one expert without the axis of E."""
+    """The three projections of all experts; those of one expert have no axis of E."""
 
     gate: jax.Array
     """[E, D, F]."""
@@ -53,22 +55,35 @@ class ExpertKernels(NamedTuple):
 
 
 def route(logits: jax.Array, choice_count: int, *, is_normalized: bool) -> Routing:
-    """Each token's most probable experts, under the softmax over all of them.
+    """Each token's k most probable experts, with p = softmax(logits) over all of them as shares.
+
+    >>> routing = route(jnp.log(jnp.array([[1.0, 6.0, 2.0]])), 2, is_normalized=True)
+    >>> print(routing.experts, routing.shares)
+    [[1 2]] [[0.75 0.25]]
 
     Args:
         logits: [N, E] float32.
         choice_count: k.
-        is_normalized: whether a token's weights are divided by their sum.
+        is_normalized: whether a token's shares are divided by their sum.
+
+    Raises:
+        ValueError: k exceeds E.
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
-    weights, experts = lax.top_k(probabilities, choice_count)
+    shares, experts = lax.top_k(probabilities, choice_count)
     if is_normalized:
-        weights = weights / weights.sum(-1, keepdims=True)
-    return Routing(experts.astype(jnp.int32), weights)
+        shares = shares / shares.sum(-1, keepdims=True)
+    return Routing(experts.astype(jnp.int32), shares)
 
 
 def routed_mlp(hidden: jax.Array, routing: Routing, kernels: ExpertKernels) -> jax.Array:
-    """sum over a token's choices of weight · down(silu(gate(x)) · up(x)).
+    """sum over a token's choices of share · down(silu(gate(x)) · up(x)).
+
+    >>> routing = Routing(jnp.array([[1, 0]], jnp.int32), jnp.array([[0.5, 0.25]]))
+    >>> gate = jnp.array([[[40.0]], [[80.0]]])  # of two experts; silu(x) is x for such large x
+    >>> kernels = ExpertKernels(gate, jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1)))
+    >>> print(routed_mlp(jnp.ones((1, 1)), routing, kernels))  # 0.5 · 80 + 0.25 · 40
+    [[50.]]
 
     Args:
         hidden: [N, D].
@@ -76,15 +91,15 @@ def routed_mlp(hidden: jax.Array, routing: Routing, kernels: ExpertKernels) -> j
         kernels: the experts, in the dtype of `hidden` or stored as `product` takes them.
 
     Returns:
-        [N, D] in the dtype of `hidden`. Differentiable in `hidden`, the routing's weights and the
+        [N, D] in the dtype of `hidden`. Differentiable in `hidden`, the routing's shares and the
         kernels; frozen kernels cost nothing in the gradient. Products sum in float32. The memory
         is O(M · (D + F)) and does not grow with E.
     """
-    return _routed_mlp(hidden, routing.weights, routing.experts, *kernels)
+    return _routed_mlp(hidden, routing.shares, routing.experts, *kernels)
 
 
 class _Pairs(NamedTuple):
-    """The pairs in the order of their experts. A block may read Q rows past an expert's last."""
+    """The pairs in the order of their experts. A block may read up to Q rows past an expert's."""
 
     tokens: jax.Array  # [M + Q]: of each pair; 0 past the last
     ranks: jax.Array  # [N, k]: where in this order each pair is
@@ -101,7 +116,13 @@ class _Saved(NamedTuple):
 
 
 def block_rows(pair_count: int, expert_count: int) -> int:
-    """Q: a power of two near an eighth of an expert's fair share, so that few rows are empty."""
+    """Q: a power of two near an eighth of the pairs of an expert, so that few rows are empty.
+
+    Eight experts with 4096 pairs have 512 each where all are chosen alike.
+
+    >>> block_rows(4096, 8), block_rows(1 << 20, 8), block_rows(1, 8)
+    (64, 128, 8)
+    """
     part = max(1, pair_count // (8 * expert_count))
     return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 1 << (part.bit_length() - 1)))
 
@@ -121,7 +142,8 @@ def _sort(experts: jax.Array, expert_count: int, block: int) -> _Pairs:
     )
 
 
-# What the loops below cut and fill is stored `as_bits`: the next four go between that and values.
+# The loops below cut and fill arrays that are stored `as_bits`. The next four functions convert
+# between those and values.
 
 
 def _rows(array: jax.Array, first: jax.Array, block: int) -> jax.Array:
@@ -133,7 +155,7 @@ def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _write(array: jax.Array, rows: jax.Array, first: jax.Array) -> jax.Array:
-    """Put a block into its place; the rows past the expert's last are overwritten by the next."""
+    """Write a block. Its rows past the expert's last pair are overwritten by the next expert."""
     return lax.dynamic_update_slice_in_dim(array, bits_like(rows, array), first, 0)
 
 
@@ -141,10 +163,10 @@ def _of_expert(kernels: ExpertKernels, expert: jax.Array, dtype: DTypeLike) -> E
     return ExpertKernels(*(values_as(kernel[expert], dtype) for kernel in kernels))
 
 
-def _combine(by_pair: jax.Array, pairs: _Pairs, weights: jax.Array | None) -> jax.Array:
+def _combine(by_pair: jax.Array, pairs: _Pairs, shares: jax.Array | None) -> jax.Array:
     """Each token's sum over its pairs, in float32: [M + Q, D] to [N, D]."""
     gathered = _take(by_pair, pairs.ranks).astype(jnp.float32)
-    return (gathered if weights is None else gathered * weights[..., None]).sum(1)
+    return (gathered if shares is None else gathered * shares[..., None]).sum(1)
 
 
 def _forward(
@@ -178,7 +200,7 @@ def _forward(
     widths = (hidden.shape[1], width, width) if is_saving else (hidden.shape[1],)
     start = tuple(zeros_as_bits((row_count, columns), hidden.dtype) for columns in widths)
     outputs, *saved = lax.fori_loop(0, pairs.chosen_count, run_expert, start)
-    mixed = _combine(outputs, pairs, routing.weights).astype(hidden.dtype)
+    mixed = _combine(outputs, pairs, routing.shares).astype(hidden.dtype)
     return mixed, _Saved(*saved) if is_saving else None
 
 
@@ -189,22 +211,23 @@ def _block_count(start: jax.Array, end: jax.Array, block: int) -> jax.Array:
 @jax.custom_vjp
 def _routed_mlp(
     hidden: jax.Array,
-    weights: jax.Array,
+    shares: jax.Array,
     experts: jax.Array,
     gate: jax.Array,
     up: jax.Array,
     down: jax.Array,
 ) -> jax.Array:
     kernels = ExpertKernels(gate, up, down)
-    return _forward(hidden, Routing(experts, weights), kernels, is_saving=False)[0]
+    return _forward(hidden, Routing(experts, shares), kernels, is_saving=False)[0]
 
 
 def _routed_mlp_forward(*arguments: CustomVJPPrimal) -> tuple[jax.Array, tuple[Any, ...]]:
-    hidden, weights, experts, *kernel_values = (argument.value for argument in arguments)
+    hidden, shares, experts, *kernel_values = (argument.value for argument in arguments)
     kernels = ExpertKernels(*kernel_values)
-    routing = Routing(experts, weights)
+    routing = Routing(experts, shares)
     mixed, saved = _forward(hidden, routing, kernels, is_saving=True)
-    # Known while tracing, and passed on as the structure of the residuals.
+    # Whether the kernels train is known while tracing. An empty tuple or None carries it to the
+    # backward pass as a part of the structure of the residuals, not as an array.
     training = () if any(argument.perturbed for argument in arguments[3:]) else None
     return mixed, (as_bits(hidden), routing, kernels, saved, training)
 
@@ -218,8 +241,8 @@ def _routed_mlp_backward(
         return (None,) * 6
     is_training = training is not None
     gradients = _gradients(hidden, routing, kernels, saved, cotangent, is_training=is_training)
-    hidden_gradient, weight_gradient, kernel_gradients = gradients
-    return (hidden_gradient, weight_gradient, None, *(kernel_gradients or (None,) * 3))
+    hidden_gradient, share_gradient, kernel_gradients = gradients
+    return (hidden_gradient, share_gradient, None, *(kernel_gradients or (None,) * 3))
 
 
 def _gradients(
@@ -231,11 +254,11 @@ def _gradients(
     *,
     is_training: bool,
 ) -> tuple[jax.Array, jax.Array, ExpertKernels | None]:
-    """Of the hidden states, the routing's weights and, where asked for, the kernels."""
+    """The gradients of the hidden states, of the shares and, where these train, of the kernels."""
     expert_count = kernels.down.shape[0]
     block = block_rows(routing.experts.size, expert_count)
     pairs = _sort(routing.experts, expert_count, block)
-    weights_by_pair = jnp.zeros(pairs.tokens.shape).at[pairs.ranks].set(routing.weights)
+    shares_by_pair = jnp.zeros(pairs.tokens.shape).at[pairs.ranks].set(routing.shares)
     dtype = hidden.dtype
     hidden_bits, kernel_bits, cotangent_bits = as_bits((hidden, kernels, cotangent))
 
@@ -246,18 +269,18 @@ def _gradients(
         start, end = pairs.starts[expert], pairs.starts[expert + 1]
 
         def run_block(number: jax.Array, carry: Any) -> Any:
-            (input_gradients, weight_gradients), sums = carry
+            (input_gradients, share_gradients), sums = carry
             first = start + number * block
             is_own = (first + jnp.arange(block) < end)[:, None]
             tokens = _rows(pairs.tokens, first, block)
-            weights = _rows(weights_by_pair, first, block)[:, None]
+            shares = _rows(shares_by_pair, first, block)[:, None]
             gate, up = (_rows(array, first, block).astype(jnp.float32) for array in saved)
             activated, silu_gradient = jax.vjp(jax.nn.silu, gate)
             gated = activated * up
             gradient = _take(cotangent_bits, tokens)
             unweighted = left_gradient(gradient, kernel.down)
-            # The next expert's rows, which the block may end with, must not enter this one's sums.
-            gated_gradient = jnp.where(is_own, weights * unweighted, 0)
+            # The block may end with rows of the next expert, which must not enter these sums.
+            gated_gradient = jnp.where(is_own, shares * unweighted, 0)
             up_gradient = (gated_gradient * activated).astype(dtype)
             (gate_gradient,) = silu_gradient(gated_gradient * up)
             gate_gradient = gate_gradient.astype(dtype)
@@ -265,11 +288,11 @@ def _gradients(
             input_gradient += left_gradient(up_gradient, kernel.up)
             by_pair = (
                 _write(input_gradients, input_gradient, first),
-                _write(weight_gradients, (gated * unweighted).sum(-1), first),
+                _write(share_gradients, (gated * unweighted).sum(-1), first),
             )
             if sums is not None:
                 inputs = _take(hidden_bits, tokens)
-                weighted = jnp.where(is_own, weights * gated, 0).astype(dtype)
+                weighted = jnp.where(is_own, shares * gated, 0).astype(dtype)
                 sums = ExpertKernels(
                     sums.gate + right_gradient(inputs, gate_gradient),
                     sums.up + right_gradient(inputs, up_gradient),
@@ -293,12 +316,12 @@ def _gradients(
     row_count = pairs.tokens.shape[0]
     by_pair = (zeros_as_bits((row_count, hidden.shape[1]), dtype), jnp.zeros(row_count))
     none_yet = ExpertKernels(*map(jnp.zeros_like, kernel_bits)) if is_training else None
-    (input_gradients, weight_gradients), kernel_gradients = lax.fori_loop(
+    (input_gradients, share_gradients), kernel_gradients = lax.fori_loop(
         0, pairs.chosen_count, run_expert, (by_pair, none_yet)
     )
     return (
         _combine(input_gradients, pairs, None).astype(dtype),
-        weight_gradients[pairs.ranks],
+        share_gradients[pairs.ranks],
         from_bits(kernel_gradients),
     )
 

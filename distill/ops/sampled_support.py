@@ -1,4 +1,4 @@
-"""The scoring head on other supports than the K most probable tokens: named ones, and draws.
+"""The scoring head on other supports than the K most probable tokens: named tokens, and draws.
 
 Letters: P positions, D hidden size, V vocabulary, K support size, E size of the exact head,
 n = K - E draws.
@@ -25,8 +25,8 @@ class SampledRows(NamedTuple):
     """The head by descending probability, then the draws in their order. The tail is what lies
     outside the set of them all."""
 
-    weights: jax.Array
-    """[P, K] float32: importance weights, 0 in the slots of a token's later draws."""
+    draw_weights: jax.Array
+    """[P, K] float32: 0 in the slots of a token's later draws."""
 
 
 def candidate_rows(
@@ -37,7 +37,16 @@ def candidate_rows(
     support_sizes: jax.Array,
     candidate_ids: jax.Array,
 ) -> TopKRows:
-    """Score P positions on named tokens; pure, to be compiled by the caller.
+    """log softmax(logits / temperature) at named tokens, and a summary of the rest.
+
+    Pure, to be compiled by the caller.
+
+    >>> head = Head(jnp.log(jnp.array([[1.0], [6.0], [3.0]])))  # probabilities 0.1, 0.6, 0.3
+    >>> ones, own = jnp.ones(1), jnp.array([1])
+    >>> named = jnp.array([[2, 0]])
+    >>> rows = candidate_rows(jnp.ones((1, 1)), head, own, ones, jnp.array([2]), named)
+    >>> print(jnp.exp(rows.log_probs), jnp.exp(rows.tail_log_probs))
+    [[0.3 0.1]] [0.6]
 
     Args:
         hidden: [P, D] final hidden states. The caller bounds P with `scoring_chunk_rows`.
@@ -68,6 +77,18 @@ def sampled_rows(
     head_slot_count: int,
 ) -> SampledRows:
     """Score P positions on an exact head and draws from what is outside it; pure.
+
+    A token of the head has the draw weight p. A token outside that n draws drew m times has the
+    draw weight m p_outside / n in the slot of its first draw, and 0 in those of its other draws. So
+    sum_j w_j f(x_j) is sum_V p f on average (RS-KD, https://arxiv.org/abs/2503.16870).
+
+    >>> head = Head(jnp.log(jnp.array([[1.0], [9.0]])))  # probabilities 0.1 and 0.9
+    >>> ones, two, keys = jnp.ones(1), jnp.array([2]), jax.random.split(jax.random.key(0), 1)
+    >>> one, own = jnp.array([1]), jnp.array([0])  # an exact head of 1, own token 0
+    >>> sizes = {"slot_count": 2, "head_slot_count": 1}
+    >>> result = sampled_rows(jnp.ones((1, 1)), head, own, ones, two, one, keys, **sizes)
+    >>> print(result.rows.token_ids, result.draw_weights)  # the one draw has no choice
+    [[1 0]] [[0.9 0.1]]
 
     Arguments not named here are those of `candidate_rows`.
 
@@ -104,12 +125,12 @@ def sampled_rows(
     scored = _rows_of_set(
         logits, token_ids, is_exact | is_drawn, is_exact | is_first, prompt_token_ids
     )
-    # From its own logits, as every tail: 1 - sum(head) loses the digits of a small one.
+    # Summed from its own logits, as every tail: 1 - sum(head) would lose a small one's digits.
     log_outside = peak[:, 0] + jnp.log(masses.sum(-1))
     outside_mass = jnp.exp(log_outside - jnp.logaddexp(jnp.log(head_total), log_outside))
-    draw_weights = outside_mass / jnp.maximum(support_sizes - exact_counts, 1)
-    weights = jnp.where(is_first, count * draw_weights[:, None], 0.0)
-    return SampledRows(scored, jnp.where(is_exact, jnp.exp(scored.log_probs), weights))
+    per_draw = outside_mass / jnp.maximum(support_sizes - exact_counts, 1)
+    draw_weights = jnp.where(is_first, count * per_draw[:, None], 0.0)
+    return SampledRows(scored, jnp.where(is_exact, jnp.exp(scored.log_probs), draw_weights))
 
 
 def _rows_of_set(
@@ -122,7 +143,7 @@ def _rows_of_set(
     """The rows on the set of the named tokens, each of which is counted in exactly one slot."""
     rows = jnp.arange(logits.shape[0])[:, None]
     values = jnp.take_along_axis(logits, token_ids, axis=-1)
-    # min: a slot that is not named may hold the token of one that is.
+    # min, not set: a slot that is not named may hold the same token as one that is.
     outside = logits.at[rows, token_ids].min(jnp.where(is_named, -jnp.inf, jnp.inf))
     return summarize_rows(logits, outside, token_ids, values, is_counted, prompt_token_ids)
 
@@ -132,7 +153,7 @@ def _first_draws(
 ) -> tuple[jax.Array, jax.Array]:
     """Whether a slot is the first draw of its token, and how often the token was drawn, [P, K]."""
     slot_count = token_ids.shape[1]
-    # A slot that is no draw gets a number of its own, so that it is nothing's repetition.
+    # A slot that is no draw gets a number of its own, so that it repeats no other slot.
     numbers = jnp.where(is_drawn, token_ids, vocab_size + jnp.arange(slot_count))
     is_first = first_occurrences(numbers) & is_drawn
     ordered = jnp.sort(numbers, axis=-1)
@@ -147,8 +168,8 @@ def _first_draws(
 def _draw(masses: jax.Array, keys: jax.Array, slot_count: int) -> jax.Array:
     """Draw `slot_count` tokens of each row in proportion to their masses [P, V], with replacement.
 
-    Two numbers of each draw search two cumulative sums: of the blocks' masses, then inside the
-    block.
+    A draw has two random numbers: one is searched in the cumulative sum of the blocks' masses, the
+    other in that of the tokens of the block.
 
     Returns:
         [P, slot_count] int32.
@@ -173,8 +194,8 @@ def _draw(masses: jax.Array, keys: jax.Array, slot_count: int) -> jax.Array:
 def _search(masses: jax.Array, number: jax.Array) -> jax.Array:
     """The index [...] at which the cumulative sum of masses [..., M] passes the share `number`.
 
-    Never one of mass 0: a parallel sum need not be monotone in its last digit, so that the sums
-    alone would let such a token pass once in ten million draws.
+    It never has mass 0. A sum that is computed in parallel need not be monotone in its last digit,
+    so the sums alone would let a token of mass 0 pass once in ten million draws.
     """
     has_mass = masses > 0.0
     cumulative = jnp.where(has_mass, jnp.cumsum(masses, axis=-1), 0.0)

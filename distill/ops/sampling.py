@@ -3,8 +3,8 @@
 Letters: B rows, V vocabulary, C blocks of the vocabulary, W tokens in a block.
 
 A row's random numbers come from its own key alone, so its draw does not depend on the other rows.
-All draws are Gumbel-max: a search in cumulative sums could draw a token of probability 0, and would
-turn a rounding error of the logits into another token far more often.
+All draws are Gumbel-max (https://arxiv.org/abs/1611.00712). A search in cumulative sums could draw
+a token of probability 0, and a rounding error of the logits would change the token far more often.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,13 @@ class SamplingSettings(NamedTuple):
 def draw_tokens(
     logits: jax.Array, keys: jax.Array, settings: SamplingSettings
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw a token for every row.
+    """Draw a token for every row from softmax(logits / temperature), restricted by top_k and top_p.
+
+    >>> settings = SamplingSettings(jnp.float32(0.0), jnp.int32(3), jnp.float32(1.0))
+    >>> logits, keys = jnp.log(jnp.array([[1.0, 6.0, 3.0]])), jax.random.split(jax.random.key(0), 1)
+    >>> token_ids, log_probs = draw_tokens(logits, keys, settings)  # temperature 0
+    >>> print(token_ids, jnp.exp(log_probs))
+    [1] [0.6]
 
     Args:
         logits: [B, V] float32.
@@ -76,7 +82,7 @@ def draw_tokens(
 
 
 def _blocks(logits: jax.Array) -> jax.Array:
-    """[B, V] to [B, C, W]; what fills the last block is never drawn."""
+    """[B, V] to [B, C, W]. The last block is filled up with -inf, which is never drawn."""
     padding = -logits.shape[-1] % BLOCK_TOKENS
     if padding:
         logits = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf)
@@ -109,11 +115,11 @@ def _draw(blocks: jax.Array, sums: jax.Array, keys: jax.Array) -> jax.Array:
 def _restrict(log_probs: jax.Array, settings: SamplingSettings) -> jax.Array:
     """Put -inf where top_k and top_p leave a token out; of equal tokens the lower ids stay.
 
-    Both keep the most probable tokens down to some value, which is searched bit by bit: a pass over
-    [B, V] for each is many times quicker than sorting V on every kind of device.
+    Both keep the most probable tokens down to some threshold. It is searched bit by bit, with a
+    pass over [B, V] for each bit: on every kind of device many times quicker than sorting V.
     """
     probabilities = jnp.exp(log_probs)
-    # No sum of all reaches it: rounding must not cut off a tail that top_p = 1 keeps.
+    # At top_p = 1 a bound that no sum reaches: rounding must not cut off a tail that 1 keeps.
     top_p = jnp.where(settings.top_p < 1, settings.top_p, jnp.inf)
     order = _order(log_probs)
 
@@ -126,7 +132,7 @@ def _restrict(log_probs: jax.Array, settings: SamplingSettings) -> jax.Array:
     above, equal = order > threshold, order == threshold
     missing_mass = top_p - jnp.where(above, probabilities, 0).sum(-1)
     equal_probability = jnp.where(equal, probabilities, 0).max(-1)
-    # At least one: without any, the threshold would not have been reached.
+    # At least one of the equals: without any, the sum would not have reached top_p or top_k.
     quota = jnp.clip(jnp.ceil(missing_mass / equal_probability), 1, settings.top_k - above.sum(-1))
     ids = jnp.arange(log_probs.shape[-1], dtype=jnp.uint32)
 
@@ -136,7 +142,7 @@ def _restrict(log_probs: jax.Array, settings: SamplingSettings) -> jax.Array:
 
         return _largest(is_before, log_probs.shape[-1].bit_length(), len(log_probs))
 
-    # Equal tokens are rare beyond the quota.
+    # More equal tokens than the quota are rare, so the search for the last id is seldom run.
     last = lax.cond(
         (equal.sum(-1) > quota).any(),
         last_id,

@@ -35,7 +35,11 @@ class TopKRows(NamedTuple):
 
 
 def scoring_chunk_rows(vocab_size: int) -> int:
-    """Most positions to score in one call: bounds the logits [P, V] in bytes."""
+    """Most positions to score in one call: bounds the logits [P, V] in bytes.
+
+    >>> scoring_chunk_rows(49152), scoring_chunk_rows(262144)
+    (256, 128)
+    """
     return chunk_row_count(MAX_CHUNK_ROWS, vocab_size)
 
 
@@ -48,10 +52,18 @@ def top_k_rows(
     *,
     top_k: int,
 ) -> TopKRows:
-    """Score P positions; pure, to be compiled by the caller with `top_k` static.
+    """log softmax(logits / temperature) at the K most probable tokens, and a summary of the rest.
+
+    Pure, to be compiled by the caller with `top_k` static.
 
     The tail is summed from its own logits. 1 - sum(support) would have no correct digit left once
     the tail is below 1e-7, and a sum relative to the row's maximum would underflow below 1e-38.
+
+    >>> head = Head(jnp.log(jnp.array([[1.0], [6.0], [3.0]])))  # probabilities 0.1, 0.6, 0.3
+    >>> ones, own = jnp.ones(1), jnp.array([0])
+    >>> rows = top_k_rows(jnp.ones((1, 1)), head, own, ones, jnp.array([2]), top_k=2)
+    >>> print(rows.token_ids, jnp.exp(rows.log_probs), jnp.exp(rows.tail_log_probs))
+    [[1 2]] [[0.6 0.3]] [0.1]
 
     Args:
         hidden: [P, D] final hidden states. The caller bounds P with `scoring_chunk_rows`.
@@ -67,7 +79,7 @@ def top_k_rows(
     """
     logits = head_logits(hidden, head)
     scale = 1.0 / temperatures
-    # One more than asked for: the largest outside of the support.
+    # One more than asked for: the largest logit outside the support.
     candidates, candidate_ids = exact_top_k(logits, min(top_k + 1, head.token_count))
     top = candidates[:, :1]
     least = jnp.take_along_axis(candidates, support_sizes[:, None] - 1, axis=1)
@@ -75,17 +87,17 @@ def top_k_rows(
     tail_peak = jnp.take_along_axis(candidates, beyond, axis=1)[:, 0] * scale
     in_support = jnp.arange(top_k) < support_sizes[:, None]
     values, token_ids = candidates[:, :top_k], candidate_ids[:, :top_k]
-    # Of the tokens as probable as the last of the support, those of lower ids are in it.
+    # Of the tokens that are as probable as the last one of the support, it has those of lower ids.
     last_of_equals = jnp.where(in_support & (values == least), token_ids, -1).max(-1)[:, None]
 
     def is_outside(block: jax.Array, ids: jax.Array) -> jax.Array:
         below = (block < least) | ((block == least) & (ids > last_of_equals))
-        # What is not valid is nowhere, neither in the support nor outside.
+        # A token that is not valid is neither in the support nor outside it.
         return below & (ids < head.token_count)
 
     tail_sums = sum_exponentials(logits, tail_peak, scale, is_outside)
     own = jnp.take_along_axis(logits, prompt_token_ids[:, None], axis=-1)
-    # Relative to the maximum: an entropy near 0 keeps its digits however large the logits are.
+    # Values relative to the maximum: an entropy near 0 keeps its digits for logits of any size.
     summary = summarize_support(
         (values - top) * scale[:, None], in_support, tail_peak - top[:, 0] * scale, tail_sums
     )
@@ -93,7 +105,17 @@ def top_k_rows(
 
 
 def relative_logits(hidden: jax.Array, head: Head, temperatures: jax.Array) -> jax.Array:
-    """Logits [P, V] after temperature, float32, relative to each row's maximum."""
+    """Logits [P, V] after temperature, float32, relative to each row's maximum.
+
+    >>> hidden, head = jnp.ones((1, 1)), Head(jnp.array([[2.0], [4.0]]))
+    >>> print(relative_logits(hidden, head, jnp.array([0.5])))
+    [[-4.  0.]]
+
+    Args:
+        hidden: [P, D] final hidden states.
+        head: the weights.
+        temperatures: [P] float32, greater than 0.
+    """
     logits = head_logits(hidden, head) / temperatures[:, None]
     return logits - logits.max(-1, keepdims=True)
 
@@ -107,6 +129,12 @@ def summarize_rows(
     prompt_token_ids: jax.Array,
 ) -> TopKRows:
     """Log-probabilities of a support, and the summary of everything else.
+
+    >>> logits = jnp.log(jnp.array([[1.0, 0.5, 0.5]]))
+    >>> outside, ids = logits.at[0, 0].set(-jnp.inf), jnp.array([[0]])
+    >>> rows = summarize_rows(logits, outside, ids, logits[:, :1], ids == 0, jnp.array([1]))
+    >>> print(jnp.exp(rows.log_probs), jnp.exp(rows.tail_log_probs))
+    [[0.5]] [0.5]
 
     Args:
         logits: [P, V], from `relative_logits`.
@@ -137,7 +165,7 @@ class SupportSummary(NamedTuple):
     """[P], in nats."""
 
     log_total: jax.Array
-    """[P], log of the sum of all weights, relative to the row's maximum."""
+    """[P], log Z: of the sum of all exponentials, relative to the row's maximum."""
 
 
 def summarize_support(
@@ -146,7 +174,16 @@ def summarize_support(
     tail_peak: jax.Array,
     tail_sums: tuple[jax.Array, jax.Array],
 ) -> SupportSummary:
-    """Normalise a support together with what is outside it.
+    """Normalise a support together with what is outside it: log q, log q_tail and the entropy.
+
+    With w = exp(values) and Z = sum w over everything, log q = values - log Z, and the entropy is
+    log Z minus the mean of the values under q.
+
+    >>> one, peak = jnp.ones((1, 1), bool), jnp.zeros(1)  # one token in the support, two outside
+    >>> sums = jnp.array([2.0]), jnp.array([0.0])  # all three of the same probability
+    >>> summary = summarize_support(jnp.zeros((1, 1)), one, peak, sums)
+    >>> print(jnp.exp(summary.tail_log_probs), jnp.exp(summary.entropies))
+    [0.667] [3.]
 
     Args:
         values: [P, K], logits after temperature, relative to the row's maximum.
@@ -156,12 +193,12 @@ def summarize_support(
     """
     tail_total, tail_weighted = tail_sums
     log_tail = tail_peak + jnp.log(tail_total)
-    support_weights = jnp.where(is_counted, jnp.exp(values), 0.0)
-    log_total = jnp.logaddexp(jnp.log(support_weights.sum(-1)), log_tail)
+    exponentials = jnp.where(is_counted, jnp.exp(values), 0.0)
+    log_total = jnp.logaddexp(jnp.log(exponentials.sum(-1)), log_tail)
     tail_share = jnp.exp(log_tail - log_total)
-    # tail_total is at least 1, its largest weight, or 0 where nothing is outside.
+    # tail_total is 0 where nothing is outside, and otherwise at least 1, its largest exponential.
     mean_outside = tail_peak + tail_weighted / jnp.maximum(tail_total, 1.0)
-    mean_inside = (support_weights * values).sum(-1) * jnp.exp(-log_total)
+    mean_inside = (exponentials * values).sum(-1) * jnp.exp(-log_total)
     return SupportSummary(
         log_probs=values - log_total[:, None],
         tail_log_probs=log_tail - log_total,
@@ -171,7 +208,7 @@ def summarize_support(
 
 
 def _as_rows(token_ids: jax.Array, own: jax.Array, summary: SupportSummary) -> TopKRows:
-    """With the prompt's own tokens, whose logits [P] are relative to the row's maximum."""
+    """The summary, and the prompt's own tokens: `own` [P] are logits relative to the maximum."""
     return TopKRows(
         token_ids=token_ids,
         log_probs=summary.log_probs,

@@ -1,7 +1,8 @@
 """Passes over logits [P, V] that read them once: the exact top K, and sums over the vocabulary.
 
-A chunk of logits is larger than the caches of most devices. A sum written plainly makes an array
-of the same size for each of its steps; in blocks of the vocabulary the steps stay in the cache.
+A chunk of logits is larger than the caches of most devices. A sum that is written plainly makes an
+array of that size for each of its steps; in blocks of the vocabulary the steps stay in the cache
+(docs/adr/0004-measurements.md).
 
 Letters: P positions, V vocabulary, K how many of the most probable.
 """
@@ -22,10 +23,14 @@ SUM_BLOCK = 4096
 def exact_top_k(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The `count` largest of each row with their ids, as `lax.top_k` gives them, ties included.
 
-    In two stages: the blocks with the largest maxima, then the largest in those. An entry that
-    belongs to the result lies in such a block: were its block not among them, `count` blocks would
-    each have an entry that comes before it (a larger one, or an equal one of a lower id, for blocks
-    are ordered like their ids).
+    In two stages: first the K blocks with the largest maxima, then the K largest entries of those
+    blocks. That is exact. Suppose the block of an entry were not chosen. Then each of the K chosen
+    blocks would have an entry that comes before it, a larger one or an equal one of a lower id,
+    because blocks are ordered like their ids. So the entry is not among the K largest.
+
+    >>> values, ids = exact_top_k(jnp.array([[1.0, 5.0, 2.0, 5.0]]), 3)
+    >>> print(values, ids)
+    [[5. 5. 2.]] [[1 3 2]]
 
     Args:
         logits: [P, V].
@@ -33,6 +38,9 @@ def exact_top_k(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
     Returns:
         Values and ids [P, K], descending; of equals the lower id first.
+
+    Raises:
+        ValueError: K exceeds V.
     """
     row_count, vocab_size = logits.shape
     block_count = vocab_size // TOP_K_BLOCK
@@ -55,8 +63,8 @@ def exact_top_k(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _top_k(array: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    # The barrier keeps slices of the result out of top_k: XLA's CPU backend would turn the two into
-    # a full sort, which takes many times as long.
+    # The barrier keeps XLA's CPU backend from merging top_k with a slice of its result: the two
+    # together become a full sort, which takes many times as long.
     values, ids = lax.optimization_barrier(  # type: ignore[no-untyped-call]
         lax.top_k(array, count)
     )
@@ -64,7 +72,11 @@ def _top_k(array: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def first_occurrences(token_ids: jax.Array) -> jax.Array:
-    """Whether each slot [P, K] is the first of its row with its token."""
+    """Whether each slot [P, K] is the first of its row with its token.
+
+    >>> print(first_occurrences(jnp.array([[7, 4, 7, 7]])))
+    [[ True  True False False]]
+    """
     order = jnp.argsort(token_ids, axis=-1, stable=True)
     ordered = jnp.take_along_axis(token_ids, order, axis=-1)
     starts = jnp.concatenate(
@@ -82,6 +94,13 @@ def sum_exponentials(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over counted tokens of w = exp(z - peak), and of w · (z - peak), in one pass.
 
+    They give the logsumexp, peak + log(sum w), and the entropy of the counted tokens.
+
+    >>> logits, ones = jnp.array([[0.0, 1.0, -jnp.inf]]), jnp.ones(1)
+    >>> total, moment = sum_exponentials(logits, ones, ones, lambda block, _: block > -jnp.inf)
+    >>> print(total, moment)  # 1 + 1/e, -1/e
+    [1.368] [-0.368]
+
     Args:
         logits: [P, V] before temperature; z are they times the inverse temperature.
         peaks: [P], finite: the largest counted z, or above it.
@@ -98,10 +117,10 @@ def sum_exponentials(
         block: jax.Array, start: jax.Array | int, sums: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         counted = is_counted(block, start + jnp.arange(block.shape[1]))
-        # Uncounted entries may be -inf, and 0 * -inf is no number.
+        # An entry that is not counted may be -inf, and 0 * -inf would be NaN.
         below = jnp.where(counted, block * inverse_temperatures[:, None] - peaks[:, None], 0.0)
-        weights = jnp.where(counted, jnp.exp(below), 0.0)
-        return sums[0] + weights.sum(-1), sums[1] + (weights * below).sum(-1)
+        exponentials = jnp.where(counted, jnp.exp(below), 0.0)
+        return sums[0] + exponentials.sum(-1), sums[1] + (exponentials * below).sum(-1)
 
     def add_block(
         index: jax.Array, sums: tuple[jax.Array, jax.Array]

@@ -12,14 +12,9 @@ from distill.network.adapters import LoraSpec, scale_adapter
 from distill.network.config import ModelConfig
 from distill.network.functional import Graph, head_weights, packed_hidden_states
 from distill.network.packing import Segments
+from distill.ops.divergences import tail_bucket
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
-from distill.ops.objectives import (
-    OBJECTIVES,
-    ObjectiveParameters,
-    StudentRows,
-    TargetRows,
-    tail_bucket,
-)
+from distill.ops.objectives import OBJECTIVES, ObjectiveParameters, StudentRows, TargetRows
 from student_service.training.batch import LossSettings
 from student_service.training.micro_batches import MicroBatch
 from student_service.training.optimizer import Trainable

@@ -18,9 +18,10 @@ from distill.network.functional import (
     head_weights,
     hidden_states,
 )
+from distill.ops.divergences import cross_entropy
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
 from distill.ops.logits import head_logits
-from distill.ops.objectives import TargetRows, cross_entropy
+from distill.ops.objectives import TargetRows
 from tests.support.comparison import FloatArray, SoftTargets
 
 

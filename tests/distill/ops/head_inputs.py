@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill.ops.divergences import cross_entropy, tail_bucket
 from distill.ops.head import HeadSettings, HeadTargets, head_loss
-from distill.ops.objectives import TargetRows, cross_entropy, tail_bucket
+from distill.ops.objectives import TargetRows
 
 ROWS, HIDDEN, VOCAB, SUPPORT, RANK = 64, 12, 50, 4, 3
 

@@ -74,7 +74,7 @@ def test_named_and_drawn_supports_are_those_without_padding() -> None:
         drawn = sampled_rows(
             *first, shapes[0], jnp.arange(ROWS), shapes[1], slot_count=16, head_slot_count=8
         )
-        results.append((named, [array[:, :14] for array in (*drawn.rows[:2], drawn.weights)]))
+        results.append((named, [array[:, :14] for array in (*drawn.rows[:2], drawn.draw_weights)]))
     assert_same(*results)
 
 

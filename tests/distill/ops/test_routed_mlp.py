@@ -28,7 +28,7 @@ class Problem(NamedTuple):
 
     hidden: NDArray[np.float32]  # [N, D]
     experts: NDArray[np.int32]  # [N, k]
-    weights: NDArray[np.float32]  # [N, k]
+    shares: NDArray[np.float32]  # [N, k]
     kernels: ExpertKernels
     cotangent: NDArray[np.float32]  # [N, D]
 
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
     value: Any
     hidden: Any
-    weights: Any
+    shares: Any
     gate: Any
     up: Any
     down: Any
@@ -61,7 +61,7 @@ def problem(
     return Problem(
         hidden=noise(token_count, hidden_size),
         experts=np.asarray(experts, np.int32),
-        weights=noise(*experts.shape),
+        shares=noise(*experts.shape),
         kernels=ExpertKernels(
             0.5 * noise(expert_count, hidden_size, width),
             0.5 * noise(expert_count, hidden_size, width),
@@ -80,12 +80,12 @@ def random_choices(
 
 
 def dense_answer(given: Problem) -> Answer:
-    hidden, weights, cotangent = (
-        np.asarray(array, np.float64) for array in (given.hidden, given.weights, given.cotangent)
+    hidden, shares, cotangent = (
+        np.asarray(array, np.float64) for array in (given.hidden, given.shares, given.cotangent)
     )
     kernels = ExpertKernels(*(np.asarray(kernel, np.float64) for kernel in given.kernels))
     mask: Wide = np.zeros((len(hidden), len(kernels.gate)))
-    np.add.at(mask, (np.arange(len(hidden))[:, None], given.experts), weights)
+    np.add.at(mask, (np.arange(len(hidden))[:, None], given.experts), shares)
     value, hidden_gradient = np.zeros_like(hidden), np.zeros_like(hidden)
     mask_gradient = np.zeros_like(mask)
     gradients = ExpertKernels(*(np.zeros_like(kernel) for kernel in kernels))
@@ -111,12 +111,12 @@ def dense_answer(given: Problem) -> Answer:
 
 @jax.jit
 def _own_answer(given: Problem) -> Answer:
-    def value(hidden: Any, weights: Any, kernels: ExpertKernels) -> Any:
-        return routed_mlp(hidden, Routing(given.experts, weights), kernels)
+    def value(hidden: Any, shares: Any, kernels: ExpertKernels) -> Any:
+        return routed_mlp(hidden, Routing(given.experts, shares), kernels)
 
-    result, pull_back = jax.vjp(value, given.hidden, given.weights, given.kernels)
-    hidden, weights, kernels = pull_back(given.cotangent)
-    return Answer(result, hidden, weights, *kernels)
+    result, pull_back = jax.vjp(value, given.hidden, given.shares, given.kernels)
+    hidden, shares, kernels = pull_back(given.cotangent)
+    return Answer(result, hidden, shares, *kernels)
 
 
 def own_answer(given: Problem) -> Answer:
@@ -185,7 +185,7 @@ def test_a_row_beside_others_equals_the_row_alone() -> None:
         alone = many._replace(
             hidden=many.hidden[part],
             experts=many.experts[part],
-            weights=many.weights[part],
+            shares=many.shares[part],
             cotangent=many.cotangent[part],
         )
         np.testing.assert_allclose(own_answer(alone).value[0], together[row], atol=2e-6)
@@ -200,7 +200,7 @@ def test_bfloat16_stays_near_the_float64_reference_of_the_same_numbers() -> None
     )
     own = own_answer(rounded)
     assert own.value.dtype == own.hidden.dtype == own.gate.dtype == jnp.bfloat16
-    assert own.weights.dtype == jnp.float32
+    assert own.shares.dtype == jnp.float32
     expected = dense_answer(
         rounded._replace(
             hidden=np.asarray(rounded.hidden, np.float32),
@@ -221,9 +221,9 @@ def test_routing_is_the_top_of_the_softmax_over_all_experts() -> None:
     normalized = route(jnp.asarray(logits), 4, is_normalized=True)
     for routing in (as_it_is, normalized):
         np.testing.assert_array_equal(routing.experts, expected)
-        assert routing.weights.dtype == jnp.float32
-    np.testing.assert_allclose(as_it_is.weights, top, rtol=1e-5)
-    np.testing.assert_allclose(normalized.weights, top / top.sum(-1, keepdims=True), rtol=1e-5)
+        assert routing.shares.dtype == jnp.float32
+    np.testing.assert_allclose(as_it_is.shares, top, rtol=1e-5)
+    np.testing.assert_allclose(normalized.shares, top / top.sum(-1, keepdims=True), rtol=1e-5)
 
 
 def test_blocks_lie_between_their_bounds_and_shrink_with_the_share_of_an_expert() -> None:
@@ -247,8 +247,8 @@ def _compiled(expert_count: int, *, token_count: int = 512, is_training: bool) -
         shape((token_count, choice_count), jnp.int32),
     )
 
-    def loss(hidden: Any, weights: Any, kernels: Any, experts: Any) -> Any:
-        return (routed_mlp(hidden, Routing(experts, weights), kernels) ** 2).sum()
+    def loss(hidden: Any, shares: Any, kernels: Any, experts: Any) -> Any:
+        return (routed_mlp(hidden, Routing(experts, shares), kernels) ** 2).sum()
 
     gradient = jax.grad(loss, argnums=(0, 1, 2) if is_training else (0, 1))
     return jax.jit(gradient).lower(*arguments).compile()
