@@ -14,21 +14,21 @@ from distill.network.functional import HEAD_TARGET, Adapter
 from distill.network.projections import layers_with, projection_shapes
 
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""What can have an adapter in a layer of attention and a dense MLP, in its order."""
+"""The projections that can have an adapter in a layer of attention and a dense MLP, in order."""
 
 _MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 
 DELTA_NET_TARGETS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
-"""Likewise in a gated delta-net layer."""
+"""The same of a gated delta-net layer."""
 
 ALL_TARGETS = (*ADAPTER_TARGETS, HEAD_TARGET, *DELTA_NET_TARGETS)
-"""Everything that can have one in any family. Only added to at the end: the initial values of a
-target depend on its place. What a model has of them: `model_targets`."""
+"""All targets of any family; `model_targets` says which a model has. New ones are added at the end
+alone: the initial values of a target depend on its place here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSpec:
-    """What an adapter is, apart from its weights."""
+    """An adapter without its weights."""
 
     rank: int
     """r, at least 1."""
@@ -51,7 +51,7 @@ class LoraSpec:
 def init_adapter(config: ModelConfig, spec: LoraSpec, dtype: DTypeLike) -> Adapter:
     """A fresh adapter that changes nothing yet: a Kaiming uniform as in PEFT, b zero.
 
-    The values of a target's `a` depend on the seed and the target alone, not on which others
+    The values of a target's `a` depend on the seed and the target alone, not on which other targets
     have an adapter.
 
     Raises:
@@ -82,15 +82,15 @@ def layer_targets(config: ModelConfig) -> tuple[str, ...]:
 
 
 def model_targets(config: ModelConfig) -> tuple[str, ...]:
-    """Everything of a model that can have one."""
+    """All targets of a model: its layers' and the head."""
     return (*layer_targets(config), HEAD_TARGET)
 
 
 def check_targets(config: ModelConfig, targets: Iterable[str], field: str) -> None:
-    """Refuse what the model has no adapter for.
+    """Refuse targets that the model does not have.
 
     Raises:
-        InvalidFieldError: under the name of the field, with what is allowed and why.
+        InvalidFieldError: a target is unknown. Names the field and the targets that are known.
     """
     known = model_targets(config)
     for target in targets:
@@ -107,7 +107,7 @@ def check_targets(config: ModelConfig, targets: Iterable[str], field: str) -> No
 
 
 def target_shape(config: ModelConfig, target: str) -> tuple[int, int]:
-    """(in, out) of what an adapter updates."""
+    """(in, out) of the projection, or the head, that a target names."""
     if target == HEAD_TARGET:
         return config.hidden_size, config.vocab_size
     return projection_shapes(config)[target]

@@ -1,9 +1,11 @@
-"""Grouped-query attention in blocks of queries (https://arxiv.org/abs/2305.13245).
+"""Grouped-query attention (https://arxiv.org/abs/2305.13245): the mixer, and its cache.
 
-Here over a cache, for sampling; whole sequences use `packed_attention`. Scores and softmax are
-float32.
-A block of queries sees at most [B, H, block, S] scores, so a sequence of 8192 tokens never has its
-[T, T] matrix whole.
+A pack of whole sequences goes through `packed_attention`. Over a cache, as in sampling, a block of
+queries at a time has its scores [B, H, block, S], so a prompt of 8192 tokens never has its matrix
+[T, T] whole. Scores and softmax are float32.
+
+Letters: B rows, T tokens of a row, S slots of the cache, H query heads, G groups of them with a key
+and a value head each, D hidden size.
 """
 
 import math
@@ -28,9 +30,8 @@ QUERY_BLOCK = 256
 """Queries per block: large enough that the products run at full speed, small enough that a
 block's scores stay near the caches."""
 
-
 Window: TypeAlias = jax.Array | int | None
-"""Tokens that a token sees, itself included; None: all before it, which costs nothing."""
+"""How many tokens a token sees, itself included. None: all before it, which costs nothing."""
 
 
 def attend(
@@ -40,14 +41,14 @@ def attend(
     positions: jax.Array,
     window: Window = None,
 ) -> jax.Array:
-    """softmax(q·k / sqrt(head_dim)) v over the key slots at or before each query's position.
+    """softmax(q·k / sqrt(head_dim)) v over the slots at or before each query's position.
 
     Args:
         query: [B, T, H, head_dim].
         keys: [B, G, head_dim, S]; head h reads group h // (H / G); a slot's index is its position.
         values: [B, G, S, head_dim].
         positions: [B, T] or [1, T], of the queries.
-        window: a scalar.
+        window: of all queries.
 
     Returns:
         [B, T, H · head_dim] in the query's dtype.
@@ -55,8 +56,8 @@ def attend(
     B, T, head_count, head_dim = query.shape
     group_count, slot_count = values.shape[1:3]
     heads_per_group = head_count // group_count
-    # The heads of a group become rows of one matrix product, which the CPU runs 1.6 times as
-    # fast as the same sum written as one einsum over B, groups and heads.
+    # The heads of a group become rows of one matrix product. A CPU runs it 1.6 times as fast as
+    # the same sum written as one einsum over rows, groups and heads.
     grouped = query.reshape(B, T, group_count, heads_per_group, head_dim)
     rows = grouped.transpose(0, 2, 3, 1, 4).reshape(B, group_count, heads_per_group * T, head_dim)
     scores = jnp.matmul(
@@ -66,11 +67,11 @@ def attend(
     visible = slots <= positions[:, :, None]
     if window is not None:
         visible &= slots > positions[:, :, None] - window
-    # A finite mask would do as well: every query sees at least its own slot.
+    # -inf gives no NaN here: every query sees at least its own slot.
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    weights = weights.reshape(B, group_count, heads_per_group * T, slot_count)
-    mixed = jnp.matmul(weights, values).reshape(B, group_count, heads_per_group, T, head_dim)
+    shares = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    shares = shares.reshape(B, group_count, heads_per_group * T, slot_count)
+    mixed = jnp.matmul(shares, values).reshape(B, group_count, heads_per_group, T, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, head_count * head_dim)
 
 
@@ -85,13 +86,13 @@ def cached_attention(
     length = query.shape[1]
     if length <= QUERY_BLOCK:
         return attend(query, keys, values, positions, window)
-    # Padding queries see some keys and are cut off again.
+    # Queries of padding see some slot, as softmax needs, and are cut off again.
     padding = -length % QUERY_BLOCK
     query_blocks = _split_blocks(jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0))))
     position_blocks = _split_blocks(jnp.pad(positions, ((0, 0), (0, padding))))
 
-    # A loop and not a list of blocks: XLA would run the list's blocks side by side and hold the
-    # scores of all of them.
+    # A loop in the program, not a Python list of blocks: XLA would run those side by side and hold
+    # the scores of all of them.
     def block(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         return attend(inputs[0], keys, values, inputs[1], window)
 
@@ -112,8 +113,8 @@ def _split_blocks(array: jax.Array) -> jax.Array:
 class KeyValues:
     """What attention remembers of the tokens seen so far, in n layers; bfloat16 as bits.
 
-    A key's slot is its position in its row. Both lie as the two products of attention read them:
-    no step transposes its whole cache.
+    A token's slot is its position in its row. Keys and values lie in memory as the two products of
+    attention read them, so that no step transposes its whole cache.
     """
 
     keys: jax.Array
@@ -132,10 +133,10 @@ class KeyValues:
 
 
 class PackPlace(NamedTuple):
-    """Where the tokens of a pack [N] are, as one layer is told."""
+    """Where the tokens of a pack [N] are, as one layer needs to know it."""
 
     segments: Segments
-    """What each slot sees without a window."""
+    """What each slot would see without a window."""
 
     angles: tuple[jax.Array, jax.Array]
     """Of the layer's rotary positions."""
@@ -145,7 +146,7 @@ class PackPlace(NamedTuple):
 
 
 class CachePlace(NamedTuple):
-    """Where tokens [B, T] that continue cached rows are, as one layer is told."""
+    """Where tokens [B, T] that continue cached rows are, as one layer needs to know it."""
 
     positions: jax.Array
     """[B, T]."""
@@ -157,14 +158,14 @@ class CachePlace(NamedTuple):
     """Of the layer."""
 
     token_counts: jax.Array | None = None
-    """[B]: how many of the T are real; those after them are padding. None: all. What remembers
-    token by token need not look: the next tokens overwrite what padding left."""
+    """[B]: how many of the T tokens are real; those after them are padding. None: all are real.
+    Attention ignores it: the next tokens overwrite the slots that padding wrote."""
 
 
 class Attention(nnx.Module):
     """Projections, rotary positions and grouped-query attention.
 
-    Some models norm the queries and keys, and some multiply what a head mixed by a gate.
+    Some models norm the queries and keys. Some multiply the output of each head by a gate.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Attention(nnx.Module):
     def empty_state(
         config: ModelConfig, layer_count: int, row_count: int, slot_count: int, dtype: DTypeLike
     ) -> KeyValues:
-        """What `layer_count` layers remember of rows without tokens."""
+        """The memory of `layer_count` layers and of rows without tokens."""
         stack = (layer_count, row_count, config.key_value_head_count)
         return KeyValues(
             keys=zeros_as_bits((*stack, config.head_dim, slot_count), dtype),
@@ -212,14 +213,15 @@ class Attention(nnx.Module):
         layer: jax.Array,
         adapter: LayerAdapter,
     ) -> tuple[jax.Array, KeyValues]:
-        """Mix tokens [B, T, D] with those that the state's `layer` remembers, and remember them.
+        """Write tokens [B, T, D] into slots of the state's `layer`, then mix them with all slots.
 
-        Writes the tokens' slots, then reads them all.
+        Returns:
+            [B, T, D], and the state with the tokens in it.
         """
         query, key, value, gate = self._project(hidden, place.angles, adapter)
         rows = jnp.arange(hidden.shape[0])[:, None]
-        # Written in place inside the stacked state: handing each layer's slice through the scan
-        # would copy the whole cache for every generated token.
+        # Written in place into the stacked state. If the scan handed each layer its slice, it would
+        # copy the whole cache for every generated token.
         keys = state.keys.at[layer, rows, :, :, place.positions].set(bits_like(key, state.keys))
         values = state.values.at[layer, rows, :, place.positions].set(
             bits_like(value, state.values)
@@ -239,11 +241,13 @@ class Attention(nnx.Module):
         angles: tuple[jax.Array, jax.Array],
         adapter: LayerAdapter,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-        """Queries [B, T, H, head_dim], keys and values [B, T, G, head_dim], positions applied; and
-        the gates [B, T, H, head_dim] where there are any."""
+        """Queries [B, T, H, head_dim], keys and values [B, T, G, head_dim], and gates like queries.
+
+        Rotary positions are applied to queries and keys. The gates are None where there are none.
+        """
         query, gate = self.q_proj(hidden, adapter.get("q_proj")), None
         if self.has_output_gate:
-            # Of each head the query, then the gate.
+            # The features of each head are its query, then its gate.
             both = query.reshape(*query.shape[:2], -1, 2 * self.head_dim)
             query, gate = jnp.split(both, 2, axis=-1)
         query = self._heads(query)
@@ -253,7 +257,7 @@ class Attention(nnx.Module):
             query = self.q_norm(query)
             key = self.k_norm(key)
         if self.query_scalar != self.head_dim:
-            # Attention divides by the square root of head_dim.
+            # Attention will divide by the square root of head_dim instead of query_scalar's.
             factor = math.sqrt(self.head_dim / self.query_scalar)
             query = (query.astype(jnp.float32) * factor).astype(query.dtype)
         return rotate(query, angles), rotate(key, angles), value, gate

@@ -59,7 +59,7 @@ class LayerAttention:
     """The numbers in which the attention of one layer differs from another's."""
 
     window: int | None = None
-    """Tokens that a token sees, itself among them; None: all before it."""
+    """How many tokens a token sees, itself included. None: all before it."""
 
     rotary: RotaryBase = "default"
     """Its rotary positions."""
@@ -79,8 +79,8 @@ class ModelConfig:
     """V: rows of the embedding. May exceed the tokenizer's ids (padding for hardware)."""
 
     known_vocab_size: int | None = None
-    """Token ids from here on are padding: no input, and no probability. None: there are none. Not
-    of the model's files: where the tokenizer ends."""
+    """Token ids from here on are padding: they are no input, and have no probability. None: there
+    are none. It comes from the tokenizer and not from the model's config."""
 
     hidden_size: int
     """D."""
@@ -107,7 +107,7 @@ class ModelConfig:
     """Base of the rotary wavelengths."""
 
     rope_scaling: RopeScaling | None = None
-    """How the rotary frequencies are changed; None: not."""
+    """How the rotary frequencies are changed. None: they are not."""
 
     local_rope_theta: float | None = None
     """Base of the rotary wavelengths of layers whose `rotary` is "local"; never scaled."""
@@ -116,13 +116,13 @@ class ModelConfig:
     """First components of a head that turn with the position; None: all."""
 
     layer_attention: tuple[LayerAttention, ...] = ()
-    """Of each layer; empty: full attention with the default rotary positions everywhere."""
+    """One for each layer. Empty: no window, and the default rotary positions, in all layers."""
 
     period: tuple[LayerKind, ...] = (LayerKind(),)
     """Kinds of layers, repeated over the model; its length divides `layer_count`."""
 
     experts: ExpertsConfig | None = None
-    """The mixture of experts of the layers whose MLP is sparse; None: there are none."""
+    """The mixture of experts of the layers whose MLP is sparse; None: no layer has one."""
 
     query_key_norm: bool = False
     """Whether each head's queries and keys are normed before they turn."""
@@ -131,11 +131,11 @@ class ModelConfig:
     """Whether the projections to queries, keys and values have biases."""
 
     attention_output_gate: bool = False
-    """Whether `q_proj` gives each head a gate beside its query, whose sigmoid multiplies what the
-    head has mixed."""
+    """Whether `q_proj` gives each head a gate beside its query. The sigmoid of the gate multiplies
+    the output of the head."""
 
     query_scalar: float | None = None
-    """Scores are divided by its square root; None: by that of `head_dim`."""
+    """Attention scores are divided by its square root; None: by that of `head_dim`."""
 
     delta_net: DeltaNetConfig | None = None
     """Of the layers whose mixer is "delta_net"."""
@@ -211,9 +211,10 @@ class ModelConfig:
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether a layer remembers a sequence as a state, which only its next token can continue.
+        """Whether a layer remembers a sequence as a state, which only the next token can continue.
 
-        Such a model cannot look up the tokens of a prefix that several sequences continue.
+        Several sequences of a pack cannot share a prefix in such a model: they would each need its
+        state.
         """
         return any(kind.mixer in RECURRENT_MIXERS for kind in self.period)
 
@@ -236,7 +237,10 @@ class ModelConfig:
         return tuple(layer for layer in range(self.layer_count) if self.kind_of(layer) == kind)
 
     def with_layers(self, layers: Sequence[int]) -> "ModelConfig":
-        """The model with only these of its layers, in this order; what each has is spelt out."""
+        """The model with only these of its layers, in this order.
+
+        Each layer keeps its kind and its window, whatever the period of the whole model was.
+        """
         kinds = [self.kind_of(layer) for layer in layers]
         attention = self.layer_attention or (LayerAttention(),) * self.layer_count
         return replace(
@@ -250,7 +254,7 @@ class ModelConfig:
 
 
 def refuse(feature: str, value: object, supported: str) -> ModelError:
-    """The error for a model that the modules here would compute wrongly."""
+    """The error for a model that this code would compute wrongly."""
     return ModelError(f"config.json: {feature} {value!r} is not supported; supported: {supported}")
 
 

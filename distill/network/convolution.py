@@ -1,7 +1,8 @@
 """Causal depthwise convolution over time, over packs and step by step.
 
-Each channel is a weighted sum of its own last K inputs; nothing of an earlier sequence of the pack
-is among them.
+Each channel of a token is a sum over the last K inputs of that channel, each times a tap of the
+kernel: out_t = sum_i kernel_{K-1-i} in_{t-i}. Inputs of an earlier sequence of the pack are not
+among them. Gated delta nets have it before their memory (https://arxiv.org/abs/2412.06464).
 
 Letters: B rows, T tokens of a row, C channels, K taps of the kernel.
 """
@@ -11,12 +12,12 @@ import jax.numpy as jnp
 
 
 def packed_convolution(inputs: jax.Array, kernel: jax.Array, starts: jax.Array) -> jax.Array:
-    """The convolution over a pack of sequences.
+    """The convolution over a pack of sequences, summed in float32.
 
     Args:
         inputs: [T, C], the slots of a pack.
         kernel: [K, C]; the last tap is the token's own.
-        starts: [T] int32, first slot of each token's sequence; what is before it counts as zero.
+        starts: [T] int32, first slot of each token's sequence; inputs before it count as zero.
 
     Returns:
         [T, C] float32.
@@ -36,7 +37,7 @@ def packed_convolution(inputs: jax.Array, kernel: jax.Array, starts: jax.Array) 
 def cached_convolution(
     inputs: jax.Array, kernel: jax.Array, state: jax.Array, token_counts: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The convolution over tokens that continue rows, for many tokens and for one alike.
+    """The convolution over tokens that continue rows, whether many or one; summed in float32.
 
     Args:
         inputs: [B, T, C].

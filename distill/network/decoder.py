@@ -11,12 +11,12 @@ one `lax.scan` over the periods: one period is compiled, whatever their number.
   target, in the model's order and whatever their kind. Which those are: `projections.layers_with`.
 - The cache: {kind: what its mixer remembers}, with a leading axis as its parameters have.
 - Numbers in which layers of one kind differ (`config.layer_attention`: a window, a rotary base) are
-  arrays that are scanned beside the parameters. What is the same in all layers is no array: a model
-  without windows computes none.
+  arrays that are scanned beside the parameters. A number that all layers share is a constant: a
+  model without windows computes no mask for them.
 
-A kind is built of a *mixer* (attention) and an *mlp*, which the config names. A new one is
-registered in `MIXERS` or `MLPS` here, and in `projections` with what an adapter can update in it; a
-family names its weights by kind.
+A kind is built of a *mixer*, which mixes tokens, such as attention, and an *mlp*; the config names
+both. A new one is registered here, in `MIXERS` or `MLPS`, and in `projections`, with those of its
+projections that an adapter can update. A family names its weights by kind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,13 +41,13 @@ from distill.network.packing import Segments
 from distill.network.rotary import rotary_angles
 
 NO_WINDOW = 1 << 30
-"""What a layer without a window has beside layers with one: more than any sequence has tokens."""
+"""The window of a layer that has none, where others have one: longer than any sequence."""
 
 Angles: TypeAlias = tuple[jax.Array, jax.Array]
 
 
 class MixerState(Protocol):
-    """What a mixer remembers of rows: a dataclass of arrays [n, B, ...], of n layers and B rows."""
+    """What a mixer remembers: a dataclass of arrays [n, B, ...], of n layers and B rows."""
 
     def grown(self, slot_count: int) -> "MixerState":
         """With room for more tokens in each row."""
@@ -60,10 +60,10 @@ class Mixer(Protocol):
     def empty_state(
         config: ModelConfig, layer_count: int, row_count: int, slot_count: int, dtype: DTypeLike
     ) -> Any:
-        """The state of `layer_count` layers and of rows without tokens."""
+        """The state of `layer_count` layers and of rows that have no tokens yet."""
 
     def packed(self, hidden: jax.Array, place: PackPlace, adapter: LayerAdapter) -> jax.Array:
-        """Map the normed hidden states [1, N, D] of a pack to what is added to them."""
+        """Map the normed hidden states [1, N, D] of a pack to the values that are added to it."""
 
     def cached(
         self,
@@ -73,15 +73,15 @@ class Mixer(Protocol):
         layer: jax.Array,
         adapter: LayerAdapter,
     ) -> tuple[jax.Array, Any]:
-        """Likewise [B, T, D] that continue rows; `layer` is the index in the state's stack."""
+        """The same for tokens [B, T, D] that continue rows. `layer` is the index in the state."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What the layers remember of the tokens seen so far, and nothing else.
+    """What the layers remember of the tokens seen so far.
 
-    Where each row stands is the caller's knowledge.
+    It does not say how many tokens a row has: the caller knows that.
     """
 
     parts: tuple[dict[str, Any], ...]
@@ -89,9 +89,9 @@ class Cache:
 
 
 LayerParts: TypeAlias = Sequence[tuple[Stacks, StackedAdapter]]
-"""The stack of layers cut into parts, in order: parameters by kind and adapter of each.
+"""The stack of layers cut into parts, in order: each has its parameters by kind, and its adapter.
 
-Each part is one scan. Which cut is quick depends on the device: see `engine.layer_parts`.
+Each part is one scan. `engine.layer_parts` says which cut is quick on which device.
 """
 
 
@@ -103,7 +103,7 @@ MLPS: Mapping[str, Any] = {"dense": GatedMLP, "sparse": SparseMLP}
 
 
 class DecoderLayer(nnx.Module):
-    """A mixer and an MLP, each after a norm and beside a residual."""
+    """A mixer and an MLP, each behind a norm and beside a residual connection."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class DecoderLayer(nnx.Module):
 
 
 class _LayerNumbers:
-    """The numbers in which layers differ: arrays where they do, constants where they do not."""
+    """The numbers that layers may differ in: an array where they differ, a constant otherwise."""
 
     def __init__(self, config: ModelConfig, positions: jax.Array) -> None:
         each = config.layer_attention or (LayerAttention(),) * config.layer_count
@@ -182,11 +182,11 @@ class _LayerNumbers:
             )
 
     def scanned(self, first: int, count: int) -> dict[str, np.ndarray[Any, Any]]:
-        """Arrays [count, ...] of consecutive layers; none where all layers are alike."""
+        """The arrays [count, ...] of consecutive layers; empty where all layers are alike."""
         return {name: array[first : first + count] for name, array in self._scanned.items()}
 
     def of_layer(self, numbers: Mapping[str, jax.Array]) -> tuple[Angles, Any]:
-        """Angles and window of the layer that was handed these numbers."""
+        """The angles and the window of a layer, from its part of the scanned arrays."""
         cosine, sine = self._angles
         if "rotary" in numbers:
             cosine, sine = cosine[numbers["rotary"]], sine[numbers["rotary"]]
@@ -312,6 +312,6 @@ class Decoder(nnx.Module):
 
 
 def stacks_by_kind(config: ModelConfig, layers: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's `parameters["layers"]` by kind, also where there is one alone."""
+    """A model's `parameters["layers"]` by kind, also where there is only one."""
     kinds = config.kinds
     return dict(layers) if len(kinds) > 1 else {kinds[0].name: layers}

@@ -1,8 +1,8 @@
 """Gated delta-net layers (https://arxiv.org/abs/2412.06464), as Qwen3.5 has them.
 
-Queries, keys and values pass a causal convolution over the last few tokens; then each head writes
-into and reads from a memory by the gated delta rule (`delta_rule`), and what it reads is normed and
-multiplied by a gate. What is remembered of a sequence has one size, whatever its length.
+Queries, keys and values pass a causal convolution over the last few tokens. Then each head writes
+into and reads from a memory by the gated delta rule (`delta_rule`). The values that it reads are
+normed and multiplied by a gate. The memory of a sequence has one size, whatever the length.
 
 Letters: B rows, T tokens, D hidden size, C channels of the convolution, K taps, G key heads, H
 value heads, dk and dv widths.
@@ -27,7 +27,7 @@ from distill.network.layers import LayerAdapter, Linear
 from distill.network.projections import kind_projections
 
 _UNIT_EPSILON = 1e-6
-"""Added to the squared length of queries and keys."""
+"""Added to the squared length of queries and keys before they are divided by its root."""
 
 
 @jax.tree_util.register_dataclass
@@ -36,20 +36,20 @@ class DeltaNetState:
     """What n layers remember of B rows."""
 
     inputs: jax.Array
-    """[n, B, K - 1, C]: the last inputs of the convolution; zeros before the first token;
-    bfloat16 as bits."""
+    """[n, B, K - 1, C]: the last inputs of the convolution, zeros before the first token. bfloat16
+    as bits."""
 
     memory: jax.Array
     """[n, B, H, dk, dv] float32."""
 
     def grown(self, slot_count: int) -> "DeltaNetState":
-        """Itself: there is room for any number of tokens."""
+        """Itself: the memory holds any number of tokens."""
         del slot_count
         return self
 
 
 class DepthwiseKernel(nnx.Module):
-    """The taps [K, 1, C] of a convolution of each channel for itself; float32, there are few."""
+    """The taps [K, 1, C] of a convolution of each channel on its own. Few, so float32."""
 
     def __init__(self, tap_count: int, channel_count: int, *, rngs: nnx.Rngs) -> None:
         shape = (tap_count, 1, channel_count)
@@ -77,7 +77,7 @@ class GatedRMSNorm(nnx.Module):
 
 
 class DeltaNet(nnx.Module):
-    """The mixer."""
+    """The mixer of a gated delta-net layer."""
 
     def __init__(
         self, config: ModelConfig, kind: LayerKind, dtype: DTypeLike, *, rngs: nnx.Rngs
@@ -90,7 +90,7 @@ class DeltaNet(nnx.Module):
         self.in_proj_b = Linear(*shapes["in_proj_b"], dtype, rngs=rngs)
         self.in_proj_a = Linear(*shapes["in_proj_a"], dtype, rngs=rngs)
         self.conv1d = DepthwiseKernel(sizes.tap_count, sizes.channel_count, rngs=rngs)
-        # Float32: the decay is an exponential of an exponential of these.
+        # float32: the decay is an exponential of an exponential of these, which magnifies an error.
         heads = (sizes.value_head_count,)
         self.a_log = nnx.Param(
             jnp.log(jax.random.uniform(rngs.params(), heads, minval=0.01, maxval=16.0))
@@ -103,7 +103,7 @@ class DeltaNet(nnx.Module):
     def empty_state(
         config: ModelConfig, layer_count: int, row_count: int, slot_count: int, dtype: DTypeLike
     ) -> DeltaNetState:
-        """What `layer_count` layers remember of rows without tokens."""
+        """The memory of `layer_count` layers and of rows without tokens."""
         del slot_count
         sizes = _sizes(config)
         stack = (layer_count, row_count)
@@ -130,7 +130,7 @@ class DeltaNet(nnx.Module):
         layer: jax.Array,
         adapter: LayerAdapter,
     ) -> tuple[jax.Array, DeltaNetState]:
-        """Mix tokens [B, T, D] with what the state's `layer` remembers, and remember them."""
+        """Mix tokens [B, T, D] with the memory of the state's `layer`, and write them into it."""
         B, T, _ = hidden.shape
         counts = jnp.full(B, T, jnp.int32) if place.token_counts is None else place.token_counts
         projected = self.in_proj_qkv(hidden, adapter.get("in_proj_qkv"))
@@ -139,6 +139,7 @@ class DeltaNet(nnx.Module):
         )
         tokens = self._tokens(hidden, convolved, adapter)
         if place.token_counts is not None:
+            # Padding gets g = 0 and β = 0, with which a token leaves the memory as it is.
             is_real = (jnp.arange(T) < counts[:, None])[..., None]
             tokens = tokens._replace(
                 log_decays=jnp.where(is_real, tokens.log_decays, 0),
@@ -154,8 +155,13 @@ class DeltaNet(nnx.Module):
     def _tokens(
         self, hidden: jax.Array, convolved: jax.Array, adapter: LayerAdapter
     ) -> DeltaTokens:
-        """What the rule sees of [B, T, D] and of its convolved queries, keys and values [B, T, C]
-        float32."""
+        """The inputs of the rule.
+
+        Args:
+            hidden: [B, T, D].
+            convolved: [B, T, C] float32, their queries, keys and values behind the convolution.
+            adapter: of the layer.
+        """
         sizes = self.sizes
         keys = sizes.key_head_count * sizes.key_width
         query, key, value = jnp.split(jax.nn.silu(convolved), (keys, 2 * keys), axis=-1)
@@ -170,7 +176,7 @@ class DeltaNet(nnx.Module):
         )
 
     def _output(self, hidden: jax.Array, read: jax.Array, adapter: LayerAdapter) -> jax.Array:
-        """Map what was read [B, T, H, dv] to [B, T, D]."""
+        """Map the values that were read, [B, T, H, dv], to [B, T, D]."""
         gate = self.in_proj_z(hidden, adapter.get("in_proj_z"))
         normed = self.norm(read, _heads(gate, self.sizes.value_width))
         return self.out_proj(normed.reshape(gate.shape), adapter.get("out_proj"))

@@ -22,7 +22,7 @@ class DeltaNetConfig:
     """dv: width of a value."""
 
     tap_count: int
-    """Tokens that the convolution before the memory sees, the token itself included."""
+    """K: tokens that the convolution before the memory sees, the token itself included."""
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
@@ -36,6 +36,6 @@ class DeltaNetConfig:
 
     @property
     def channel_count(self) -> int:
-        """Of the convolution: all queries, keys and values."""
+        """C: channels of the convolution, one for each feature of queries, keys and values."""
         keys = self.key_head_count * self.key_width
         return 2 * keys + self.value_head_count * self.value_width

@@ -8,7 +8,9 @@ its key towards its value, then reads under its query:
 Token by token that is a chain of small products. Here C tokens at a time are computed together
 (https://arxiv.org/abs/2406.06484): within a chunk the corrections are the solution of a triangular
 system, and only the states between chunks form a chain. A sequence of a pack may begin anywhere in
-a chunk: what it must not see has a decay of zero.
+a chunk: the decay from an earlier sequence to its tokens is set to zero.
+
+None of the functions raises: g must be at most 0 and nothing checks it.
 
 Letters: B rows, T tokens of a row, C tokens of a chunk, G key heads, R = H / G, H value heads (head
 h reads and writes under key head h // R), dk and dv widths. All arithmetic is float32.
@@ -23,14 +25,14 @@ from jax import lax
 from distill.network.triangular import unit_lower_inverse
 
 CHUNK_TOKENS = 64
-"""C: its square is the work within a chunk, and the number of chunks the length of the chain."""
+"""C. The work within a chunk grows with its square; fewer chunks make a shorter chain."""
 
 _NEVER = -1e30
 """The log of a decay that lets nothing through. Finite: its gradient must not be NaN."""
 
 
 class DeltaTokens(NamedTuple):
-    """What the rule sees of the tokens. With β = 0 and g = 0 a token leaves the state as it is."""
+    """The inputs of the rule. A token with β = 0 and g = 0 leaves the state as it is."""
 
     queries: jax.Array
     """[B, T, G, dk], of unit length where the model wants that."""
@@ -49,7 +51,7 @@ class DeltaTokens(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """C tokens of all rows. BG is rows and key heads on one axis."""
+    """C tokens of all rows. BG is the axis of rows and key heads together."""
 
     queries: jax.Array  # [BG, C, dk], scaled
     keys: jax.Array  # [BG, C, dk]
@@ -66,28 +68,34 @@ def chunked_delta_rule(
     *,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[jax.Array, jax.Array]:
-    """The rule over many tokens.
+    """The rule of the module over many tokens, in chunks.
+
+    With b_ij the decay from behind token j to token i, the corrections U of a chunk solve
+    (1 + tril(β K Kᵀ b, -1)) U = β (V - from_before K S), and the outputs are
+    from_before Q S + tril(Q Kᵀ b) U, with the queries scaled by 1 / sqrt(dk).
 
     Args:
         tokens: the rows.
         state: [B, H, dk, dv] float32, of each row before its first token.
-        starts: [T] int32, of all rows: where the sequence of each token begins, from a state of
-            zeros; negative: before the row, with `state`. None: all of them.
+        starts: [T] int32, for all rows: where the sequence of each token begins. It begins with a
+            state of zeros; one that begins before the row, at a negative slot, continues `state`.
+            None: all tokens continue it.
         chunk_tokens: C. Static.
 
     Returns:
-        [B, T, H, dv] float32, and the states after the last tokens. Differentiable; what is kept
-        for the gradient are the states between chunks.
+        [B, T, H, dv] float32, and the states after the last tokens. Differentiable; the states
+        between chunks are kept for the gradient, and the chunks are computed again.
     """
     B, T, group_count, key_width = tokens.keys.shape
     head_count, value_width = tokens.values.shape[2:]
     if starts is None:
         starts = jnp.full(T, -1, jnp.int32)
     chunks = _cut(tokens, starts, min(chunk_tokens, T))
-    # The value heads of a key head lie side by side, so that they are one product.
+    # The value heads of a key head lie side by side, so that one product serves them all.
     shape = (B * group_count, -1, key_width, value_width)
     grouped = state.astype(jnp.float32).reshape(shape).swapaxes(1, 2)
-    # A scan is its own barrier against merging the recomputation with the forward pass.
+    # prevent_cse: the recomputation runs in the backward scan, where XLA cannot merge it with the
+    # forward pass anyway.
     body = jax.checkpoint(_advance, prevent_cse=False)
     grouped, outputs = lax.scan(body, grouped, chunks)
     # [n, BG, R, C, dv]
@@ -130,19 +138,19 @@ def _advance(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
     key_width = state.shape[1]
     slots = jnp.arange(chunk_tokens)
     is_until = slots <= slots[:, None]
-    # [BG, R, C, C]: log decays summed from behind one token to another. Not the difference of two
-    # sums from the first token on: after strong decays that has no digits left for weak ones.
+    # [BG, R, C, C]: the log decays from behind one token to another, summed. As a difference of two
+    # sums from the first token on, a weak decay behind strong ones would have no digits left.
     behind = jnp.where(is_until.T, 0, chunk.log_decays[..., None])
     summed = jnp.einsum("il,bhlj->bhij", is_until.astype(jnp.float32), behind)
     own = (chunk.starts[:, None] <= slots) & is_until
-    # [BG, R, C, C]: what is left of the write of a token when another one reads.
+    # [BG, R, C, C]: the share of one token's write that is left when another one reads.
     between = jnp.exp(jnp.where(own, summed, _NEVER))
-    # [BG, R, C]: of the state before the chunk, when a token reads.
+    # [BG, R, C]: the share of the state before the chunk that is left when a token reads.
     from_before = summed[..., 0] + chunk.log_decays[..., :1]
     since_before = jnp.exp(jnp.where(chunk.starts < 0, from_before, _NEVER))
-    # [BG, R, C]: of the write of a token, at the end.
+    # [BG, R, C]: the share of a token's write that is left at the end of the chunk.
     until_end = jnp.exp(jnp.where(chunk.starts[-1] <= slots, summed[..., -1, :], _NEVER))
-    # Keys and queries are rows of one product, and the value heads of a group are columns.
+    # One product for all: keys and queries are its rows, the value heads of a group its columns.
     readers = jnp.concatenate([chunk.keys, chunk.queries], axis=1)
     alike = jnp.matmul(readers, chunk.keys.swapaxes(1, 2))[:, None]
     held = jnp.matmul(readers, state.reshape(groups, key_width, -1))
@@ -160,7 +168,7 @@ def _advance(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
 
 
 def step_delta_rule(tokens: DeltaTokens, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rule over one token.
+    """The rule of the module over one token, as decoding needs it.
 
     Args:
         tokens: with T = 1.
@@ -174,7 +182,8 @@ def step_delta_rule(tokens: DeltaTokens, state: jax.Array) -> tuple[jax.Array, j
     by_group = (B, group_count, -1)
     decay = jnp.exp(log_decays)[..., None]
     readers = jnp.stack([keys, queries * key_width**-0.5], axis=2)
-    # One pass over the state for both readings: the query reads the old state and the correction.
+    # One pass over the state serves both readers: the query reads the old state, and the correction
+    # is added to its output below.
     grouped = state.reshape(*by_group, *state.shape[2:])
     held = jnp.einsum("bgik,bgrkv->ibgrv", readers, grouped).reshape(2, *values.shape) * decay
     corrections = (values - held[0]) * rates[..., None]
@@ -189,7 +198,7 @@ def step_delta_rule(tokens: DeltaTokens, state: jax.Array) -> tuple[jax.Array, j
 def recurrent_delta_rule(
     tokens: DeltaTokens, state: jax.Array, starts: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """`chunked_delta_rule` token by token: the definition, and what decoding does."""
+    """`chunked_delta_rule` token by token, as the rule is defined; shapes as there."""
     T = tokens.keys.shape[1]
     is_start = jnp.zeros(T, bool) if starts is None else starts == jnp.arange(T)
 

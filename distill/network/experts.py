@@ -1,6 +1,6 @@
-"""The sparse MLP of a layer: a router, experts, and where a model has one a shared expert.
+"""The sparse MLP of a layer: a router, experts, and a shared expert where a model has one.
 
-Its experts have no adapter: under LoRA they and the router are frozen, in full training they train.
+The experts and the router have no adapters: LoRA leaves them frozen, full training trains them.
 """
 
 import math
@@ -18,7 +18,7 @@ from distill.ops.routed_mlp import ExpertKernels, route, routed_mlp
 
 
 class StackedLinear(nnx.Module):
-    """One projection of all experts: the kernels [E, in, out] alone."""
+    """One projection of all experts: their kernels [E, in, out]."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class Experts(nnx.Module):
 
     @property
     def kernels(self) -> ExpertKernels:
-        """As the computation takes them."""
+        """The three kernels, as `routed_mlp` takes them."""
         return ExpertKernels(
             self.gate_proj.kernel[...], self.up_proj.kernel[...], self.down_proj.kernel[...]
         )
 
 
 class SharedExpert(nnx.Module):
-    """sigmoid(gate(x)) · down(silu(gate_proj(x)) · up_proj(x)): an expert that all tokens visit."""
+    """An expert that all tokens visit: sigmoid(gate(x)) · down(silu(gate_proj(x)) · up_proj(x))."""
 
     def __init__(
         self, hidden_size: int, expert_size: int, dtype: DTypeLike, *, rngs: nnx.Rngs
@@ -73,10 +73,10 @@ class SharedExpert(nnx.Module):
 
 
 class SparseMLP(nnx.Module):
-    """Every token's sum over the experts that it chose, and the shared expert's result.
+    """The sum over the experts that a token chose, plus the result of the shared expert.
 
-    The router is float32 whatever the compute dtype: with bfloat16 logits, tokens near a tie would
-    visit other experts than in float32.
+    The router is float32 whatever the compute dtype is: with bfloat16 logits, tokens near a tie
+    would visit other experts than in float32.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SparseMLP(nnx.Module):
             )
 
     def __call__(self, hidden: jax.Array, adapter: LayerAdapter) -> jax.Array:
-        """Map [B, T, D] to [B, T, D]; nothing of it looks at the adapter."""
+        """Map [B, T, D] to [B, T, D]. The adapter has nothing for this MLP."""
         del adapter
         rows = hidden.reshape(-1, hidden.shape[-1])
         routing = route(

@@ -13,16 +13,16 @@ class ExpertsConfig:
     """E."""
 
     choice_count: int
-    """Experts that each token visits; at most `expert_count`."""
+    """k: experts that each token visits; at most `expert_count`."""
 
     expert_size: int
-    """Width of one expert."""
+    """F: width of one expert."""
 
     is_normalized: bool
-    """Whether the weights of a token's experts are divided by their sum."""
+    """Whether the shares of a token's experts are divided by their sum."""
 
     shared_expert_size: int | None = None
-    """Width of the expert that every token visits besides; None: there is none."""
+    """Width of the expert that every token visits in addition; None: there is none."""
 
     def __post_init__(self) -> None:
         for name in ("expert_count", "choice_count", "expert_size"):

@@ -1,7 +1,7 @@
 """Models as pure functions of (graph, parameters), the form in which the engine uses them.
 
-None of these is compiled here: callers put them into their own `jax.jit`, with the graph static
-or closed over.
+Callers compile them: they put them into their own `jax.jit`, with the graph static or closed over.
+Only `head_columns` is compiled here.
 """
 
 from collections import Counter
@@ -24,15 +24,15 @@ Graph: TypeAlias = nnx.GraphDef[Decoder]
 """The static part of a model: hashable, and equal for equal configs and dtypes."""
 
 Parameters: TypeAlias = Mapping[str, Any]
-"""Nested dict of arrays; those of the layers are stacked on a leading axis, by kind where there are
-several (see `decoder`)."""
+"""Nested dict of arrays. Those of the layers are stacked on a leading axis, by kind where there are
+several kinds (see `decoder`)."""
 
 Adapter: TypeAlias = StackedAdapter
 """{"q_proj": {"a": [n, in, r], "b": [n, r, out]}, ...}, of the n layers that have the target;
 already scaled by alpha / rank."""
 
 HEAD_TARGET = "lm_head"
-"""The name of the head in an adapter: {"a": [D, r], "b": [r, V]}, of no layer."""
+"""The name of the head in an adapter: {"a": [D, r], "b": [r, V]}. No layer has it."""
 
 __all__ = [
     "HEAD_TARGET",
@@ -136,7 +136,7 @@ def head_weights(
         config: the model.
         parameters: the weights.
         adapter: a low-rank update, already scaled.
-        columns: of `head_columns`, where they are there.
+        columns: of `head_columns`; None where the device has none.
     """
     kernel = head_kernel(config, parameters)
     update = (adapter or {}).get(HEAD_TARGET)
@@ -151,7 +151,7 @@ def head_columns(config: ModelConfig, parameters: Parameters) -> jax.Array | Non
 
 
 def layer_adapter(adapter: Adapter | None) -> Adapter:
-    """The part of an adapter that the layers have."""
+    """The part of an adapter that updates layers: all but the head's."""
     return {target: pair for target, pair in (adapter or {}).items() if target != HEAD_TARGET}
 
 
@@ -169,9 +169,9 @@ def init_cache(
         config: the model.
         batch_size: B.
         cache_size: S.
-        dtype: of what is remembered of tokens, such as keys and values.
-        part_sizes: layers in each part of the stack, for `parts` of `cached_hidden_states`; one
-            part of all layers by default.
+        dtype: of what the cache holds of tokens, such as keys and values.
+        part_sizes: the number of layers in each part of the stack, for `parts` of
+            `cached_hidden_states`. None: one part of all layers.
     """
     parts = []
     first = 0
@@ -204,9 +204,9 @@ def cached_hidden_states(
 
     A token at position p writes slot p of its row and sees slots 0 to p. Slots after p are masked,
     so a padded prompt may leave garbage there: the next tokens overwrite it before they see it. A
-    position at or past the cache's size is not written, and its hidden state is of no use.
-    A recurrent layer has a state instead of slots, which padding must not change: it needs to know
-    how many tokens are real.
+    token whose position is not below the cache's size is not written, and its hidden state is of no
+    use. A recurrent layer has a state instead of slots. Padding must not change it, so such a layer
+    needs to know how many tokens are real.
 
     Args:
         graph: from `build_graph`.
@@ -215,10 +215,10 @@ def cached_hidden_states(
         positions: [B, T] int32, absolute, of each row its own.
         cache: from `init_cache` or an earlier call.
         adapter: a low-rank update, already scaled.
-        parts: the layers' parameters and adapters as the cache is cut; `adapter` and the layers
-            among the parameters are then not looked at.
-        token_counts: [B] int32, how many of the T tokens are real, those after them being padding;
-            None: all.
+        parts: the parameters and adapters of the layers, cut as the cache is. `adapter` and the
+            layers among the parameters are then ignored.
+        token_counts: [B] int32, how many of the T tokens are real; those after them are padding.
+            None: all are real.
 
     Returns:
         [B, T, D] in the compute dtype, and the cache with these tokens in it.

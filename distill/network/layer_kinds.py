@@ -16,24 +16,26 @@ class LayerKind:
     """Its key below "layers" in the parameter tree of a model of several kinds."""
 
     mixer: str = "attention"
-    """What mixes tokens: a key of `decoder.MIXERS` and of `projections.MIXER_PROJECTIONS`. Also the
-    module's name in the layer."""
+    """The module that mixes tokens, and its name in the layer: a key of `decoder.MIXERS` and of
+    `projections.MIXER_PROJECTIONS`."""
 
     mlp: str = "dense"
-    """What follows it, in "mlp": a key of `decoder.MLPS` and of `projections.MLP_PROJECTIONS`."""
+    """The module "mlp" behind it: a key of `decoder.MLPS` and of `projections.MLP_PROJECTIONS`."""
 
     intermediate_size: int | None = None
     """Width of its dense MLP; None: the config's."""
 
 
 RECURRENT_MIXERS = frozenset({"delta_net"})
-"""Those that remember a sequence as a state and not token by token."""
+"""The mixers that remember a sequence as one state, and not token by token."""
 
 
 def shortest_period(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
     """The shortest sequence whose whole repetitions are the given one; at worst itself."""
     count = len(kinds)
     for length in range(1, count):
-        if count % length == 0 and all(kinds[i] == kinds[i % length] for i in range(count)):
+        if count % length == 0 and all(
+            kinds[place] == kinds[place % length] for place in range(count)
+        ):
             return tuple(kinds[:length])
     return tuple(kinds)

@@ -17,12 +17,12 @@ Stacks = Mapping[str, Any]
 """{kind: tree of arrays [n, ...]}: of a run of layers, those of a kind stacked in their order."""
 
 StackedAdapter = Mapping[str, Mapping[str, jax.Array]]
-"""An adapter as runs hold it: {"q_proj": {"a": [n, in, r], "b": [n, r, out]}, ...}, of the n layers
-that have the target, whatever their kind."""
+"""A low-rank update of a run of layers: {"q_proj": {"a": [n, in, r], "b": [n, r, out]}, ...}, of
+the n layers that have the target, whatever their kind."""
 
 LayerStep = Callable[[Carry, LayerKind, Any, Any, Any, Any], Carry]
-"""(carry, kind, the layer's parameters, its adapter, its numbers, its index among the run's layers
-of its kind) to the next carry. Parameters and adapter may be `as_bits`."""
+"""Computes one layer: (carry, kind, the layer's parameters, its adapter, its numbers, its index
+among the run's layers of its kind) to the next carry. Parameters and adapter may be `as_bits`."""
 
 
 def run_layers(
@@ -40,14 +40,17 @@ def run_layers(
 
     Args:
         config: the model.
-        kinds: of the layers: whole periods of the model, which become one scan, or any others,
-            which run one after the other.
-        step: one layer.
-        carry: what the first is given.
-        stacks: the layers' parameters.
-        adapter: theirs.
-        numbers: a tree of arrays [len(kinds), ...]: what a layer is told besides.
-        with_index: whether `step` needs its index; None otherwise.
+        kinds: of the layers. Whole periods of the model become one scan; any other sequence of
+            kinds is taken for a single period.
+        step: computes one layer.
+        carry: given to the first layer.
+        stacks: the parameters of the layers.
+        adapter: their low-rank updates.
+        numbers: a tree of arrays [len(kinds), ...], of which each layer is given its row.
+        with_index: whether `step` is given the layer's index; otherwise it is given None.
+
+    Returns:
+        The carry behind the last layer.
     """
     period = list(config.period)
     repeats, rest = divmod(len(kinds), len(period))
@@ -58,7 +61,7 @@ def run_layers(
     target_counts = Counter(target for kind in period for target in targets[kind])
 
     def by_period(tree: Any, count: int) -> Any:
-        # What occurs once in a period needs no axis of its own, and its scan no further slice.
+        # A kind that occurs once in a period needs no axis of its own, and no slice in the body.
         if count == 1:
             return tree
         return jax.tree.map(lambda array: array.reshape(repeats, count, *array.shape[1:]), tree)
@@ -96,7 +99,7 @@ def run_layers(
         jax.numpy.arange(repeats) if with_index else None,
     )
     if repeats > 1:
-        # No loop cuts a single period, and viewing its bits would copy it.
+        # A single period is not cut by a loop, so viewing it as bits would only copy it.
         scanned = as_bits(scanned)
     carry, _ = jax.lax.scan(body, carry, scanned, unroll=repeats == 1)
     return carry

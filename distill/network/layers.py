@@ -2,8 +2,8 @@
 
 Letters: B rows, T positions in a row, S key slots, H query heads, D hidden size.
 
-A kernel is [in, out] and the activations multiply from the left, so that forward, and both
-products of the backward pass, are plain row-major matrix products.
+A kernel is [in, out] and is multiplied from the left by the activations, so that the product of the
+forward pass, and both of the backward pass, are plain row-major matrix products.
 """
 
 import math
@@ -23,17 +23,17 @@ from distill.network.layer_kinds import LayerKind
 from distill.network.projections import kind_projections
 
 LoraPair = Mapping[str, jax.Array]
-"""{"a": [in, r], "b": [r, out]}: one projection's low-rank update in one layer."""
+"""{"a": [in, r], "b": [r, out]}: the low-rank update of one projection in one layer."""
 
 LayerAdapter = Mapping[str, LoraPair]
-"""The pairs of one layer by the name of the projection; those without one are absent."""
+"""The pairs of one layer, by the name of the projection. Projections without one are absent."""
 
 
 class Linear(nnx.Module):
     """x @ kernel, plus a bias where there is one, plus a low-rank update when one is given.
 
-    It computes in the dtype of x, whatever the weights are stored in: as bits, or as the float32
-    weights that an optimizer moves.
+    It computes in the dtype of x, whatever the weights are stored in: they may be bits, or the
+    float32 weights that an optimizer moves.
     """
 
     def __init__(
@@ -54,8 +54,9 @@ class Linear(nnx.Module):
 
     def __call__(self, inputs: jax.Array, lora: LoraPair | None = None) -> jax.Array:
         """Map [..., in] to [..., out]."""
-        # As a plain matrix: XLA's CPU backend runs the gradient of a low-rank pair, a product
-        # summed over rows and positions, several times slower on [B, T, in] than on [B · T, in].
+        # As a plain matrix: the gradient of a low-rank pair is a product summed over rows and
+        # positions, which XLA's CPU backend runs several times slower on [B, T, in] than on
+        # [B · T, in].
         rows = inputs.reshape(-1, inputs.shape[-1])
         outputs = product(rows, self.kernel[...])
         if self.has_bias:
@@ -87,7 +88,7 @@ class Embedding(nnx.Module):
         rows = self.embedding[...][token_ids]
         if not self.is_scaled:
             return rows
-        # The factor as Gemma has it, rounded to the type of the weights.
+        # Rounded to the type of the weights, as Gemma does it.
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), rows.dtype)
 
 
@@ -95,9 +96,9 @@ class Embedding(nnx.Module):
 def rms_normalize(inputs: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """x / sqrt(mean(x²) + epsilon) · scale over the last axis, float32 in and out.
 
-    Its gradient is written out for the sum over features in it, a product of rows with rows. What
-    JAX derives multiplies and then sums: on a pack [1, N, F] XLA's CPU backend takes 15 times as
-    long for that.
+    Its gradient is written out because of the sum over features in it, here a product of rows with
+    rows. The gradient that JAX derives multiplies first and sums then, for which XLA's CPU backend
+    takes 15 times as long on a pack [1, N, F].
     """
     return _rms_forward(inputs, scale, epsilon)[0]
 
@@ -152,7 +153,7 @@ class RMSNorm(nnx.Module):
 
 
 def model_norm(config: ModelConfig, features: int | None = None) -> RMSNorm:
-    """A norm as the model has them; over the hidden state unless a width is given."""
+    """A norm of the model's sort, over the hidden state unless a width is given."""
     return RMSNorm(
         features or config.hidden_size,
         config.norm_epsilon,

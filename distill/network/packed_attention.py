@@ -1,8 +1,9 @@
 """Attention over a pack: exact, in blocks, without a matrix of scores (https://arxiv.org/abs/2205.14135).
 
-A block of queries visits only the blocks of keys that one of its tokens sees. How many those are
-is known when the pack is, not when the program is compiled: one program serves every way to pack,
-and its work is that of the sequences alone.
+A block of queries visits only the blocks of keys of which one of its tokens sees something. Their
+number is known when the pack is, not when the program is compiled. So one program serves every way
+to pack, and its work is that of the sequences alone. JAX has no gradient of a loop whose length is
+known so late, so the gradient is written out here.
 
 Letters: N slots of the pack, H query heads, G groups of them with a key and a value head each,
 R = H / G, Q slots of a block, d width of a head. Scores, sums and results are float32.
@@ -25,7 +26,7 @@ BLOCK_SLOTS = 256
 near the caches and that little of a block is masked."""
 
 _MASKED = -1e30
-"""A score that is not seen. Finite: the difference of two of them must not be NaN."""
+"""Score of a key that a query does not see. Finite: the difference of two must not be NaN."""
 
 Carry = TypeVar("Carry")
 
@@ -49,13 +50,17 @@ class _Statistics(NamedTuple):
 def packed_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, segments: Segments
 ) -> jax.Array:
-    """softmax(q·k / sqrt(d)) v over what each slot sees.
+    """softmax(q·k / sqrt(d)) v over the slots that each slot sees, with a running softmax.
+
+    The backward pass computes the scores again, from the saved log normaliser of each query. With
+    s the share of a key, o the output and G its cotangent, a score has the gradient
+    s (G·v - G·o) (https://arxiv.org/abs/2205.14135).
 
     Args:
         query: [N, H, d], rotary positions applied.
         key: [N, G, d]; head h reads group h // R.
         value: [N, G, d].
-        segments: what each slot sees.
+        segments: what each slot sees; each sees itself at least.
 
     Returns:
         [N, H · d] in the query's dtype. Differentiable in query, key and value.
@@ -109,7 +114,7 @@ def _rows(split: jax.Array) -> int:
 
 
 def _queries_by_slot(array: jax.Array, block_slots: int) -> jax.Array:
-    """The way back: [C, G, R * Q, d] to [N, H, d]."""
+    """The inverse of `_queries_by_block`: [C, G, R * Q, d] to [N, H, d]."""
     block_count, group_count, row_count, head_dim = array.shape
     heads = (group_count, row_count // block_slots)
     split = array.reshape(block_count, *heads, block_slots, head_dim).transpose(0, 3, 1, 2, 4)
@@ -124,7 +129,7 @@ def _keys_by_slot(array: jax.Array) -> jax.Array:
 
 
 def _visible(segments: Segments, query_block: jax.Array, key_block: jax.Array) -> jax.Array:
-    """[Q, Q]: which keys of a block the queries of a block see; `segments` are the queries' [Q]."""
+    """[Q, Q]: which keys of a block each query of a block sees. `segments` [Q] are the queries'."""
     block_slots = segments.starts.shape[0]
     offsets = jnp.arange(block_slots)
     slots = (query_block * block_slots + offsets)[:, None]
@@ -153,7 +158,7 @@ def _visit_keys(
     visit: Callable[[jax.Array, Carry], Carry],
     start: Carry,
 ) -> Carry:
-    """Call `visit` for each block of keys that a block of queries sees something of."""
+    """Call `visit` for each block of keys of which a block of queries sees something."""
     block_slots = segments.starts.shape[0]
     has_prefix = segments.prefix_starts < segments.prefix_ends
     first_own = segments.starts.min()
@@ -187,17 +192,17 @@ def _forward(
             peak, total, mixed = carry
             scores = _scores(blocks, query_block, key_block, here)
             new_peak = jnp.maximum(peak, scores.max(-1))
-            weights = jnp.exp(scores - new_peak[..., None])
+            shares = jnp.exp(scores - new_peak[..., None])
             shrink = jnp.exp(peak - new_peak)
             more = jnp.einsum(
                 "gqk,gkd->gqd",
-                weights.astype(value.dtype),
+                shares.astype(value.dtype),
                 blocks.values[key_block],
                 preferred_element_type=jnp.float32,
             )
             return (
                 new_peak,
-                total * shrink + weights.sum(-1),
+                total * shrink + shares.sum(-1),
                 mixed * shrink[..., None] + more,
             )
 
@@ -208,7 +213,7 @@ def _forward(
             jnp.zeros((*rows, head_dim)),
         )
         peak, total, mixed = _visit_keys(here, query_block, visit, start)
-        # A slot sees itself at least: the total is at least the weight of the peak.
+        # Never a division by 0: a slot sees itself, and the peak alone adds 1 to the total.
         return _Statistics(mixed / total[..., None], peak + jnp.log(total))
 
     statistics = lax.map(attend_block, jnp.arange(block_count))
@@ -225,9 +230,9 @@ def _backward(
     blocks = _cut(block_slots, query, key, value, segments)
     block_count, group_count, _, head_dim = blocks.queries.shape
     cotangents = _queries_by_block(cotangent, block_slots, group_count)
-    # The sums over queries lie as [d, Q], products of which the first factor is transposed here,
-    # once: with the weights transposed instead, which are wider, they take two to four times as
-    # long on a CPU.
+    # The gradients of keys and values are summed as [d, Q]. Their products then need the queries
+    # and cotangents transposed, which is done here, once. To transpose the shares instead, which
+    # are wider, takes two to four times as long on a CPU.
     queries_across, cotangents_across = (
         array.transpose(0, 1, 3, 2) for array in (blocks.queries, cotangents)
     )
@@ -245,12 +250,12 @@ def _backward(
             key_block: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
         ) -> tuple[jax.Array, jax.Array, jax.Array]:
             key_sum, value_sum, query_gradient = carry
-            weights = jnp.exp(_scores(blocks, query_block, key_block, here) - log_normalizers)
-            weight_gradient = wide("gqd,gkd->gqk", output_gradient, blocks.values[key_block])
-            score_gradient = (weights * (weight_gradient - mean)).astype(key.dtype)
-            weights = weights.astype(value.dtype)
+            shares = jnp.exp(_scores(blocks, query_block, key_block, here) - log_normalizers)
+            share_gradient = wide("gqd,gkd->gqk", output_gradient, blocks.values[key_block])
+            score_gradient = (shares * (share_gradient - mean)).astype(key.dtype)
+            shares = shares.astype(value.dtype)
             value_sum = value_sum.at[key_block].add(
-                wide("gdq,gqk->gdk", cotangents_across[query_block], weights)
+                wide("gdq,gqk->gdk", cotangents_across[query_block], shares)
             )
             key_sum = key_sum.at[key_block].add(
                 wide("gdq,gqk->gdk", queries_across[query_block], score_gradient)

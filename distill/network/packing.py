@@ -1,9 +1,9 @@
 """Several sequences on one axis of tokens.
 
-A *pack* is a row of N token slots. It holds sequences one after the other, with empty slots
-between them only where a pack has some to spare and attention gains by it; a token sees the tokens
-of its own sequence up to itself and, where its sequence continues a prefix that others of the pack
-continue too, the slots of that prefix.
+A *pack* is a row of N token slots. It holds sequences one after the other. Empty slots lie between
+them only where the pack has some to spare and attention gains by it. A token sees the tokens of its
+own sequence up to itself. Where several sequences of the pack continue one prefix, which the pack
+holds once, their tokens see the slots of that prefix as well.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -21,7 +21,7 @@ class Segments(NamedTuple):
     """
 
     positions: SlotArray
-    """Of each token in its sequence, the prefix counted: what rotary angles are made of."""
+    """Of each token in its sequence, the prefix included. Rotary angles are made of them."""
 
     starts: SlotArray
     """First slot of the token's own part of its sequence."""
@@ -30,11 +30,11 @@ class Segments(NamedTuple):
     """First slot of the shared prefix."""
 
     prefix_ends: SlotArray
-    """One past its last; not above the start of it where there is none."""
+    """One past the last slot of the prefix. At or below its first slot: there is no prefix."""
 
 
 def rows_as_segments(row_count: int, row_length: int) -> Segments:
-    """The segments of rows [B, T] laid one after the other: each is a sequence of its own."""
+    """The segments of rows [B, T] laid one after the other. Each row is a sequence of its own."""
     slots = jnp.arange(row_count * row_length)
     positions = slots % row_length
     nothing = jnp.zeros_like(slots)
@@ -42,7 +42,7 @@ def rows_as_segments(row_count: int, row_length: int) -> Segments:
 
 
 def pad_segments(segments: Segments, slot_count: int) -> Segments:
-    """With slots added at the end that see themselves alone and that nothing else sees."""
+    """The pack with slots added at the end. Each sees itself alone, and no other slot sees it."""
     count = segments.positions.shape[0]
     padding = (0, slot_count - count)
     nothing = [jnp.pad(array, padding) for array in segments]
@@ -58,8 +58,9 @@ def window_segments(segments: Segments, window: SlotArray) -> Segments:
         window: a scalar, static or not, at least 1.
     """
     slots = jnp.arange(len(segments.positions), dtype=jnp.int32)
-    # The prefix of a sequence is its beginning: its first slot has position 0. Where the window
-    # lies behind it all, this start lies at or behind its end, which is how none is written.
+    # A prefix is the beginning of a sequence, so its first slot has position 0. Where the window
+    # begins behind the whole prefix, the start computed here is at or behind the end of the prefix,
+    # and that means no prefix.
     first = segments.prefix_starts + jnp.maximum(segments.positions - window + 1, 0)
     return Segments(
         segments.positions,

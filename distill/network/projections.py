@@ -55,7 +55,7 @@ MIXER_PROJECTIONS: Mapping[str, ProjectionRule] = {
 }
 MLP_PROJECTIONS: Mapping[str, ProjectionRule] = {
     "dense": _dense_projections,
-    # Experts are one parameter for all of them, and have no adapters.
+    # All experts share one parameter for each projection, and have no adapters.
     "sparse": _no_projections,
 }
 
@@ -71,7 +71,7 @@ def kind_projections(config: ModelConfig, kind: LayerKind) -> Projections:
 def projection_shapes(config: ModelConfig) -> Projections:
     """(in, out) of every projection of a model that an adapter can update, by name.
 
-    One that layers of several kinds have is left out where they do not have it equal.
+    A projection whose shape differs between kinds of layers is left out.
     """
     shapes: Projections = {}
     unequal = set()

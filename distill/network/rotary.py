@@ -14,7 +14,9 @@ from distill.network.frequencies import inverse_frequencies
 def rotary_angles(
     config: ModelConfig, positions: jax.Array, rotary: RotaryBase = "default"
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of every rotary angle, float32.
+    """Cosine and sine of the rotary angles, position · frequency_i, in float32.
+
+    The frequencies are theta^(-2i / rotary_width), changed as the model asks: see `frequencies`.
 
     Args:
         config: the model.
@@ -22,16 +24,23 @@ def rotary_angles(
         rotary: which of the model's rotary positions.
 
     Returns:
-        Two arrays [B, T, 1, rotary_width / 2] (or without B); the axis of 1 is the heads'.
+        Two arrays [B, T, 1, rotary_width / 2] (or without B). The axis of 1 is that of the heads.
     """
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config, rotary)
     return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
 
 
 def rotate(heads: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn [B, T, H, head_dim] by `rotary_angles`; the dtype is kept.
+    """Turn each pair of components (x_i, x_j) to (x_i cos - x_j sin, x_j cos + x_i sin).
 
-    Components beyond the rotary width do not turn.
+    j is i + rotary_width / 2. Components beyond the rotary width do not turn.
+
+    Args:
+        heads: [B, T, H, head_dim].
+        angles: of `rotary_angles`.
+
+    Returns:
+        [B, T, H, head_dim] in the dtype of `heads`, computed in float32.
     """
     cosine, sine = angles
     width = 2 * cosine.shape[-1]

@@ -1,8 +1,8 @@
 """The inverse of a unit triangular matrix, as batched matrix products.
 
-The solvers of LAPACK take one matrix after the other. The series of powers of the matrix would be
-products too, but its terms can be larger than the inverse by many orders of magnitude and cancel.
-Here small blocks are inverted row by row, which is substitution, and blocks are joined by products.
+The solvers of LAPACK take one matrix after the other. A series of powers of the matrix would be
+made of products as well, but its terms can be many orders of magnitude larger than the inverse, and
+then cancel. Here small blocks are inverted row by row, by substitution, and joined by products.
 """
 
 from typing import Any
@@ -17,13 +17,16 @@ _LEAF = 16
 
 @jax.custom_vjp
 def unit_lower_inverse(strict: jax.Array) -> jax.Array:
-    """The inverse of 1 + strict.
+    """The inverse of 1 + strict, by blocks: [[a, 0], [c, d]]⁻¹ = [[a⁻¹, 0], [-d⁻¹ c a⁻¹, d⁻¹]].
+
+    The gradient in `strict` is -Xᵀ G Xᵀ below the diagonal, with X the inverse and G the cotangent.
+    The delta rule in chunks solves its corrections with it (https://arxiv.org/abs/2406.06484).
 
     Args:
-        strict: [..., C, C], zero on and above the diagonal.
+        strict: [..., C, C], zero on and above the diagonal. Nothing checks that it is.
 
     Returns:
-        [..., C, C].
+        [..., C, C], unit lower triangular.
     """
     return _inverse(strict)
 
@@ -52,23 +55,26 @@ def _blocks(matrix: jax.Array, size: int, *, below: bool) -> jax.Array:
     """The blocks on the diagonal [..., n, size, size], or every second one of those below it."""
     count = matrix.shape[-1] // size
     split = matrix.reshape(*matrix.shape[:-2], count, size, count, size)
-    places = [(i + 1, i) for i in range(0, count, 2)] if below else [(i, i) for i in range(count)]
+    if below:
+        places = [(column + 1, column) for column in range(0, count, 2)]
+    else:
+        places = [(place, place) for place in range(count)]
     return jnp.stack([split[..., row, :, column, :] for row, column in places], axis=-3)
 
 
 def _invert_by_rows(strict: jax.Array) -> jax.Array:
-    """By substitution: a row of the inverse is made of the rows above it."""
+    """By substitution: each row of the inverse is computed from the rows above it."""
     size = strict.shape[-1]
     unit = jnp.broadcast_to(jnp.eye(size, dtype=strict.dtype), strict.shape)
 
     def substitute(row: jax.Array, inverse: jax.Array) -> Any:
-        # The rows from this one on are still those of the unit matrix, and their factors zero.
+        # From this row on `inverse` still holds the unit matrix, and the factors there are zero.
         factors = lax.dynamic_index_in_dim(strict, row, axis=-2, keepdims=False)
         above = (factors[..., None] * inverse).sum(-2)
         own = lax.dynamic_index_in_dim(unit, row, axis=-2, keepdims=False)
         return lax.dynamic_update_index_in_dim(inverse, own - above, row, axis=-2)
 
-    # A loop: written out, it takes longer to compile than everything around it.
+    # A loop in the program: unrolled, it would take longer to compile than everything around it.
     inverse: jax.Array = lax.fori_loop(1, size, substitute, unit)
     return inverse
 

@@ -1,14 +1,21 @@
-"""The objectives on top of the head, against the golden values and a float64 reference."""
+"""Objectives towards a distribution, against golden values and a float64 reference."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.ops.head import HeadSettings, HeadTargets, head_loss
-from distill.ops.logits import Head
 from distill.ops.objectives import OBJECTIVES, ObjectiveParameters, StudentRows, TargetRows
 from tests.distill.ops import reference
+from tests.distill.ops.objective_cases import (
+    BETAS,
+    DISTRIBUTION_OBJECTIVES,
+    POLICY_OBJECTIVES,
+    assert_equals_the_reference,
+    gradient_of_logits,
+    losses_from_logits,
+    random_rows,
+)
 
 GOLDEN_LOGITS = np.array([[0, 9, 8, 1, 0, 0], [8, 7, 0, 0, 9, 0], [9, 8, 7, 0, 0, 0]], np.float64)
 GOLDEN_SUPPORT = np.array([[1, 2], [4, 5], [3, 4]])
@@ -24,62 +31,6 @@ GOLDEN_LOSSES = {
     "reverse_tail_bucket": [0.10810, 0.47246, 2.30063],
     "jsd": [0.03592, 0.13792, 0.52482],  # beta 1/2
 }
-DISTRIBUTION_OBJECTIVES = sorted(
-    name for name, spec in OBJECTIVES.items() if spec.needs_distribution
-)
-POLICY_OBJECTIVES = sorted(name for name, spec in OBJECTIVES.items() if spec.needs_advantages)
-BETAS = (0.0, 0.1, 0.5, 0.9, 1.0)
-
-
-def loss_and_rows(logits, token_ids, targets, parameters, name):
-    """With the identity as head, so that the logits are the hidden states."""
-    spec = OBJECTIVES[name]
-    return head_loss(
-        logits,
-        Head(jnp.eye(logits.shape[-1])),
-        HeadTargets(token_ids, targets, jnp.ones(len(logits))),
-        HeadSettings(spec.row_loss, with_tail=spec.needs_distribution),
-        parameters=parameters,
-    )
-
-
-compiled_losses = jax.jit(
-    lambda *args, name: loss_and_rows(*args, name=name)[1].losses, static_argnames="name"
-)
-compiled_gradient = jax.jit(
-    jax.grad(lambda *args, name: loss_and_rows(*args, name=name)[0]), static_argnames="name"
-)
-
-
-def arguments(logits, token_ids, values, tail, *, old_log_probs=None, beta=0.5, clips=(0.8, 1.2)):
-    values = jnp.asarray(values, jnp.float32)
-    old = jnp.zeros_like(values) if old_log_probs is None else old_log_probs
-    return (
-        jnp.asarray(logits, jnp.float32),
-        jnp.asarray(token_ids, jnp.int32),
-        TargetRows(values, jnp.asarray(tail, jnp.float32), jnp.asarray(old, jnp.float32)),
-        ObjectiveParameters(*(jnp.float32(value) for value in (beta, *clips))),
-    )
-
-
-def losses_from_logits(name, *rows, **settings):
-    """Row losses, [N]."""
-    return np.asarray(compiled_losses(*arguments(*rows, **settings), name=name))
-
-
-def gradient_of_logits(name, *rows, **settings):
-    """Gradient of their sum, [N, V]."""
-    return np.asarray(compiled_gradient(*arguments(*rows, **settings), name=name))
-
-
-def random_rows(seed, row_count=8, vocab_size=24, support_size=5, scale=3.0):
-    """Student logits and the top-K of a random teacher, as (logits, ids, log p, log tail)."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(scale=scale, size=(row_count, vocab_size))
-    teacher = reference.log_softmax(rng.normal(scale=scale, size=(row_count, vocab_size)))
-    token_ids = np.argsort(-teacher, axis=-1)[:, :support_size]
-    log_p = np.take_along_axis(teacher, token_ids, axis=-1)
-    return logits, token_ids, log_p, reference.tail_log_probs(teacher, token_ids)
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN_LOSSES))
@@ -92,16 +43,6 @@ def test_losses_equal_the_golden_values(name):
 def test_renormalized_weights_equal_the_golden_values():
     weights = jax.nn.softmax(jnp.array([-0.5, -1.5, -2.5]))
     np.testing.assert_allclose(weights, [0.66524, 0.24473, 0.09003], atol=1e-5)
-
-
-def assert_equals_the_reference(name, logits, token_ids, values, tail, *, ours=None, **settings):
-    """Value and gradient; `ours` are settings that only the implementation takes."""
-    arguments = (name, logits, token_ids, values, tail)
-    own = settings if ours is None else ours
-    losses = reference.row_losses(*arguments, **settings)
-    np.testing.assert_allclose(losses_from_logits(*arguments, **own), losses, rtol=2e-5, atol=2e-5)
-    gradient = reference.logits_gradient(*arguments, **settings)
-    np.testing.assert_allclose(gradient_of_logits(*arguments, **own), gradient, atol=3e-6)
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - set(POLICY_OBJECTIVES)))
@@ -144,104 +85,6 @@ def test_jsd_near_its_ends_tends_to_the_kls_in_proportion(other):
     # The remainder is of first order: ten times nearer, it is about a tenth.
     assert errors[2] < 0.15 * errors[0]
     assert errors[3] < 0.15 * errors[1]
-
-
-def policy_rows(seed, *, drift=0.4):
-    """Student logits, ids, advantages of both signs, and the log-probs of an earlier policy."""
-    logits, token_ids, _, tail = random_rows(seed)
-    rng = np.random.default_rng(seed + 1000)
-    log_q = np.take_along_axis(reference.log_softmax(logits), token_ids, axis=-1)
-    advantages = rng.normal(size=log_q.shape)
-    return logits, token_ids, advantages, tail, log_q - rng.normal(scale=drift, size=log_q.shape)
-
-
-@pytest.mark.parametrize("clips", [(0.8, 1.2), (0.0, 4.0), (0.0, 0.5)])
-@pytest.mark.parametrize("name", POLICY_OBJECTIVES)
-def test_policy_objectives_equal_the_float64_reference(name, clips):
-    logits, token_ids, advantages, tail, old = policy_rows(37)
-    ours = {"old_log_probs": old, "clips": clips}
-    frozen = None
-    if name == "cispo":
-        log_q = np.take_along_axis(reference.log_softmax(logits), token_ids, axis=-1)
-        frozen = np.exp(log_q - old)
-    rows = (logits, token_ids, advantages, tail)
-    assert_equals_the_reference(name, *rows, ours=ours, frozen_ratio=frozen, **ours)
-
-
-@pytest.mark.parametrize("name", POLICY_OBJECTIVES)
-def test_at_the_sampling_policy_the_gradient_is_the_policy_gradient(name):
-    logits, token_ids, advantages, tail, old = policy_rows(41, drift=0.0)
-    np.testing.assert_allclose(
-        gradient_of_logits(name, logits, token_ids, advantages, tail, old_log_probs=old),
-        gradient_of_logits("cross_entropy", logits, token_ids, advantages, tail),
-        rtol=5e-6,  # the old log-probs are rounded to float32
-        atol=2e-6,
-    )
-    if name != "cispo":  # whose value is weighted log q
-        losses = losses_from_logits(name, logits, token_ids, advantages, tail, old_log_probs=old)
-        np.testing.assert_allclose(losses, -advantages.sum(-1), rtol=1e-5, atol=1e-5)
-
-
-def gradient_at_ratio(name, ratio, advantage, clips):
-    """Value and d loss / d log q of one token whose log q is -1."""
-
-    def loss(log_q):
-        return OBJECTIVES[name].row_loss(
-            StudentRows(log_q, jnp.zeros(1)),
-            TargetRows(
-                jnp.full((1, 1), advantage, jnp.float32),
-                jnp.zeros(1),
-                jnp.full((1, 1), -1 - np.log(ratio), jnp.float32),
-            ),
-            ObjectiveParameters(*(jnp.float32(value) for value in (0.5, *clips))),
-        )[0]
-
-    value, gradient = jax.value_and_grad(loss)(jnp.full((1, 1), -1.0))
-    return float(value), float(gradient[0, 0])
-
-
-@pytest.mark.parametrize("advantage", [2.0, -2.0])
-@pytest.mark.parametrize("ratio", [0.01, 0.79, 0.81, 1.0, 1.19, 1.21, 50.0])
-def test_ppo_clips_on_the_side_that_its_advantage_would_push_further(ratio, advantage):
-    value, gradient = gradient_at_ratio("ppo", ratio, advantage, (0.8, 1.2))
-    clipped = ratio > 1.2 if advantage > 0 else ratio < 0.8
-    kept = min(max(ratio, 0.8), 1.2) if clipped else ratio
-    assert value == pytest.approx(-kept * advantage, rel=1e-5)
-    assert gradient == pytest.approx(0.0 if clipped else -ratio * advantage, rel=1e-5)
-
-
-@pytest.mark.parametrize("advantage", [2.0, -2.0])
-@pytest.mark.parametrize("ratio", [0.1, 0.49, 0.51, 1.0, 3.9, 4.1, 50.0])
-def test_cispo_bounds_the_weight_on_both_sides_and_silences_no_token(ratio, advantage):
-    value, gradient = gradient_at_ratio("cispo", ratio, advantage, (0.5, 4.0))
-    weight = min(max(ratio, 0.5), 4.0)
-    assert gradient == pytest.approx(-weight * advantage, rel=1e-5)
-    assert value == pytest.approx(weight * advantage, rel=1e-5)  # log q is -1
-
-
-@pytest.mark.parametrize("name", ["ppo", "cispo"])
-def test_a_ratio_beyond_float32_is_clipped_like_any_other(name):
-    value, gradient = gradient_at_ratio(name, 1e200, 2.0, (0.8, 1.2))
-    assert value == pytest.approx(-2.4 if name == "ppo" else 2.4)
-    assert gradient == pytest.approx(0.0 if name == "ppo" else -2.4)
-
-
-@pytest.mark.parametrize("name", POLICY_OBJECTIVES)
-def test_an_advantage_of_zero_counts_nothing_whatever_else_its_slot_holds(name):
-    logits, token_ids, advantages, tail, old = policy_rows(43)
-    advantages[:, 2] = 0.0
-    kept = [0, 1, 3, 4]
-    poisoned = logits.copy()
-    poisoned[np.arange(8), token_ids[:, 2]] = -1e30
-    old[:, 2] = -200.0
-    both = [
-        (poisoned, token_ids, advantages, tail, old),
-        (poisoned, token_ids[:, kept], advantages[:, kept], tail, old[:, kept]),
-    ]
-    for function in (losses_from_logits, gradient_of_logits):
-        ours, expected = (function(name, *rows[:4], old_log_probs=rows[4]) for rows in both)
-        assert np.isfinite(ours).all()
-        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 FULL_REVERSE = ["reverse_support", "reverse_truncated", "reverse_tail_bucket"]
