@@ -182,6 +182,11 @@ def test_compute_reaches_no_protobuf_and_no_grpc(module: str) -> None:
     assert violations(module, WIRE) == []
 
 
+@pytest.mark.parametrize("module", in_package("distill.ops"))
+def test_the_maths_asks_no_device(module: str) -> None:
+    assert "distill.kernels.profile" not in direct_imports(module)
+
+
 def test_every_room_of_the_plan_is_there() -> None:
     for room in {room for floors in FLOORS for room in floors} | set(NO_WIRE):
         assert in_package(room), f"{room} has no modules: its rules check nothing"
