@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.errors import ServiceError, service_errors
@@ -111,6 +112,27 @@ class Connection:
     def deadline(self, timeout_seconds: float | None) -> Deadline:
         """The deadline of a call that starts now."""
         return Deadline(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
+
+    def ask(
+        self, method: Callable[..., Any], request: Message, limit: Deadline | float | None
+    ) -> Any:
+        """The answer of a unary RPC, retried as `call` does.
+
+        Args:
+            method: of a stub.
+            request: what is asked.
+            limit: a deadline, or the seconds until it. None: the connection's default.
+        """
+        deadline = limit if isinstance(limit, Deadline) else self.deadline(limit)
+        return self.call(lambda timeout: method(request, timeout=timeout), deadline)
+
+    def ask_stream(
+        self, method: Callable[..., Any], request: Message, timeout_seconds: float | None
+    ) -> Iterator[Any]:
+        """The answers of a server stream, as `stream` gives them. Args are those of `ask`."""
+        return self.stream(
+            lambda timeout: method(request, timeout=timeout), self.deadline(timeout_seconds)
+        )
 
     def call(self, attempt: Callable[[float], Answer], deadline: Deadline) -> Answer:
         """Run `attempt`, again while the service is UNAVAILABLE and time and attempts are left.

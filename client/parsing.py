@@ -19,6 +19,7 @@ from client.results import (
 from distill.errors import InvalidFieldError
 from distill.rows import Rows
 from distill.tensors import decode_floats, decode_int32
+from distill.tokenizer import TextTokenizer
 from distill.v1 import scoring_pb2, student_service_pb2, training_pb2
 from distill.wire import rows_from_message
 
@@ -58,6 +59,17 @@ def decode_model_info(message: scoring_pb2.ModelInfo, teachers: tuple[str, ...] 
             max_request_bytes=limits.max_request_bytes,
         ),
         teachers=teachers,
+    )
+
+
+def parse_tokenizer(message: scoring_pb2.Tokenizer) -> TextTokenizer:
+    """Build the tokenizer that a service sent."""
+    return TextTokenizer.from_parts(
+        tokenizer_json=message.tokenizer_json,
+        chat_template=message.chat_template,
+        bos_token=message.bos_token,
+        eos_token=message.eos_token,
+        end_token_ids=tuple(message.end_token_ids),
     )
 
 

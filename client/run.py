@@ -1,7 +1,8 @@
 """A run on a student service, as its one writer sees it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from client.connection import Connection, Deadline
 from client.download import write_files
@@ -35,6 +36,13 @@ from distill.v1 import student_service_pb2 as messages
 
 Chunks = Iterable[scoring_pb2.TopKChunk]
 
+_Mutating = (
+    messages.OptimStepRequest
+    | messages.SaveCheckpointRequest
+    | messages.LoadCheckpointRequest
+    | messages.DeleteRunRequest
+)
+
 
 class StudentRun:
     """A handle that owns the run's writer epoch and sequence numbers.
@@ -65,15 +73,14 @@ class StudentRun:
     def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
         """Describe the base model of the run."""
         request = messages.StudentServiceGetModelInfoRequest()
-        response: messages.StudentServiceGetModelInfoResponse = self._connection.call(
-            lambda timeout: self._stub.GetModelInfo(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
+        response: messages.StudentServiceGetModelInfoResponse = self._connection.ask(
+            self._stub.GetModelInfo, request, timeout_seconds
         )
         return decode_model_info(response.model, tuple(response.teachers))
 
     def state(self, *, timeout_seconds: float | None = None) -> RunInfo:
         """Ask for the run's state."""
-        return decode_run(self._get(self._connection.deadline(timeout_seconds)))
+        return decode_run(self._get(timeout_seconds))
 
     def resynchronize(self, *, timeout_seconds: float | None = None) -> bool:
         """After a call without an answer: True when it was applied, False when it never will be.
@@ -89,20 +96,6 @@ class StudentRun:
         return self._sequence.resynchronize(
             lambda: self._get(deadline), lambda: self._take_over(deadline)
         )
-
-    def _get(self, deadline: Deadline) -> training_pb2.Run:
-        request = messages.GetRunRequest(run_id=self.run_id)
-        response: messages.GetRunResponse = self._connection.call(
-            lambda timeout: self._stub.GetRun(request, timeout=timeout), deadline
-        )
-        return response.run
-
-    def _take_over(self, deadline: Deadline) -> training_pb2.Run:
-        request = messages.CreateRunRequest(run_id=self.run_id, config=self._config, take_over=True)
-        response: messages.CreateRunResponse = self._connection.call(
-            lambda timeout: self._stub.CreateRun(request, timeout=timeout), deadline
-        )
-        return response.run
 
     def forward_backward(
         self,
@@ -200,57 +193,36 @@ class StudentRun:
             normalization: what the gradient sum is divided by.
             timeout_seconds: deadline of the call.
         """
-        settings = encode_adamw(adamw)
-        deadline = self._connection.deadline(timeout_seconds)
-
-        def mutate(header: training_pb2.Mutation) -> messages.OptimStepResponse:
-            request = messages.OptimStepRequest(
-                mutation=header, adamw=settings, normalization=NORMALIZATIONS[normalization]
-            )
-            response: messages.OptimStepResponse = self._connection.call(
-                lambda timeout: self._stub.OptimStep(request, timeout=timeout), deadline
-            )
-            return response
-
-        return decode_step(self._sequence.apply("optim_step", mutate))
+        request = messages.OptimStepRequest(
+            adamw=encode_adamw(adamw), normalization=NORMALIZATIONS[normalization]
+        )
+        response: messages.OptimStepResponse = self._mutate(
+            "optim_step", self._stub.OptimStep, request, timeout_seconds
+        )
+        return decode_step(response)
 
     def save_checkpoint(
         self, name: str, *, overwrite: bool = False, timeout_seconds: float | None = None
     ) -> CheckpointInfo:
         """Save the whole state of the run; it appears whole or not at all."""
-        deadline = self._connection.deadline(timeout_seconds)
-
-        def mutate(header: training_pb2.Mutation) -> messages.SaveCheckpointResponse:
-            request = messages.SaveCheckpointRequest(
-                mutation=header, name=name, overwrite=overwrite
-            )
-            response: messages.SaveCheckpointResponse = self._connection.call(
-                lambda timeout: self._stub.SaveCheckpoint(request, timeout=timeout), deadline
-            )
-            return response
-
-        return decode_checkpoint(self._sequence.apply("save_checkpoint", mutate).checkpoint)
+        request = messages.SaveCheckpointRequest(name=name, overwrite=overwrite)
+        response: messages.SaveCheckpointResponse = self._mutate(
+            "save_checkpoint", self._stub.SaveCheckpoint, request, timeout_seconds
+        )
+        return decode_checkpoint(response.checkpoint)
 
     def load_checkpoint(self, name: str, *, timeout_seconds: float | None = None) -> RunInfo:
         """Replace the state of the run by a checkpoint's; the run's sequence goes on."""
-        deadline = self._connection.deadline(timeout_seconds)
-
-        def mutate(header: training_pb2.Mutation) -> messages.LoadCheckpointResponse:
-            request = messages.LoadCheckpointRequest(mutation=header, name=name)
-            response: messages.LoadCheckpointResponse = self._connection.call(
-                lambda timeout: self._stub.LoadCheckpoint(request, timeout=timeout), deadline
-            )
-            return response
-
-        return decode_run(self._sequence.apply("load_checkpoint", mutate).run)
+        request = messages.LoadCheckpointRequest(name=name)
+        response: messages.LoadCheckpointResponse = self._mutate(
+            "load_checkpoint", self._stub.LoadCheckpoint, request, timeout_seconds
+        )
+        return decode_run(response.run)
 
     def list_checkpoints(self, *, timeout_seconds: float | None = None) -> list[CheckpointInfo]:
         """List the checkpoints of the run, oldest first."""
         request = messages.ListCheckpointsRequest(run_id=self.run_id)
-        response = self._connection.call(
-            lambda timeout: self._stub.ListCheckpoints(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
+        response = self._connection.ask(self._stub.ListCheckpoints, request, timeout_seconds)
         return [decode_checkpoint(checkpoint) for checkpoint in response.checkpoints]
 
     def export_weights(
@@ -268,25 +240,40 @@ class StudentRun:
             The files.
         """
         request = messages.ExportWeightsRequest(run_id=self.run_id, weights=encode_weights(weights))
-        pieces = self._connection.stream(
-            lambda timeout: self._stub.ExportWeights(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
+        pieces = self._connection.ask_stream(self._stub.ExportWeights, request, timeout_seconds)
         return write_files(pieces, directory)
 
     def delete(
         self, *, delete_checkpoints: bool = False, timeout_seconds: float | None = None
     ) -> None:
         """Delete the run, and its checkpoints when asked; the handle is of no use afterwards."""
+        request = messages.DeleteRunRequest(delete_checkpoints=delete_checkpoints)
+        self._mutate("delete", self._stub.DeleteRun, request, timeout_seconds)
+
+    def _get(self, limit: Deadline | float | None) -> training_pb2.Run:
+        request = messages.GetRunRequest(run_id=self.run_id)
+        response: messages.GetRunResponse = self._connection.ask(self._stub.GetRun, request, limit)
+        return response.run
+
+    def _take_over(self, deadline: Deadline) -> training_pb2.Run:
+        request = messages.CreateRunRequest(run_id=self.run_id, config=self._config, take_over=True)
+        response: messages.CreateRunResponse = self._connection.ask(
+            self._stub.CreateRun, request, deadline
+        )
+        return response.run
+
+    def _mutate(
+        self,
+        operation: str,
+        method: Callable[..., Any],
+        request: _Mutating,
+        timeout_seconds: float | None,
+    ) -> Any:
+        """The answer of a unary RPC that changes the run, sent with its sequence number."""
         deadline = self._connection.deadline(timeout_seconds)
 
-        def mutate(header: training_pb2.Mutation) -> messages.DeleteRunResponse:
-            request = messages.DeleteRunRequest(
-                mutation=header, delete_checkpoints=delete_checkpoints
-            )
-            response: messages.DeleteRunResponse = self._connection.call(
-                lambda timeout: self._stub.DeleteRun(request, timeout=timeout), deadline
-            )
-            return response
+        def mutate(header: training_pb2.Mutation) -> Any:
+            request.mutation.CopyFrom(header)
+            return self._connection.ask(method, request, deadline)
 
-        self._sequence.apply("delete", mutate)
+        return self._sequence.apply(operation, mutate)

@@ -73,8 +73,8 @@ def main() -> None:
                 f"{result.row_count} tokens, gradient norm {step.gradient_norm:.2f}"
             )
 
-        (completion,) = student.sample(
-            [student_prompt], SamplingSettings(max_tokens=32, temperature=0), run_id=run.run_id
+        (completion,) = student.under(run.run_id).sample(
+            [student_prompt], SamplingSettings(max_tokens=32, temperature=0)
         )
         print(completion.text)
 

@@ -113,7 +113,8 @@ def _sample(arguments: argparse.Namespace) -> list[Completion]:
         arguments.student_address, timeout_seconds=arguments.timeout_seconds
     ) as student:
         prompt = _prompt(arguments, student.tokenizer())
-        return student.sample([prompt], settings, run_id=arguments.run, weights=weights)
+        model = student.under(arguments.run, weights) if arguments.run else student
+        return model.sample([prompt], settings)
 
 
 def _prompt(arguments: argparse.Namespace, tokenizer: TextTokenizer) -> Tokens:

@@ -80,7 +80,7 @@ def evaluate_student(
     """Measure the run's present weights; nothing is trained."""
     started = time.monotonic()
     student_prompts = [one.student_prompt for one in heldout.prompts]
-    answers = pair.student.sample(student_prompts, _greedy(settings), run_id=run.run_id)
+    answers = pair.student.under(run.run_id).sample(student_prompts, _greedy(settings))
     return Evaluation(
         kl=_kl(pair, run, heldout, heldout.teacher_answers, settings),
         on_policy_kl=_kl(pair, run, heldout, answers, settings),

@@ -185,9 +185,7 @@ def sample_completions(
         temperature=settings.sampling_temperature,
         seed=seed,
     )
-    return student.sample(
-        [prompt.student_prompt for prompt in prompts], sampling, run_id=run.run_id
-    )
+    return student.under(run.run_id).sample([prompt.student_prompt for prompt in prompts], sampling)
 
 
 def pair_completions(

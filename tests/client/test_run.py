@@ -113,9 +113,9 @@ def test_listing_scoring_and_sampling(student: StudentClient, run: StudentRun) -
     assert [one.run_id for one in student.list_runs()] == ["run"]
     assert [one.name for one in run.list_checkpoints()] == ["first"]
     assert student.model_info().teachers == ("main",)
-    (completion,) = student.sample([[1, 2]], SamplingSettings(max_tokens=4), run_id="run")
+    (completion,) = student.under("run").sample([[1, 2]], SamplingSettings(max_tokens=4))
     assert completion.text.startswith("Paris")
-    chunks = list(student.stream_top_k([[1, 2, 3]], 4, run_id="run"))
+    chunks = list(student.under("run").stream_top_k([[1, 2, 3]], 4))
     assert sum(len(chunk.token_ids) for chunk in chunks) == 2
 
 

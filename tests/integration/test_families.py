@@ -134,17 +134,14 @@ def test_it_learns_and_its_samples_have_the_log_probs_that_scoring_gives_them(
 
     starts = [prompt[:3] for prompt in prompts[:3]]
     sampling = SamplingSettings(max_tokens=9, samples_per_prompt=2, ignore_end_tokens=True)
-    completions = pair.student.sample(starts, sampling, run_id=run.run_id)
+    completions = pair.student.under(run.run_id).sample(starts, sampling)
     known = pair.teacher.tokenizer().vocab_size
     for completion in completions:
         start = starts[completion.prompt_index]
         whole = np.concatenate([start, completion.token_ids])
         assert whole.max() < known
-        chunks = pair.student.stream_top_k(
-            [whole], top_k=4, run_id=run.run_id, score_from=len(start)
-        )
-        scored = np.concatenate([chunk.prompt_log_probs for chunk in chunks])
-        np.testing.assert_allclose(completion.log_probs, scored, atol=1e-4)
+        (scored,) = pair.student.under(run.run_id).score([whole], top_k=4, score_from=len(start))
+        np.testing.assert_allclose(completion.log_probs, scored.prompt_log_probs, atol=1e-4)
     run.export_weights(tmp_path / "exported")
     name = "model.safetensors" if lora is None else "adapter_model.safetensors"
     assert (tmp_path / "exported" / name).is_file()

@@ -7,7 +7,6 @@ import pytest
 
 from client.errors import ServiceError
 from client.recipes.batches import AlignedSequence, align
-from client.scores import assemble_scores
 from client.settings import (
     AdamW,
     BatchSettings,
@@ -29,7 +28,7 @@ def on_policy_batch(student, run, *, same_prefix, top_k=8, seed=1):
     on which the teacher scores the samples."""
     prefixes = [(own, own if same_prefix else theirs) for own, theirs in PREFIXES]
     sampling = SamplingSettings(max_tokens=9, seed=seed, ignore_end_tokens=True)
-    completions = student.sample([own for own, _ in prefixes], sampling, run_id=run.run_id)
+    completions = student.under(run.run_id).sample([own for own, _ in prefixes], sampling)
     batch = align(
         [
             AlignedSequence(
@@ -47,8 +46,7 @@ def on_policy_batch(student, run, *, same_prefix, top_k=8, seed=1):
         )
         for c in completions
     ]
-    chunks = student.stream_top_k(own_prompts, top_k, run_id=run.run_id)
-    supports = assemble_scores(own_prompts, chunks)
+    supports = student.under(run.run_id).score(own_prompts, top_k)
     prompts = [
         replace(prompt, candidate_ids=support.token_ids)
         for prompt, support in zip(batch.prompts, supports, strict=True)
@@ -192,7 +190,7 @@ def test_samples_of_the_run_itself_have_a_ratio_of_one(student, run_name, object
             advantages=advantages,
             old_log_probs=c.log_probs,
         )
-        for c in student.sample(prompts, sampling, run_id=run.run_id)
+        for c in student.under(run.run_id).sample(prompts, sampling)
     ]
     settings = BatchSettings(objective=objective, return_row_losses=True)
     result = run.forward_backward(examples, settings)

@@ -96,8 +96,8 @@ def test_pulled_and_inline_targets_give_the_same_gradient_bit_for_bit(
     assert steps[0].gradient_norm == steps[1].gradient_norm
     probe = [tokens(1, 30)]
     for left, right in zip(
-        student.stream_top_k(probe, 10, run_id=pulled.run_id),
-        student.stream_top_k(probe, 10, run_id=inline.run_id),
+        student.under(pulled.run_id).stream_top_k(probe, 10),
+        student.under(inline.run_id).stream_top_k(probe, 10),
         strict=True,
     ):
         np.testing.assert_array_equal(left.log_probs, right.log_probs)
@@ -196,16 +196,15 @@ def test_runs_do_not_touch_each_other_or_the_base(student, run_name):
     moving = student.create_run(f"{run_name}-moving", lora=None)
     probe = [tokens(1, 16)]
 
-    def log_probs(**choice):
-        chunks = student.stream_top_k(probe, 5, **choice)
-        return np.concatenate([chunk.log_probs for chunk in chunks])
+    def log_probs(model):
+        return np.concatenate([chunk.log_probs for chunk in model.stream_top_k(probe, 5)])
 
-    before = log_probs()
+    before = log_probs(student)
     move(moving)
-    np.testing.assert_array_equal(log_probs(), before)
-    np.testing.assert_array_equal(log_probs(run_id=moving.run_id, weights=Weights.BASE), before)
-    np.testing.assert_allclose(log_probs(run_id=still.run_id), before, atol=1e-6)
-    assert np.abs(log_probs(run_id=moving.run_id) - before).max() > 1e-3
+    np.testing.assert_array_equal(log_probs(student), before)
+    np.testing.assert_array_equal(log_probs(student.under(moving.run_id, Weights.BASE)), before)
+    np.testing.assert_allclose(log_probs(student.under(still.run_id)), before, atol=1e-6)
+    assert np.abs(log_probs(student.under(moving.run_id)) - before).max() > 1e-3
 
 
 def test_sampling_follows_the_chosen_weights(student, run_name):
@@ -219,11 +218,9 @@ def test_sampling_follows_the_chosen_weights(student, run_name):
     for _ in range(8):
         run.forward_backward([example], BatchSettings(objective=Objective.CROSS_ENTROPY))
         run.optim_step(AdamW(learning_rate=3e-2))
-    current = student.sample(prompt, settings, run_id=run_name)[0]
-    saved = student.sample(
-        prompt, settings, run_id=run_name, weights=CheckpointWeights(name="start")
-    )[0]
-    of_base = student.sample(prompt, settings, run_id=run_name, weights=Weights.BASE)[0]
+    current = student.under(run_name).sample(prompt, settings)[0]
+    saved = student.under(run_name, CheckpointWeights(name="start")).sample(prompt, settings)[0]
+    of_base = student.under(run_name, Weights.BASE).sample(prompt, settings)[0]
     assert list(current.token_ids[-6:]) == [42] * 6
     np.testing.assert_array_equal(saved.token_ids, base.token_ids)
     np.testing.assert_array_equal(of_base.token_ids, base.token_ids)
