@@ -76,7 +76,7 @@ class MismatchedPairError(ClientError):
     """The teacher and the student do not share a vocabulary."""
 
 
-def decode_error(error: grpc.RpcError) -> ServiceError:
+def parse_error(error: grpc.RpcError) -> ServiceError:
     """The ServiceError of a failed call, with the details of its google.rpc.Status.
 
     Details of kinds that this module does not know, or that do not parse, are skipped: the code and
@@ -117,4 +117,4 @@ def service_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise decode_error(error) from None
+        raise parse_error(error) from None

@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from client.formatting import encode_sampling, encode_scoring
-from client.parsing import decode_completion, parse_rows
+from client.formatting import Tokens, format_tokens
+from client.parsing import parse_completion, parse_rows
 from client.results import Completion
-from client.scores import assemble_scores, scored_prompts
-from client.settings import SampledSupport, SamplingSettings, ScoredPrompt, Tokens
+from client.scores import assemble_scores
+from client.settings import SampledSupport, SamplingParams, ScoredPrompt, scoring
 from distill.rows import Rows
 from distill.v1 import scoring_pb2
 
@@ -66,8 +66,10 @@ class Model(ABC):
         timeout_seconds: float | None = None,
     ) -> Iterator[scoring_pb2.TopKChunk]:
         """The chunks of `stream_top_k` as they came, to relay to a student unread."""
-        scoring = encode_scoring(scored_prompts(prompts, score_from), top_k, temperature, sampled)
-        return self._stream_chunks(scoring, timeout_seconds)
+        asked = scoring(
+            prompts, top_k, temperature=temperature, score_from=score_from, sampled=sampled
+        )
+        return self._stream_chunks(asked, timeout_seconds)
 
     def score(
         self,
@@ -86,26 +88,27 @@ class Model(ABC):
         Raises:
             BrokenStreamError: the chunks did not tile the requested rows exactly once.
         """
-        scored = scored_prompts(prompts, score_from)
-        scoring = encode_scoring(scored, top_k, temperature, sampled)
-        messages = self._stream_chunks(scoring, timeout_seconds)
-        return assemble_scores(scored, (parse_rows(message) for message in messages))
+        asked = scoring(
+            prompts, top_k, temperature=temperature, score_from=score_from, sampled=sampled
+        )
+        messages = self._stream_chunks(asked, timeout_seconds)
+        return assemble_scores(asked.prompts, (parse_rows(message) for message in messages))
 
     def sample(
         self,
         prompts: Sequence[Tokens],
-        settings: SamplingSettings,
+        params: SamplingParams,
         *,
         timeout_seconds: float | None = None,
     ) -> list[Completion]:
         """Sample completions, ordered by prompt and sample. Args are those of `stream_samples`."""
-        streamed = self.stream_samples(prompts, settings, timeout_seconds=timeout_seconds)
+        streamed = self.stream_samples(prompts, params, timeout_seconds=timeout_seconds)
         return sorted(streamed, key=lambda sample: (sample.prompt_index, sample.sample_index))
 
     def stream_samples(
         self,
         prompts: Sequence[Tokens],
-        settings: SamplingSettings,
+        params: SamplingParams,
         *,
         timeout_seconds: float | None = None,
     ) -> Iterator[Completion]:
@@ -113,12 +116,17 @@ class Model(ABC):
 
         Args:
             prompts: token ids, [T] each.
-            settings: how to sample, for all prompts.
+            params: how to sample, for all prompts.
             timeout_seconds: deadline of the whole stream.
         """
-        sampling = encode_sampling(prompts, settings)
+        sampling = scoring_pb2.Sampling(
+            prompts=[
+                format_tokens(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)
+            ],
+            params=params,
+        )
         messages = self._stream_sequences(sampling, timeout_seconds)
-        return (decode_completion(message) for message in messages)
+        return (parse_completion(message) for message in messages)
 
     @abstractmethod
     def _stream_chunks(

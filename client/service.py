@@ -8,7 +8,7 @@ from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
 from client.model import Model
 from client.parsing import parse_tokenizer
 from distill.tokenizer import TextTokenizer
-from distill.v1 import scoring_pb2
+from distill.v1.scoring_pb2 import ModelInfo
 
 
 class ServiceClient(Model):
@@ -59,6 +59,10 @@ class ServiceClient(Model):
         """Close the channel; calls in progress fail."""
         self._connection.close()
 
+    def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
+        """Describe the model and the limits of the service, without the tokenizer."""
+        return self._describe(timeout_seconds, include_tokenizer=False)
+
     def tokenizer(self, *, timeout_seconds: float | None = None) -> TextTokenizer:
         """The service's tokenizer, asked for once: the client needs no model files."""
         if self._tokenizer is None:
@@ -67,7 +71,5 @@ class ServiceClient(Model):
         return self._tokenizer
 
     @abstractmethod
-    def _describe(
-        self, timeout_seconds: float | None, *, include_tokenizer: bool = False
-    ) -> scoring_pb2.ModelInfo:
+    def _describe(self, timeout_seconds: float | None, *, include_tokenizer: bool) -> ModelInfo:
         """Ask the service for the description of its model."""

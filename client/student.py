@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from client.connection import Role
-from client.formatting import encode_run_config, encode_weights
-from client.parsing import decode_checkpoint, decode_model_info, decode_run
-from client.results import CheckpointInfo, ModelInfo, RunInfo
+from client.results import Checkpoint, ModelInfo, Run
 from client.run import StudentRun
 from client.run_model import RunModel
 from client.service import ServiceClient
-from client.settings import LoraSettings, Weights, WeightsChoice
+from client.settings import LoraConfig, WeightsRef
 from distill.v1 import scoring_pb2, student_service_pb2_grpc
 from distill.v1 import student_service_pb2 as messages
+from distill.v1.training_pb2 import FullConfig, RunConfig
 
 
 class StudentClient(ServiceClient):
@@ -31,27 +30,24 @@ class StudentClient(ServiceClient):
     def _base(self) -> RunModel:
         return RunModel(self._connection, self._stub)
 
-    def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
-        """Describe the base model, the limits and the teachers the service can pull from."""
-        response = self._ask_model_info(timeout_seconds, include_tokenizer=False)
-        return decode_model_info(response.model, tuple(response.teachers))
+    def teacher_names(self, *, timeout_seconds: float | None = None) -> list[str]:
+        """Names of the teachers that the service can pull from."""
+        return list(self._ask_model_info(timeout_seconds, include_tokenizer=False).teachers)
 
-    def under(self, run_id: str, weights: WeightsChoice = Weights.CURRENT) -> RunModel:
+    def under(self, run_id: str, weights: WeightsRef | None = None) -> RunModel:
         """The model with a run's weights, to score with and to sample from.
 
         Args:
             run_id: the run.
-            weights: which weights of it.
+            weights: which weights of it. None: the current ones.
         """
-        return RunModel(
-            self._connection, self._stub, run_id=run_id, weights=encode_weights(weights)
-        )
+        return RunModel(self._connection, self._stub, run_id=run_id, weights=weights)
 
     def create_run(
         self,
         run_id: str,
         *,
-        lora: LoraSettings | None,
+        lora: LoraConfig | None,
         take_over: bool = False,
         timeout_seconds: float | None = None,
     ) -> StudentRun:
@@ -66,31 +62,32 @@ class StudentClient(ServiceClient):
         Raises:
             ServiceError: ALREADY_EXISTS when the run has another configuration.
         """
-        request = messages.CreateRunRequest(
-            run_id=run_id, config=encode_run_config(lora), take_over=take_over
-        )
+        config = RunConfig(full=FullConfig()) if lora is None else RunConfig(lora=lora)
+        request = messages.CreateRunRequest(run_id=run_id, config=config, take_over=take_over)
         response = self._connection.ask(self._stub.CreateRun, request, timeout_seconds)
         return StudentRun(self._connection, self._stub, response.run)
 
-    def get_run(self, run_id: str, *, timeout_seconds: float | None = None) -> RunInfo:
+    def get_run(self, run_id: str, *, timeout_seconds: float | None = None) -> Run:
         """Describe a run."""
         request = messages.GetRunRequest(run_id=run_id)
-        response = self._connection.ask(self._stub.GetRun, request, timeout_seconds)
-        return decode_run(response.run)
+        response: messages.GetRunResponse = self._connection.ask(
+            self._stub.GetRun, request, timeout_seconds
+        )
+        return response.run
 
-    def list_runs(self, *, timeout_seconds: float | None = None) -> list[RunInfo]:
+    def list_runs(self, *, timeout_seconds: float | None = None) -> list[Run]:
         """List the runs by name."""
         request = messages.ListRunsRequest()
         response = self._connection.ask(self._stub.ListRuns, request, timeout_seconds)
-        return [decode_run(run) for run in response.runs]
+        return list(response.runs)
 
     def list_checkpoints(
         self, run_id: str, *, timeout_seconds: float | None = None
-    ) -> list[CheckpointInfo]:
+    ) -> list[Checkpoint]:
         """List the checkpoints of a run, oldest first."""
         request = messages.ListCheckpointsRequest(run_id=run_id)
         response = self._connection.ask(self._stub.ListCheckpoints, request, timeout_seconds)
-        return [decode_checkpoint(checkpoint) for checkpoint in response.checkpoints]
+        return list(response.checkpoints)
 
     def _ask_model_info(
         self, timeout_seconds: float | None, *, include_tokenizer: bool
@@ -101,9 +98,7 @@ class StudentClient(ServiceClient):
         )
         return response
 
-    def _describe(
-        self, timeout_seconds: float | None, *, include_tokenizer: bool = False
-    ) -> scoring_pb2.ModelInfo:
+    def _describe(self, timeout_seconds: float | None, *, include_tokenizer: bool) -> ModelInfo:
         return self._ask_model_info(timeout_seconds, include_tokenizer=include_tokenizer).model
 
     def _stream_chunks(

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from client.connection import Role
-from client.parsing import decode_model_info
-from client.results import ModelInfo
 from client.service import ServiceClient
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
 
@@ -19,12 +17,8 @@ class TeacherClient(ServiceClient):
     def _stub(self) -> teacher_service_pb2_grpc.TeacherServiceStub:
         return teacher_service_pb2_grpc.TeacherServiceStub(self._connection.channel)
 
-    def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
-        """Describe the model and the limits of the service."""
-        return decode_model_info(self._describe(timeout_seconds))
-
     def _describe(
-        self, timeout_seconds: float | None, *, include_tokenizer: bool = False
+        self, timeout_seconds: float | None, *, include_tokenizer: bool
     ) -> scoring_pb2.ModelInfo:
         request = teacher_service_pb2.TeacherServiceGetModelInfoRequest(
             include_tokenizer=include_tokenizer

@@ -21,7 +21,7 @@ from client.recipes.sdft import PrivilegedPrompt, SdftSettings, compare_with_tea
 from client.results import Completion
 from client.run import StudentRun
 from client.services.pair import Pair
-from client.settings import SamplingSettings
+from client.settings import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,8 @@ def evaluate_student(
     )
 
 
-def _greedy(settings: SdftSettings) -> SamplingSettings:
-    return SamplingSettings(max_tokens=settings.max_completion_tokens, temperature=0)
+def _greedy(settings: SdftSettings) -> SamplingParams:
+    return SamplingParams(max_tokens=settings.max_completion_tokens, temperature=0)
 
 
 def _kl(
@@ -107,7 +107,6 @@ def _kl(
         completions=completions,
         settings=settings,
     )
-    kl = result.metrics.tail_bucket_kl
-    if kl is None:
+    if "tail_bucket_kl" not in result.metrics:
         raise ValueError("tail_bucket_kl: the student does not report it")
-    return kl
+    return result.metrics["tail_bucket_kl"]

@@ -3,7 +3,6 @@
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from client.data.corpus import Corpus, cut_sequences
@@ -17,6 +16,7 @@ from client.recipes.perplexity import (
     student_prediction,
     teacher_prediction,
 )
+from client.reports.json_values import json_value
 from client.reports.perplexity_curve import CurvePoint, draw_perplexity
 from client.reports.report import Reporter, append_json_line, tokens_per_second
 from client.run import StudentRun
@@ -82,8 +82,8 @@ class CompressTraining:
             "perplexity_after": after.perplexity,
             "share_won_back": share_won_back(teacher=teacher, before=before, after=after),
             "heldout_tokens": after.token_count,
-            "kl_first": history[0].batch.tail_bucket_kl,
-            "kl_last": history[-1].batch.tail_bucket_kl,
+            "kl_first": history[0].batch["tail_bucket_kl"],
+            "kl_last": history[-1].batch["tail_bucket_kl"],
             "tokens_trained": self._tokens,
             "training_seconds": self._training_seconds,
             "scoring_seconds": sum(one.scoring_seconds for one in history),
@@ -99,18 +99,18 @@ class CompressTraining:
                 history, count="student_token_count", seconds="step_seconds"
             ),
             "step_count": len(history),
-            "teacher": asdict(teacher_info),
-            "student": asdict(student_info),
+            "teacher": json_value(teacher_info),
+            "student": json_value(student_info),
             "run_id": run.run_id,
             "run_weights_version": state.weights_version,
-            "curve": [asdict(point) for point in self._points],
+            "curve": [json_value(point) for point in self._points],
             "curve_drawn": draw_perplexity(
                 self._points, teacher.perplexity, settings.out / "perplexity.png"
             ),
             "corpus_digest": self._corpus.digest,
             "python": platform.python_version(),
             "settings": {
-                **asdict(settings.training),
+                **json_value(settings.training),
                 "keep_layers": settings.keep_layers,
                 "sequence_tokens": settings.sequence_tokens,
                 "targets": settings.targets,

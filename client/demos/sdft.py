@@ -11,7 +11,7 @@ What is reported for held-out questions, before and after training, client/data/
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from client.demos.errors import DemoError
 from client.recipes.batches import Targets
 from client.recipes.metrics import StepMetrics
 from client.recipes.sdft import PrivilegedPrompt, SdftSettings, train_sdft
+from client.reports.json_values import json_value
 from client.reports.report import (
     Reporter,
     append_json_line,
@@ -37,7 +38,7 @@ from client.reports.report import (
     write_json,
 )
 from client.services.pair import LocalPair, Pair, RunningPair, open_pair
-from client.settings import LoraSettings
+from client.settings import LoraConfig
 from distill.tokenizer import TextTokenizer
 
 SHOWN_QUESTIONS = 2
@@ -68,7 +69,7 @@ class DemoSettings:
     teacher_name: str
     """The student's name for the teacher."""
 
-    lora: LoraSettings
+    lora: LoraConfig
     """What is trained."""
 
     training: SdftSettings = field(default_factory=SdftSettings)
@@ -181,8 +182,8 @@ def _run_recipe(
         "run_id": run.run_id,
         "curves": curves_drawn,
         "settings": {
-            **asdict(settings.training),
-            "lora": asdict(settings.lora),
+            **json_value(settings.training),
+            "lora": json_value(settings.lora),
             "targets": settings.targets,
         },
         "examples": [

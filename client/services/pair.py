@@ -157,8 +157,9 @@ def _check(
 ) -> None:
     teacher_info, student_info = teacher.model_info(), student.model_info()
     check_pair(teacher_info, student_info)
-    if targets is Targets.PULL and teacher_name not in student_info.teachers:
-        known = ", ".join(student_info.teachers) or "none"
+    teacher_names = student.teacher_names()
+    if targets is Targets.PULL and teacher_name not in teacher_names:
+        known = ", ".join(teacher_names) or "none"
         raise PairError(
             f"the student knows no teacher named {teacher_name!r} (it knows: {known}); start it "
             f"with --teacher {teacher_name}=HOST:PORT, or use --targets inline"

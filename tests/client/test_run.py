@@ -9,13 +9,12 @@ import pytest
 from client.errors import BrokenStreamError, ServiceError
 from client.run import StudentRun
 from client.settings import (
-    BatchSettings,
-    CheckpointWeights,
-    LoraSettings,
-    Objective,
-    SamplingSettings,
-    ScoredPrompt,
-    TokenExample,
+    LoraConfig,
+    SamplingParams,
+    WeightsRef,
+    batch_settings,
+    scored_prompt,
+    token_example,
 )
 from client.student import StudentClient
 from client.teacher import TeacherClient
@@ -27,32 +26,31 @@ from tests.client.requests import EXAMPLE, TEACHER_PROMPT
 def test_inline_chunks_reach_the_student_unread(
     run: StudentRun, teacher: TeacherClient, fake_student: FakeStudent
 ) -> None:
-    prompts = [ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)]
+    prompts = [scored_prompt(TEACHER_PROMPT, score_from=4)]
     sent = list(teacher.stream_top_k_messages(prompts, 5))
     result = run.forward_backward(
-        [EXAMPLE], BatchSettings(), chunks=teacher.stream_top_k_messages(prompts, 5)
+        [EXAMPLE], batch_settings(), chunks=teacher.stream_top_k_messages(prompts, 5)
     )
     header, examples, chunks = fake_student.batches[0]
     assert chunks == sent
     assert not header.batch.HasField("pull")
     assert examples[0].distribution_targets.prompt_offset == 4
     assert result.row_count == 3
-    assert result.metrics.tail_bucket_kl == 3.0
-    assert result.metrics.top_k_overlap is None
+    assert result.metrics["tail_bucket_kl"] == 3.0
+    assert "top_k_overlap" not in result.metrics
+    assert (result.loss, result.seconds.compute) == (3.0, 0.5)
     assert result.examples[0].log_probs is None
 
 
 def test_token_targets_and_settings_arrive(run: StudentRun, fake_student: FakeStudent) -> None:
-    example = TokenExample(
-        input_tokens=[1, 2, 3],
+    example = token_example(
+        [1, 2, 3],
         target_offset=1,
         token_ids=np.array([[4, 5], [6, 7]]),
         weights=np.array([[0.5, -1.0], [0.0, 2.0]]),
     )
-    settings = BatchSettings(
-        objective=Objective.CROSS_ENTROPY, temperature=0.5, return_log_probs=True
-    )
-    run.forward([example], settings, weights=CheckpointWeights(name="c"))
+    settings = batch_settings("cross_entropy", temperature=0.5, return_log_probs=True)
+    run.forward([example], settings, weights=WeightsRef(checkpoint="c"))
     header, (sent,), _ = fake_student.batches[0]
     assert header.weights.checkpoint == "c"
     assert header.batch.objective == training_pb2.OBJECTIVE_CROSS_ENTROPY
@@ -64,7 +62,7 @@ def test_token_targets_and_settings_arrive(run: StudentRun, fake_student: FakeSt
 
 
 def test_absent_settings_stay_absent(student: StudentClient, fake_student: FakeStudent) -> None:
-    student.create_run("run", lora=LoraSettings(rank=4))
+    student.create_run("run", lora=LoraConfig(rank=4))
     assert fake_student.config is not None
     assert not fake_student.config.lora.HasField("alpha")
     student.create_run("run", lora=None)
@@ -112,8 +110,8 @@ def test_a_broken_export_leaves_nothing(
 def test_listing_scoring_and_sampling(student: StudentClient, run: StudentRun) -> None:
     assert [one.run_id for one in student.list_runs()] == ["run"]
     assert [one.name for one in run.list_checkpoints()] == ["first"]
-    assert student.model_info().teachers == ("main",)
-    (completion,) = student.under("run").sample([[1, 2]], SamplingSettings(max_tokens=4))
+    assert student.teacher_names() == ["main"]
+    (completion,) = student.under("run").sample([[1, 2]], SamplingParams(max_tokens=4))
     assert completion.text.startswith("Paris")
     chunks = list(student.under("run").stream_top_k([[1, 2, 3]], 4))
     assert sum(len(chunk.token_ids) for chunk in chunks) == 2
