@@ -60,19 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _reported_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the person at the terminal."""
-    from client.demos.errors import DemoError
     from client.errors import ClientError
     from client.services.local import ServiceStartError
     from distill.errors import DistillError
 
-    return (
-        ClientError,
-        DemoError,
-        DistillError,
-        ServiceStartError,
-        OSError,
-        ValueError,
-    )
+    return (ClientError, DistillError, ServiceStartError, OSError, ValueError)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 
 class ClientError(Exception):
-    """Base of everything that the client raises about a service or its answers."""
+    """Base of what the client raises about a service, its answers or a file of data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,10 @@ class UncertainMutationError(ClientError):
 
 class BrokenStreamError(ClientError):
     """An answer breaks the contract: rows are missing, repeated or out of order."""
+
+
+class DatasetError(ClientError):
+    """Questions or text cannot be used; the message names the file and the line."""
 
 
 class MismatchedPairError(ClientError):

@@ -12,9 +12,9 @@ from client.commands.command import (
     positive_float,
     positive_int,
 )
-from client.demos.errors import DemoError
 from client.demos.sdft import DemoSettings, run_demo
 from client.demos.sdft_summary import print_summary
+from client.errors import DatasetError
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
 from client.reports.json_values import shortest_float
@@ -63,7 +63,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _check_questions(path: Path, option: str) -> None:
     if path.parent == _EXAMPLES and not path.exists():
-        raise DemoError(
+        raise DatasetError(
             f"{option}: must be given, for the questions that ship with the project are not "
             f"installed with it; they are examples/{path.name} in its source tree"
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.demos.errors import DatasetError
+from client.errors import DatasetError
 from distill.tokenizer import TextTokenizer
 
 BLOCK_CHARACTERS = 2000

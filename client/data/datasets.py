@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.demos.errors import DatasetError
+from client.errors import DatasetError
 
 _FIELDS = ("question", "demonstration")
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from client.demos.errors import DatasetError
 from client.demos.sdft import DemoSettings, run_demo
 from client.demos.sdft_summary import print_summary
-from client.errors import MismatchedPairError, ServiceError
+from client.errors import DatasetError, MismatchedPairError, ServiceError
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
 from client.services.pair import PairError, RunningPair

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client.data.datasets import Question
+from client.recipes.batches import TeacherLink
 from client.recipes.evaluation import AnswerScores, score_answers
 from client.recipes.sdft import PrivilegedPrompt, SdftSettings, compare_with_teacher
 from client.results import Completion
 from client.run import StudentRun
-from client.services.pair import Pair
 from client.settings import SamplingParams
+from client.student import StudentClient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,13 @@ class Evaluation:
 
 
 def ask_teacher(
-    pair: Pair,
+    teacher: TeacherLink,
     questions: Sequence[Question],
     prompts: Sequence[PrivilegedPrompt],
     settings: SdftSettings,
 ) -> Heldout:
     """Let the teacher answer under its privileged prompts."""
-    answers = pair.teacher.sample([one.teacher_prompt for one in prompts], _greedy(settings))
+    answers = teacher.client.sample([one.teacher_prompt for one in prompts], _greedy(settings))
     return Heldout(
         questions=questions,
         prompts=prompts,
@@ -75,15 +76,19 @@ def ask_teacher(
 
 
 def evaluate_student(
-    pair: Pair, run: StudentRun, heldout: Heldout, settings: SdftSettings
+    student: StudentClient,
+    run: StudentRun,
+    teacher: TeacherLink,
+    heldout: Heldout,
+    settings: SdftSettings,
 ) -> Evaluation:
     """Measure the run's present weights; nothing is trained."""
     started = time.monotonic()
     student_prompts = [one.student_prompt for one in heldout.prompts]
-    answers = pair.student.under(run.run_id).sample(student_prompts, _greedy(settings))
+    answers = student.under(run.run_id).sample(student_prompts, _greedy(settings))
     return Evaluation(
-        kl=_kl(pair, run, heldout, heldout.teacher_answers, settings),
-        on_policy_kl=_kl(pair, run, heldout, answers, settings),
+        kl=_kl(run, teacher, heldout, heldout.teacher_answers, settings),
+        on_policy_kl=_kl(run, teacher, heldout, answers, settings),
         scores=score_answers(heldout.questions, answers),
         seconds=time.monotonic() - started,
     )
@@ -94,15 +99,15 @@ def _greedy(settings: SdftSettings) -> SamplingParams:
 
 
 def _kl(
-    pair: Pair,
     run: StudentRun,
+    teacher: TeacherLink,
     heldout: Heldout,
     completions: Sequence[Completion],
     settings: SdftSettings,
 ) -> float:
     result = compare_with_teacher(
         run=run,
-        teacher=pair.link,
+        teacher=teacher,
         prompts=heldout.prompts,
         completions=completions,
         settings=settings,
