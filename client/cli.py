@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("distill: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader of our output left, as `head` does. Python would complain at exit once more.
+        # The reader of our output left, as `head` does. Without this, Python complains at exit too.
         sys.stderr.close()
         raise SystemExit(1) from None
     except Exception as error:

@@ -49,7 +49,7 @@ class Role(StrEnum):
 
     @property
     def other(self) -> "Role":
-        """The one that an address may be by mistake."""
+        """The other service, whose address may be given by mistake."""
         return Role.STUDENT if self is Role.TEACHER else Role.TEACHER
 
 
@@ -154,7 +154,7 @@ class Connection:
                 if error.code != "UNAVAILABLE" or deadline.remaining_seconds <= delay_seconds:
                     _tell_what_broke(error, broken)
                     raise
-                if not error.hint:  # with one, nobody was there
+                if not error.hint:  # a hint says that nobody answered, so nothing broke off
                     broken = str(error)
             time.sleep(delay_seconds)
         raise AssertionError("the last attempt returns or raises")
@@ -181,13 +181,15 @@ class Connection:
             messages.cancel()  # type: ignore[attr-defined]  # a grpc call, which is its own iterator
 
     def _next(self, messages: Iterator[Answer]) -> Answer | None:
-        # Not around the loop's `yield`: an error of the consumer is not the service's.
+        # Around `next` alone. Around the loop's `yield`, an error that the consumer raises there
+        # would count as the service's.
         with self._errors():
             return next(messages, None)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """As `service_errors`, and what to do where nothing, or the other service, answers."""
+        """As `service_errors`; the error also says what to do where no service or the wrong one
+        answers."""
         try:
             with service_errors():
                 yield
@@ -215,7 +217,10 @@ class Connection:
 
 
 def _tell_what_broke(error: ServiceError, broken: str) -> None:
-    """A service that went away in the middle of a call must not read as one that never ran."""
+    """Add an earlier attempt's problem to an error that says only that nobody answers.
+
+    Otherwise a service that went away in the middle of a call reads as one that never ran.
+    """
     is_unanswered = error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not error.reason
     if is_unanswered and broken not in ("", str(error)):
         told = f"an earlier attempt ended with {broken}"

@@ -25,7 +25,7 @@ _Mutating = (
 
 
 class StudentRun:
-    """A handle that owns the run's writer epoch and sequence numbers.
+    """A handle of a run; it owns the run's writer epoch and sequence numbers.
 
     Safe to use from many threads: calls that change the run take turns. A refused call changes
     nothing, and the next may follow. A call that ends without an answer (its deadline passed, the
@@ -98,8 +98,10 @@ class StudentRun:
             ServiceError: the service refused; nothing changed.
         """
         batch = _batch(settings, len(examples), pull)
-        # All of them before the call: a source that fails in the middle would end the stream, and
-        # a service may take a cancelled stream for a complete one.
+        # All parts are made before the call. A source that fails in the middle would end the
+        # stream, and a service may take a cancelled stream for a complete one. And a retry must
+        # send what the first attempt sent, whatever the caller does to its messages meanwhile.
+        sent = [messages.ForwardBackwardRequest(example=example) for example in examples]
         relayed = tuple(chunks)
         deadline = self._connection.deadline(timeout_seconds)
 
@@ -107,8 +109,7 @@ class StudentRun:
             yield messages.ForwardBackwardRequest(
                 header=messages.ForwardBackwardHeader(mutation=header, batch=batch)
             )
-            for example in examples:
-                yield messages.ForwardBackwardRequest(example=example)
+            yield from sent
             for chunk in relayed:
                 yield messages.ForwardBackwardRequest(chunk=chunk)
 
@@ -138,13 +139,13 @@ class StudentRun:
         current ones.
         """
         batch = _batch(settings, len(examples), pull)
+        sent = [messages.ForwardRequest(example=example) for example in examples]  # as above
         relayed = tuple(chunks)
 
         def parts() -> Iterator[messages.ForwardRequest]:
             header = messages.ForwardHeader(run_id=self.run_id, batch=batch, weights=weights)
             yield messages.ForwardRequest(header=header)
-            for example in examples:
-                yield messages.ForwardRequest(example=example)
+            yield from sent
             for chunk in relayed:
                 yield messages.ForwardRequest(chunk=chunk)
 

@@ -78,7 +78,7 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distributions(parser: argparse.ArgumentParser, *, top_k: int, objective: str) -> None:
-    """What of the teacher's distributions travels, how, and what is done with it."""
+    """How much of the teacher's distributions travels, on which way, and what is minimised."""
     add = parser.add_argument
     add("--top-k", type=positive_int, default=top_k, metavar="K",
         help="tokens of each distribution that travel (default: %(default)s)")  # fmt: skip
@@ -102,7 +102,7 @@ def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
             yield stack.enter_context(client)
         except ServiceError:
             if service is not None:
-                service.check()  # a service that died is the better explanation
+                service.check()  # its end explains more than the failed call
             raise
 
 

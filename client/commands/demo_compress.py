@@ -20,8 +20,9 @@ from client.reports.json_values import shortest_float
 from client.settings import AdamW
 
 MEASURED_LAYERS = "0-2,8-11,20-24,27-29"
-"""Of the default model: what is left when, one after the other, the layer goes without which the
-perplexity is lowest (https://arxiv.org/abs/2402.09025); docs/compress.md compares the choices."""
+"""Layers of the default model that stay. The others went one by one, each time the one whose
+removal cost the least perplexity (https://arxiv.org/abs/2402.09025); docs/compress.md compares the
+choices."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,9 @@
 - KL: over the texts that the student should say, which are the teacher's own most probable (greedy)
   answers under its privileged prompt. They are sampled once, so both measurements are over the same
   rows.
-- on-policy KL: over the student's own most probable answers at that time. Its texts change with the
-  student: at first they are long, and late in a text both sides agree.
+- on-policy KL: over the student's own most probable answers at that time. The texts change with the
+  student. An untrained student's answers are long, and late in a long text both sides agree, which
+  makes their KL small.
 - success: the share of these answers that have the demonstrated format.
 
 Both KLs are from the teacher to the student over the top K and one bucket for all other tokens, and

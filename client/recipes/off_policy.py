@@ -49,8 +49,8 @@ class OffPolicySettings:
     """After that it falls linearly to this share in the last step."""
 
     max_seconds: float | None = None
-    """The training ends with the step in which so much time has been spent on steps, and the
-    learning rate has fallen by then. None: with its last step."""
+    """The training ends with the step in which this time of training is over, and the learning rate
+    has fallen by then. None: the training ends with its last step."""
 
     seed: int = 0
     """Of the order of the sequences."""
@@ -141,7 +141,7 @@ def _sequences(corpus: Sequence[Tokens]) -> Iterator[AlignedSequence]:
     for index, tokens in enumerate(corpus):
         if len(tokens) < 2:
             raise ValueError(f"corpus[{index}]: must have 2 or more tokens, got {len(tokens)}")
-        # Both sides read the same text, so that all it says is predicted from the same prefix.
+        # Both sides read the same text, so every token is predicted from the same prefix.
         yield AlignedSequence(
             student_prompt=tokens[:1], teacher_prompt=tokens[:1], completion=tokens[1:]
         )

@@ -23,7 +23,7 @@ class Prediction:
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats per token: of how many equally likely tokens it guesses."""
+        """exp of the nats per token: as if it chose among so many equally likely tokens."""
         return math.exp(self.nats_per_token)
 
 

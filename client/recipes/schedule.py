@@ -30,8 +30,8 @@ class Schedule:
 
         Args:
             index: of the step, counted from 0.
-            time_share: how much of the time for training has passed, in [0, 1], where time may end
-                it before its last step does: the fall keeps up with what comes first.
+            time_share: how much of the time for training has passed, in [0, 1]. Where time ends
+                the training before its last step, the learning rate falls with time.
         """
         if index < self.warmup_steps:
             return (index + 1) / (self.warmup_steps + 1)

@@ -115,7 +115,7 @@ def open_pair(
             yield Pair(teacher=teacher, student=student, link=link, tokenizer=teacher.tokenizer())
         except ServiceError as error:
             for service in services:
-                service.check()  # a service that died is the better explanation
+                service.check()  # its end explains more than the failed call
             ends = [f"\nthe end of {one.log_path}:\n{log_tail(one.log_path)}" for one in services]
             raise PairError(f"{error}{''.join(ends)}") from None
 

@@ -9,6 +9,7 @@ import pytest
 from client.errors import BrokenStreamError, ServiceError
 from client.run import StudentRun
 from client.settings import (
+    AdamW,
     LoraConfig,
     SamplingParams,
     WeightsRef,
@@ -20,7 +21,7 @@ from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.v1 import training_pb2
 from tests.client.fake_student import FakeStudent, export_piece
-from tests.client.requests import EXAMPLE, TEACHER_PROMPT
+from tests.client.requests import EXAMPLE, TEACHER_PROMPT, pull
 
 
 def test_inline_chunks_reach_the_student_unread(
@@ -59,6 +60,29 @@ def test_token_targets_and_settings_arrive(run: StudentRun, fake_student: FakeSt
     assert not header.batch.return_row_losses
     assert list(sent.token_targets.token_ids.shape) == [2, 2]
     assert list(sent.token_targets.weights.values) == [0.5, -1.0, 0.0, 2.0]
+
+
+def test_settings_stay_as_the_caller_made_them(run: StudentRun, fake_student: FakeStudent) -> None:
+    settings = batch_settings("jsd", jsd_beta=0.25)
+    before = batch_settings("jsd", jsd_beta=0.25)
+    run.forward_backward([EXAMPLE], settings, pull=pull())
+    assert settings == before
+    run.forward_backward([EXAMPLE], pull=pull())
+    first, second = (header.batch for header, _, _ in fake_student.batches)
+    assert (first.objective, first.jsd_beta, first.example_count) == (
+        training_pb2.OBJECTIVE_JSD,
+        0.25,
+        1,
+    )
+    assert second.objective == training_pb2.OBJECTIVE_TAIL_BUCKET
+
+
+def test_a_normalization_with_another_name_is_refused_before_the_call(
+    run: StudentRun, fake_student: FakeStudent
+) -> None:
+    with pytest.raises(ValueError, match="normalization: must be one of none, rows, examples"):
+        run.optim_step(AdamW(learning_rate=1e-3), normalization="tokens")
+    assert fake_student.calls == []
 
 
 def test_absent_settings_stay_absent(student: StudentClient, fake_student: FakeStudent) -> None:

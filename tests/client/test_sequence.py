@@ -6,7 +6,7 @@ import pytest
 
 from client.errors import BrokenStreamError, ServiceError, UncertainMutationError
 from client.run import StudentRun
-from client.settings import LoraConfig, base_weights, batch_settings, scored_prompt
+from client.settings import Example, LoraConfig, base_weights, batch_settings, scored_prompt
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.errors import AlreadyAppliedError, LimitExceededError, UnavailableError
@@ -42,6 +42,23 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_content(
     fake_student.lose_answers = 1
     assert run.optim_step(STEP).replayed
     assert fake_student.step == 1
+
+
+def test_a_retry_sends_what_the_first_attempt_sent(
+    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, settings = Example(), batch_settings()
+    example.CopyFrom(EXAMPLE)
+    genuine = fake_student._apply
+
+    def edit_and_apply(*args):
+        example.target_offset += 1
+        settings.objective += 1
+        return genuine(*args)
+
+    monkeypatch.setattr(fake_student, "_apply", edit_and_apply)
+    fake_student.lose_answers = 1
+    assert run.forward_backward([example], settings, pull=pull()).replayed
 
 
 def test_a_refused_mutation_leaves_its_number_to_the_next(
