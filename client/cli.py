@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("distill: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader of our output left, as `head` does. Python would complain at exit once more.
+        # The reader of our output left, as `head` does. Without this, Python complains at exit too.
         sys.stderr.close()
         raise SystemExit(1) from None
     except Exception as error:
@@ -60,19 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _reported_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the person at the terminal."""
-    from client.demos.errors import DemoError
     from client.errors import ClientError
     from client.services.local import ServiceStartError
     from distill.errors import DistillError
 
-    return (
-        ClientError,
-        DemoError,
-        DistillError,
-        ServiceStartError,
-        OSError,
-        ValueError,
-    )
+    return (ClientError, DistillError, ServiceStartError, OSError, ValueError)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001

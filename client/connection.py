@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.errors import ServiceError, service_errors
@@ -48,7 +49,7 @@ class Role(StrEnum):
 
     @property
     def other(self) -> "Role":
-        """The one that an address may be by mistake."""
+        """The other service, whose address may be given by mistake."""
         return Role.STUDENT if self is Role.TEACHER else Role.TEACHER
 
 
@@ -112,6 +113,27 @@ class Connection:
         """The deadline of a call that starts now."""
         return Deadline(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
 
+    def ask(
+        self, method: Callable[..., Any], request: Message, limit: Deadline | float | None
+    ) -> Any:
+        """The answer of a unary RPC, retried as `call` does.
+
+        Args:
+            method: of a stub.
+            request: what is asked.
+            limit: a deadline, or the seconds until it. None: the connection's default.
+        """
+        deadline = limit if isinstance(limit, Deadline) else self.deadline(limit)
+        return self.call(lambda timeout: method(request, timeout=timeout), deadline)
+
+    def ask_stream(
+        self, method: Callable[..., Any], request: Message, timeout_seconds: float | None
+    ) -> Iterator[Any]:
+        """The answers of a server stream, as `stream` gives them. Args are those of `ask`."""
+        return self.stream(
+            lambda timeout: method(request, timeout=timeout), self.deadline(timeout_seconds)
+        )
+
     def call(self, attempt: Callable[[float], Answer], deadline: Deadline) -> Answer:
         """Run `attempt`, again while the service is UNAVAILABLE and time and attempts are left.
 
@@ -132,7 +154,7 @@ class Connection:
                 if error.code != "UNAVAILABLE" or deadline.remaining_seconds <= delay_seconds:
                     _tell_what_broke(error, broken)
                     raise
-                if not error.hint:  # with one, nobody was there
+                if not error.hint:  # a hint says that nobody answered, so nothing broke off
                     broken = str(error)
             time.sleep(delay_seconds)
         raise AssertionError("the last attempt returns or raises")
@@ -159,13 +181,15 @@ class Connection:
             messages.cancel()  # type: ignore[attr-defined]  # a grpc call, which is its own iterator
 
     def _next(self, messages: Iterator[Answer]) -> Answer | None:
-        # Not around the loop's `yield`: an error of the consumer is not the service's.
+        # Around `next` alone. Around the loop's `yield`, an error that the consumer raises there
+        # would count as the service's.
         with self._errors():
             return next(messages, None)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """As `service_errors`, and what to do where nothing, or the other service, answers."""
+        """As `service_errors`; the error also says what to do where no service or the wrong one
+        answers."""
         try:
             with service_errors():
                 yield
@@ -193,7 +217,10 @@ class Connection:
 
 
 def _tell_what_broke(error: ServiceError, broken: str) -> None:
-    """A service that went away in the middle of a call must not read as one that never ran."""
+    """Add an earlier attempt's problem to an error that says only that nobody answers.
+
+    Otherwise a service that went away in the middle of a call reads as one that never ran.
+    """
     is_unanswered = error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not error.reason
     if is_unanswered and broken not in ("", str(error)):
         told = f"an earlier attempt ended with {broken}"

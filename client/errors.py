@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 
 class ClientError(Exception):
-    """Base of everything that the client raises about a service or its answers."""
+    """Base of what the client raises about a service, its answers or a file of data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +72,15 @@ class BrokenStreamError(ClientError):
     """An answer breaks the contract: rows are missing, repeated or out of order."""
 
 
+class DatasetError(ClientError):
+    """Questions or text cannot be used; the message names the file and the line."""
+
+
 class MismatchedPairError(ClientError):
     """The teacher and the student do not share a vocabulary."""
 
 
-def decode_error(error: grpc.RpcError) -> ServiceError:
+def parse_error(error: grpc.RpcError) -> ServiceError:
     """The ServiceError of a failed call, with the details of its google.rpc.Status.
 
     Details of kinds that this module does not know, or that do not parse, are skipped: the code and
@@ -117,4 +121,4 @@ def service_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise decode_error(error) from None
+        raise parse_error(error) from None

@@ -1,72 +1,104 @@
-"""What the services answer, as NumPy arrays in frozen dataclasses.
+"""What the services answer: the contract's own messages where they hold scalars alone.
 
-Letters: N target rows, K support size. Distributions come as `distill.rows.Rows`.
+What holds arrays is NumPy in a frozen dataclass, whose fields have the names of the message's.
+Distributions come as `distill.rows.Rows`.
+
+Letters: N tokens of a completion or target rows, K support size.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from client.errors import MismatchedPairError
 from distill.arrays import FloatArray, Int32Array
 from distill.tokenizer import describe_mismatch
+from distill.v1 import training_pb2
+from distill.v1.scoring_pb2 import Limits, ModelInfo
+from distill.v1.student_service_pb2 import OptimStepResponse
+from distill.v1.training_pb2 import Checkpoint, Run
+
+__all__ = [
+    "METRIC_NAMES",
+    "BatchResult",
+    "Checkpoint",
+    "Completion",
+    "ExampleResult",
+    "Limits",
+    "ModelInfo",
+    "OptimStepResponse",
+    "Run",
+    "check_pair",
+]
+
+METRIC_NAMES = tuple(each.name for each in training_pb2.BatchMetrics.DESCRIPTOR.fields)
+"""Names that `BatchResult.metrics` may hold; the proto says what each measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceLimits:
-    """Upper bounds of a request."""
+class Completion:
+    """A finished sample; fields as in the message `SampledSequence`."""
 
-    max_sequence_tokens: int
-    """Longest sequence, in tokens."""
+    prompt_index: int
+    """Index of the prompt in the request."""
 
-    max_top_k: int
-    """Largest support size K."""
+    sample_index: int
+    """Index among the samples of its prompt."""
 
-    max_sequences: int
-    """Most prompts, or examples, in one request."""
+    token_ids: Int32Array = field(metadata={"ranks": (1,)})
+    """Generated tokens, [N], the stop token included."""
 
-    max_request_tokens: int
-    """Most tokens in one request."""
+    log_probs: FloatArray = field(metadata={"ranks": (1,)})
+    """Log-probability of each generated token over the full vocabulary, [N]."""
 
-    max_request_bytes: int
-    """Most bytes of one request."""
+    stop_reason: str
+    """Why it ended: "stop" or "length"."""
+
+    text: str
+    """The decoded text without special tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What a service serves and accepts."""
+class ExampleResult:
+    """The result of one example; fields as in the message of this name."""
 
-    name: str
-    """The name the service was started with."""
+    loss: float
+    """Loss after the reduction."""
 
-    family: str
-    """Model family, for example "llama"."""
+    log_probs: FloatArray | None = field(metadata={"ranks": (1, 2), "optional": True})
+    """Student's log-probs at the targets, [N] or [N, K]; None unless asked for."""
 
-    vocab_size: int
-    """V: every token id lies in [0, V)."""
+    row_losses: FloatArray | None = field(metadata={"ranks": (1,), "optional": True})
+    """Loss of each target row, [N]; None unless asked for."""
 
-    hidden_size: int
-    """D."""
 
-    layer_count: int
-    """Number of decoder layers."""
+@dataclass(frozen=True, kw_only=True)
+class BatchResult:
+    """The result of a batch.
 
-    parameter_count: int
-    """Parameters of the base model."""
+    The scalars of the message are attributes: `loss`, `row_count`, `token_count`, `pulled_bytes`
+    and `seconds`.
+    """
 
-    compute_dtype: str
-    """ "float32" or "bfloat16"; logits are always float32."""
+    message: training_pb2.BatchResult
+    """The answer as it came."""
 
-    weights_version: str
-    """Digest of the base weights."""
+    metrics: Mapping[str, float]
+    """Means over the weighted rows, by the names of the message `BatchMetrics`. A metric that the
+    batch's targets do not define is not in it: reading one is a KeyError."""
 
-    tokenizer_fingerprint: str
-    """Digest of the vocabulary."""
+    examples: tuple[ExampleResult, ...]
+    """In the order of the examples."""
 
-    limits: ServiceLimits
-    """What the service accepts."""
+    replayed: bool = False
+    """True when the answer repeats one given before (after a retry)."""
 
-    teachers: tuple[str, ...] = ()
-    """Names of the teachers that a student can pull from; empty for a teacher."""
+    def __getattr__(self, name: str) -> Any:
+        """A field of the message. Called for what is no attribute of this class."""
+        # Without the check, an object that is being copied and has no message yet would recur.
+        if name.startswith("_") or name == "message":
+            raise AttributeError(name)
+        return getattr(self.message, name)
 
 
 def check_pair(teacher: ModelInfo, student: ModelInfo) -> None:
@@ -86,190 +118,3 @@ def check_pair(teacher: ModelInfo, student: ModelInfo) -> None:
                 student_fingerprint=student.tokenizer_fingerprint,
             )
         )
-
-
-class StopReason(StrEnum):
-    """Why a sample ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """A finished sample."""
-
-    prompt_index: int
-    """Index of the prompt in the request."""
-
-    sample_index: int
-    """Index among the samples of its prompt."""
-
-    token_ids: Int32Array
-    """Generated tokens, [N], the stop token included."""
-
-    log_probs: FloatArray
-    """Log-probability of each generated token over the full vocabulary, [N]."""
-
-    stop_reason: StopReason
-    """Why it ended."""
-
-    text: str
-    """The decoded text without special tokens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchMetrics:
-    """Means over the weighted target rows; None where the targets do not define one."""
-
-    tail_bucket_kl: float | None
-    """KL(teacher || student) over the support and one bucket for the tail, in nats."""
-
-    teacher_entropy: float | None
-    """Entropy of the teacher, in nats."""
-
-    student_entropy: float | None
-    """Entropy of the student, in nats."""
-
-    teacher_support_mass: float | None
-    """Teacher probability on the support."""
-
-    student_support_mass: float | None
-    """Student probability on the support, each token once."""
-
-    top_k_overlap: float | None
-    """Share of the teacher's support that is in the student's top K."""
-
-    top_1_agreement: float | None
-    """Share of rows where both have the same most probable token; None where the support of a row
-    may not hold the teacher's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExampleResult:
-    """The result of one example."""
-
-    loss: float
-    """Loss after the reduction."""
-
-    log_probs: FloatArray | None
-    """Student's log-probs at the targets, [N] or [N, K]; None unless asked for."""
-
-    row_losses: FloatArray | None
-    """Loss of each target row, [N]; None unless asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchResult:
-    """The result of a batch."""
-
-    loss: float
-    """Sum over the examples, after the reduction."""
-
-    row_count: int
-    """Weighted target rows."""
-
-    token_count: int
-    """Input tokens."""
-
-    pulled_bytes: int
-    """Bytes of distributions that the student pulled; 0 when they came inline."""
-
-    targets_seconds: float
-    """Time the student took to receive or pull the targets."""
-
-    queue_seconds: float
-    """Time the batch waited for the device."""
-
-    compute_seconds: float
-    """Time of forward and backward."""
-
-    metrics: BatchMetrics
-    """Means over the weighted rows."""
-
-    examples: tuple[ExampleResult, ...]
-    """In the order of the examples."""
-
-    replayed: bool = False
-    """True when the answer repeats one given before (after a retry)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What an optimizer step did."""
-
-    step: int
-    """Optimizer steps of the run so far."""
-
-    gradient_norm: float
-    """Global norm of the normalised gradient before clipping."""
-
-    update_norm: float
-    """Global norm of the change of the parameters."""
-
-    normalizer: float
-    """What the gradient sum was divided by."""
-
-    weights_version: str
-    """Identifies the weights after the step."""
-
-    replayed: bool
-    """True when the answer repeats one given before (after a retry)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunInfo:
-    """The state of a run."""
-
-    run_id: str
-    """Name of the run."""
-
-    trains: str
-    """What it trains, for example "lora rank 16" or "all weights"."""
-
-    writer_epoch: int
-    """Epoch of the current writer."""
-
-    last_sequence_number: int
-    """The last applied sequence number."""
-
-    step: int
-    """Optimizer steps so far."""
-
-    accumulated_batches: int
-    """Batches in the gradient sum."""
-
-    accumulated_rows: int
-    """Weighted target rows in the gradient sum."""
-
-    accumulated_examples: int
-    """Examples in the gradient sum."""
-
-    trainable_parameter_count: int
-    """Number of trainable parameters."""
-
-    weights_version: str
-    """Identifies the current weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointInfo:
-    """A saved state of a run."""
-
-    name: str
-    """Name of the checkpoint."""
-
-    step: int
-    """Optimizer steps at that time."""
-
-    sequence_number: int
-    """Sequence number of the save."""
-
-    size_bytes: int
-    """Bytes on disk."""
-
-    created_unix_seconds: float
-    """Seconds since the Unix epoch."""
-
-    weights_version: str
-    """Identifies the weights."""

@@ -1,43 +1,31 @@
 """A run on a student service, as its one writer sees it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from client.connection import Connection, Deadline
 from client.download import write_files
-from client.formatting import (
-    NORMALIZATIONS,
-    encode_adamw,
-    encode_batch,
-    encode_example,
-    encode_weights,
-)
-from client.parsing import (
-    decode_batch_result,
-    decode_checkpoint,
-    decode_model_info,
-    decode_run,
-    decode_step,
-)
-from client.results import BatchResult, CheckpointInfo, ModelInfo, RunInfo, StepResult
+from client.parsing import parse_batch_result
+from client.results import BatchResult, Checkpoint, ModelInfo, OptimStepResponse, Run
 from client.sequence import MutationSequence
-from client.settings import (
-    AdamW,
-    BatchSettings,
-    Example,
-    Normalization,
-    PulledTargets,
-    Weights,
-    WeightsChoice,
-)
+from client.settings import AdamW, Batch, Example, PulledScoring, WeightsRef, batch_settings
+from distill.enum_names import enum_value
 from distill.v1 import scoring_pb2, student_service_pb2_grpc, training_pb2
 from distill.v1 import student_service_pb2 as messages
 
 Chunks = Iterable[scoring_pb2.TopKChunk]
 
+_Mutating = (
+    messages.OptimStepRequest
+    | messages.SaveCheckpointRequest
+    | messages.LoadCheckpointRequest
+    | messages.DeleteRunRequest
+)
+
 
 class StudentRun:
-    """A handle that owns the run's writer epoch and sequence numbers.
+    """A handle of a run; it owns the run's writer epoch and sequence numbers.
 
     Safe to use from many threads: calls that change the run take turns. A refused call changes
     nothing, and the next may follow. A call that ends without an answer (its deadline passed, the
@@ -49,11 +37,10 @@ class StudentRun:
         self,
         connection: Connection,
         stub: student_service_pb2_grpc.StudentServiceStub,
-        created: training_pb2.Run,
+        created: Run,
     ) -> None:
         self.run_id = created.run_id
-        self.created = decode_run(created)
-        self._config = created.config
+        self.created = created
         self._connection = connection
         self._stub = stub
         self._sequence = MutationSequence(
@@ -65,15 +52,14 @@ class StudentRun:
     def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
         """Describe the base model of the run."""
         request = messages.StudentServiceGetModelInfoRequest()
-        response: messages.StudentServiceGetModelInfoResponse = self._connection.call(
-            lambda timeout: self._stub.GetModelInfo(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
+        response: messages.StudentServiceGetModelInfoResponse = self._connection.ask(
+            self._stub.GetModelInfo, request, timeout_seconds
         )
-        return decode_model_info(response.model, tuple(response.teachers))
+        return response.model
 
-    def state(self, *, timeout_seconds: float | None = None) -> RunInfo:
+    def state(self, *, timeout_seconds: float | None = None) -> Run:
         """Ask for the run's state."""
-        return decode_run(self._get(self._connection.deadline(timeout_seconds)))
+        return self._get(timeout_seconds)
 
     def resynchronize(self, *, timeout_seconds: float | None = None) -> bool:
         """After a call without an answer: True when it was applied, False when it never will be.
@@ -90,26 +76,12 @@ class StudentRun:
             lambda: self._get(deadline), lambda: self._take_over(deadline)
         )
 
-    def _get(self, deadline: Deadline) -> training_pb2.Run:
-        request = messages.GetRunRequest(run_id=self.run_id)
-        response: messages.GetRunResponse = self._connection.call(
-            lambda timeout: self._stub.GetRun(request, timeout=timeout), deadline
-        )
-        return response.run
-
-    def _take_over(self, deadline: Deadline) -> training_pb2.Run:
-        request = messages.CreateRunRequest(run_id=self.run_id, config=self._config, take_over=True)
-        response: messages.CreateRunResponse = self._connection.call(
-            lambda timeout: self._stub.CreateRun(request, timeout=timeout), deadline
-        )
-        return response.run
-
     def forward_backward(
         self,
         examples: Sequence[Example],
-        settings: BatchSettings,
+        settings: Batch | None = None,
         *,
-        pull: PulledTargets | None = None,
+        pull: PulledScoring | None = None,
         chunks: Chunks = (),
         timeout_seconds: float | None = None,
     ) -> BatchResult:
@@ -117,19 +89,19 @@ class StudentRun:
 
         Args:
             examples: the batch; all with token targets or all with distributions.
-            settings: what is minimised.
+            settings: what is minimised. None: `batch_settings()`, the objective tail_bucket.
             pull: the teacher that the student asks for the distributions.
             chunks: the distributions as they come from a teacher, when they are not pulled.
             timeout_seconds: deadline of the call.
 
         Raises:
             ServiceError: the service refused; nothing changed.
-            ValueError: an example that cannot be sent.
         """
-        batch = encode_batch(settings, len(examples), pull)
-        encoded = [encode_example(example, index) for index, example in enumerate(examples)]
-        # All of them before the call: a source that fails in the middle would end the stream, and
-        # a service may take a cancelled stream for a complete one.
+        batch = _batch(settings, len(examples), pull)
+        # All parts are made before the call. A source that fails in the middle would end the
+        # stream, and a service may take a cancelled stream for a complete one. And a retry must
+        # send what the first attempt sent, whatever the caller does to its messages meanwhile.
+        sent = [messages.ForwardBackwardRequest(example=example) for example in examples]
         relayed = tuple(chunks)
         deadline = self._connection.deadline(timeout_seconds)
 
@@ -137,8 +109,7 @@ class StudentRun:
             yield messages.ForwardBackwardRequest(
                 header=messages.ForwardBackwardHeader(mutation=header, batch=batch)
             )
-            for example in encoded:
-                yield messages.ForwardBackwardRequest(example=example)
+            yield from sent
             for chunk in relayed:
                 yield messages.ForwardBackwardRequest(chunk=chunk)
 
@@ -150,33 +121,31 @@ class StudentRun:
             return response
 
         response = self._sequence.apply("forward_backward", mutate)
-        return decode_batch_result(response.result, replayed=response.replayed)
+        return parse_batch_result(response.result, replayed=response.replayed)
 
     def forward(
         self,
         examples: Sequence[Example],
-        settings: BatchSettings,
+        settings: Batch | None = None,
         *,
-        pull: PulledTargets | None = None,
+        pull: PulledScoring | None = None,
         chunks: Chunks = (),
-        weights: WeightsChoice = Weights.CURRENT,
+        weights: WeightsRef | None = None,
         timeout_seconds: float | None = None,
     ) -> BatchResult:
         """Compute the loss and metrics of a batch; the run does not change.
 
-        Args are those of `forward_backward`, and `weights`: which weights of the run.
+        Args are those of `forward_backward`, and `weights`: which weights of the run. None: the
+        current ones.
         """
-        batch = encode_batch(settings, len(examples), pull)
-        encoded = [encode_example(example, index) for index, example in enumerate(examples)]
+        batch = _batch(settings, len(examples), pull)
+        sent = [messages.ForwardRequest(example=example) for example in examples]  # as above
         relayed = tuple(chunks)
 
         def parts() -> Iterator[messages.ForwardRequest]:
-            header = messages.ForwardHeader(
-                run_id=self.run_id, batch=batch, weights=encode_weights(weights)
-            )
+            header = messages.ForwardHeader(run_id=self.run_id, batch=batch, weights=weights)
             yield messages.ForwardRequest(header=header)
-            for example in encoded:
-                yield messages.ForwardRequest(example=example)
+            yield from sent
             for chunk in relayed:
                 yield messages.ForwardRequest(chunk=chunk)
 
@@ -184,80 +153,66 @@ class StudentRun:
             lambda timeout: self._stub.Forward(parts(), timeout=timeout),
             self._connection.deadline(timeout_seconds),
         )
-        return decode_batch_result(response.result, replayed=False)
+        return parse_batch_result(response.result)
 
     def optim_step(
         self,
         adamw: AdamW,
         *,
-        normalization: Normalization = Normalization.ROWS,
+        normalization: str = "rows",
         timeout_seconds: float | None = None,
-    ) -> StepResult:
+    ) -> OptimStepResponse:
         """Apply the gradient sum with AdamW and clear it.
 
         Args:
             adamw: settings of this step.
-            normalization: what the gradient sum is divided by.
+            normalization: what the gradient sum is divided by: the number of "rows" or of
+                "examples" in it, or by nothing, "none".
             timeout_seconds: deadline of the call.
+
+        Raises:
+            ValueError: a normalization with another name.
         """
-        settings = encode_adamw(adamw)
-        deadline = self._connection.deadline(timeout_seconds)
-
-        def mutate(header: training_pb2.Mutation) -> messages.OptimStepResponse:
-            request = messages.OptimStepRequest(
-                mutation=header, adamw=settings, normalization=NORMALIZATIONS[normalization]
-            )
-            response: messages.OptimStepResponse = self._connection.call(
-                lambda timeout: self._stub.OptimStep(request, timeout=timeout), deadline
-            )
-            return response
-
-        return decode_step(self._sequence.apply("optim_step", mutate))
+        request = messages.OptimStepRequest(
+            adamw=adamw,
+            normalization=enum_value(
+                training_pb2.GradientNormalization, normalization, "normalization"
+            ),
+        )
+        response: OptimStepResponse = self._mutate(
+            "optim_step", self._stub.OptimStep, request, timeout_seconds
+        )
+        return response
 
     def save_checkpoint(
         self, name: str, *, overwrite: bool = False, timeout_seconds: float | None = None
-    ) -> CheckpointInfo:
+    ) -> Checkpoint:
         """Save the whole state of the run; it appears whole or not at all."""
-        deadline = self._connection.deadline(timeout_seconds)
+        request = messages.SaveCheckpointRequest(name=name, overwrite=overwrite)
+        response: messages.SaveCheckpointResponse = self._mutate(
+            "save_checkpoint", self._stub.SaveCheckpoint, request, timeout_seconds
+        )
+        return response.checkpoint
 
-        def mutate(header: training_pb2.Mutation) -> messages.SaveCheckpointResponse:
-            request = messages.SaveCheckpointRequest(
-                mutation=header, name=name, overwrite=overwrite
-            )
-            response: messages.SaveCheckpointResponse = self._connection.call(
-                lambda timeout: self._stub.SaveCheckpoint(request, timeout=timeout), deadline
-            )
-            return response
-
-        return decode_checkpoint(self._sequence.apply("save_checkpoint", mutate).checkpoint)
-
-    def load_checkpoint(self, name: str, *, timeout_seconds: float | None = None) -> RunInfo:
+    def load_checkpoint(self, name: str, *, timeout_seconds: float | None = None) -> Run:
         """Replace the state of the run by a checkpoint's; the run's sequence goes on."""
-        deadline = self._connection.deadline(timeout_seconds)
+        request = messages.LoadCheckpointRequest(name=name)
+        response: messages.LoadCheckpointResponse = self._mutate(
+            "load_checkpoint", self._stub.LoadCheckpoint, request, timeout_seconds
+        )
+        return response.run
 
-        def mutate(header: training_pb2.Mutation) -> messages.LoadCheckpointResponse:
-            request = messages.LoadCheckpointRequest(mutation=header, name=name)
-            response: messages.LoadCheckpointResponse = self._connection.call(
-                lambda timeout: self._stub.LoadCheckpoint(request, timeout=timeout), deadline
-            )
-            return response
-
-        return decode_run(self._sequence.apply("load_checkpoint", mutate).run)
-
-    def list_checkpoints(self, *, timeout_seconds: float | None = None) -> list[CheckpointInfo]:
+    def list_checkpoints(self, *, timeout_seconds: float | None = None) -> list[Checkpoint]:
         """List the checkpoints of the run, oldest first."""
         request = messages.ListCheckpointsRequest(run_id=self.run_id)
-        response = self._connection.call(
-            lambda timeout: self._stub.ListCheckpoints(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
-        return [decode_checkpoint(checkpoint) for checkpoint in response.checkpoints]
+        response = self._connection.ask(self._stub.ListCheckpoints, request, timeout_seconds)
+        return list(response.checkpoints)
 
     def export_weights(
         self,
         directory: Path,
         *,
-        weights: WeightsChoice = Weights.CURRENT,
+        weights: WeightsRef | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Path]:
         """Write the weights as files: a PEFT adapter, or the whole model for a full run.
@@ -267,26 +222,53 @@ class StudentRun:
         Returns:
             The files.
         """
-        request = messages.ExportWeightsRequest(run_id=self.run_id, weights=encode_weights(weights))
-        pieces = self._connection.stream(
-            lambda timeout: self._stub.ExportWeights(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
+        request = messages.ExportWeightsRequest(run_id=self.run_id, weights=weights)
+        pieces = self._connection.ask_stream(self._stub.ExportWeights, request, timeout_seconds)
         return write_files(pieces, directory)
 
     def delete(
         self, *, delete_checkpoints: bool = False, timeout_seconds: float | None = None
     ) -> None:
         """Delete the run, and its checkpoints when asked; the handle is of no use afterwards."""
+        request = messages.DeleteRunRequest(delete_checkpoints=delete_checkpoints)
+        self._mutate("delete", self._stub.DeleteRun, request, timeout_seconds)
+
+    def _get(self, limit: Deadline | float | None) -> Run:
+        request = messages.GetRunRequest(run_id=self.run_id)
+        response: messages.GetRunResponse = self._connection.ask(self._stub.GetRun, request, limit)
+        return response.run
+
+    def _take_over(self, deadline: Deadline) -> Run:
+        request = messages.CreateRunRequest(
+            run_id=self.run_id, config=self.created.config, take_over=True
+        )
+        response: messages.CreateRunResponse = self._connection.ask(
+            self._stub.CreateRun, request, deadline
+        )
+        return response.run
+
+    def _mutate(
+        self,
+        operation: str,
+        method: Callable[..., Any],
+        request: _Mutating,
+        timeout_seconds: float | None,
+    ) -> Any:
+        """The answer of a unary RPC that changes the run, sent with its sequence number."""
         deadline = self._connection.deadline(timeout_seconds)
 
-        def mutate(header: training_pb2.Mutation) -> messages.DeleteRunResponse:
-            request = messages.DeleteRunRequest(
-                mutation=header, delete_checkpoints=delete_checkpoints
-            )
-            response: messages.DeleteRunResponse = self._connection.call(
-                lambda timeout: self._stub.DeleteRun(request, timeout=timeout), deadline
-            )
-            return response
+        def mutate(header: training_pb2.Mutation) -> Any:
+            request.mutation.CopyFrom(header)
+            return self._connection.ask(method, request, deadline)
 
-        self._sequence.apply("delete", mutate)
+        return self._sequence.apply(operation, mutate)
+
+
+def _batch(settings: Batch | None, example_count: int, pull: PulledScoring | None) -> Batch:
+    """A copy of the settings with what the request itself says; the caller's stay as they are."""
+    batch = Batch()
+    batch.CopyFrom(batch_settings() if settings is None else settings)
+    batch.example_count = example_count
+    if pull is not None:
+        batch.pull.CopyFrom(pull)
+    return batch

@@ -3,38 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from client.errors import BrokenStreamError
-from client.settings import ScoredPrompt, Tokens
 from distill.rows import Rows, concatenate
-
-
-def scored_prompts(
-    prompts: Sequence[Tokens | ScoredPrompt], score_from: int | Sequence[int] | None
-) -> list[ScoredPrompt]:
-    """The prompts with the first row wanted of each.
-
-    Args:
-        prompts: token ids, or prompts that already say it.
-        score_from: one row for all the prompts or one for each. None: what the prompts say.
-
-    Raises:
-        ValueError: another number of rows than of prompts, or both ways at once.
-    """
-    if score_from is None or isinstance(score_from, int):
-        first_rows: Sequence[int | None] = [score_from] * len(prompts)
-    else:
-        first_rows = score_from
-    if len(first_rows) != len(prompts):
-        raise ValueError(
-            f"score_from: must have one row per prompt ({len(prompts)}), got {len(first_rows)}"
-        )
-    scored = []
-    for prompt, first_row in zip(prompts, first_rows, strict=True):
-        if not isinstance(prompt, ScoredPrompt):
-            prompt = ScoredPrompt(token_ids=prompt, score_from=first_row)
-        elif first_row is not None:
-            raise ValueError("score_from: the prompts say it already")
-        scored.append(prompt)
-    return scored
+from distill.v1.scoring_pb2 import ScoredPrompt
 
 
 def assemble_scores(prompts: Sequence[ScoredPrompt], chunks: Iterable[Rows]) -> list[Rows]:
@@ -53,15 +23,16 @@ def assemble_scores(prompts: Sequence[ScoredPrompt], chunks: Iterable[Rows]) -> 
 
 def _whole(index: int, prompt: ScoredPrompt, parts: Sequence[Rows]) -> Rows:
     """All requested rows of a prompt."""
-    first_row = 1 if prompt.score_from is None else prompt.score_from
-    wanted = f"[{first_row}, {len(prompt.token_ids)})"
+    first_row = prompt.score_from if prompt.HasField("score_from") else 1
+    token_count = len(prompt.token_ids.values)
+    wanted = f"[{first_row}, {token_count})"
     if not parts:
         raise BrokenStreamError(f"prompt {index}: rows {wanted} are missing")
     try:
         rows = concatenate(parts)
     except ValueError as error:
         raise BrokenStreamError(f"the service sent chunks that do not fit: {error}") from None
-    if (rows.first_row, rows.end_row) != (first_row, len(prompt.token_ids)):
+    if (rows.first_row, rows.end_row) != (first_row, token_count):
         raise BrokenStreamError(
             f"prompt {index}: the rows must be {wanted}, got [{rows.first_row}, {rows.end_row})"
         )

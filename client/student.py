@@ -1,109 +1,53 @@
 """The client of a student service."""
 
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from functools import cached_property
 
-from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
-from client.formatting import encode_run_config, encode_sampling, encode_scoring, encode_weights
-from client.parsing import (
-    decode_checkpoint,
-    decode_completion,
-    decode_model_info,
-    decode_run,
-    parse_rows,
-)
-from client.results import CheckpointInfo, Completion, ModelInfo, RunInfo
+from client.connection import Role
+from client.results import Checkpoint, ModelInfo, Run
 from client.run import StudentRun
-from client.scores import scored_prompts
-from client.settings import (
-    LoraSettings,
-    SampledSupport,
-    SamplingSettings,
-    ScoredPrompt,
-    Tokens,
-    Weights,
-    WeightsChoice,
-)
-from client.teacher import decode_tokenizer
-from distill.rows import Rows
-from distill.tokenizer import TextTokenizer
+from client.run_model import RunModel
+from client.service import ServiceClient
+from client.settings import LoraConfig, WeightsRef
+from distill.v1 import scoring_pb2, student_service_pb2_grpc
 from distill.v1 import student_service_pb2 as messages
-from distill.v1 import student_service_pb2_grpc
+from distill.v1.training_pb2 import FullConfig, RunConfig
 
 
-class StudentClient:
-    """Creates and lists runs, and samples and scores under the base model.
+class StudentClient(ServiceClient):
+    """Creates and lists runs; scores and samples under the base model, and `under` a run's weights.
 
-    A context manager; safe to use from many threads. Every call has a deadline, of
-    `timeout_seconds` unless the call is given its own, and raises `client.errors.ServiceError` on
-    any status other than OK. UNAVAILABLE is retried until the deadline, a few times; that is safe
-    for what changes a run as well, since a repeated sequence number is applied once.
+    Calls that change a run may be retried as well: a repeated sequence number is applied once.
     """
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_seconds: float = 300.0,
-        retry: RetryPolicy = DEFAULT_RETRY,
-    ) -> None:
-        """Open a channel to a student; it connects on the first call.
+    role = Role.STUDENT
+
+    @cached_property
+    def _stub(self) -> student_service_pb2_grpc.StudentServiceStub:
+        return student_service_pb2_grpc.StudentServiceStub(self._connection.channel)
+
+    @property
+    def _base(self) -> RunModel:
+        return RunModel(self._connection, self._stub)
+
+    def teacher_names(self, *, timeout_seconds: float | None = None) -> list[str]:
+        """Names of the teachers that the service can pull from."""
+        return list(self._ask_model_info(timeout_seconds, include_tokenizer=False).teachers)
+
+    def under(self, run_id: str, weights: WeightsRef | None = None) -> RunModel:
+        """The model with a run's weights, to score with and to sample from.
 
         Args:
-            address: HOST:PORT.
-            timeout_seconds: default deadline of a call.
-            retry: how UNAVAILABLE is retried.
-
-        Raises:
-            ValueError: the address is not HOST:PORT, nor one of gRPC's own targets.
+            run_id: the run.
+            weights: which weights of it. None: the current ones.
         """
-        self._connection = Connection(
-            address, Role.STUDENT, timeout_seconds=timeout_seconds, retry=retry
-        )
-        self._stub = student_service_pb2_grpc.StudentServiceStub(self._connection.channel)
-        self._tokenizer: TextTokenizer | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel; calls in progress fail."""
-        self._connection.close()
-
-    def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
-        """Describe the base model, the limits and the teachers the service can pull from."""
-        request = messages.StudentServiceGetModelInfoRequest()
-        response = self._connection.call(
-            lambda timeout: self._stub.GetModelInfo(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
-        return decode_model_info(response.model, tuple(response.teachers))
-
-    def tokenizer(self, *, timeout_seconds: float | None = None) -> TextTokenizer:
-        """The service's tokenizer, asked for once: the client needs no model files."""
-        if self._tokenizer is None:
-            request = messages.StudentServiceGetModelInfoRequest(include_tokenizer=True)
-            response = self._connection.call(
-                lambda timeout: self._stub.GetModelInfo(request, timeout=timeout),
-                self._connection.deadline(timeout_seconds),
-            )
-            self._tokenizer = decode_tokenizer(response.model.tokenizer)
-        return self._tokenizer
+        return RunModel(self._connection, self._stub, run_id=run_id, weights=weights)
 
     def create_run(
         self,
         run_id: str,
         *,
-        lora: LoraSettings | None,
+        lora: LoraConfig | None,
         take_over: bool = False,
         timeout_seconds: float | None = None,
     ) -> StudentRun:
@@ -118,107 +62,51 @@ class StudentClient:
         Raises:
             ServiceError: ALREADY_EXISTS when the run has another configuration.
         """
-        request = messages.CreateRunRequest(
-            run_id=run_id, config=encode_run_config(lora), take_over=take_over
-        )
-        response = self._connection.call(
-            lambda timeout: self._stub.CreateRun(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
+        config = RunConfig(full=FullConfig()) if lora is None else RunConfig(lora=lora)
+        request = messages.CreateRunRequest(run_id=run_id, config=config, take_over=take_over)
+        response = self._connection.ask(self._stub.CreateRun, request, timeout_seconds)
         return StudentRun(self._connection, self._stub, response.run)
 
-    def get_run(self, run_id: str, *, timeout_seconds: float | None = None) -> RunInfo:
+    def get_run(self, run_id: str, *, timeout_seconds: float | None = None) -> Run:
         """Describe a run."""
         request = messages.GetRunRequest(run_id=run_id)
-        response = self._connection.call(
-            lambda timeout: self._stub.GetRun(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
+        response: messages.GetRunResponse = self._connection.ask(
+            self._stub.GetRun, request, timeout_seconds
         )
-        return decode_run(response.run)
+        return response.run
 
-    def list_runs(self, *, timeout_seconds: float | None = None) -> list[RunInfo]:
+    def list_runs(self, *, timeout_seconds: float | None = None) -> list[Run]:
         """List the runs by name."""
         request = messages.ListRunsRequest()
-        response = self._connection.call(
-            lambda timeout: self._stub.ListRuns(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
-        return [decode_run(run) for run in response.runs]
+        response = self._connection.ask(self._stub.ListRuns, request, timeout_seconds)
+        return list(response.runs)
 
     def list_checkpoints(
         self, run_id: str, *, timeout_seconds: float | None = None
-    ) -> list[CheckpointInfo]:
+    ) -> list[Checkpoint]:
         """List the checkpoints of a run, oldest first."""
         request = messages.ListCheckpointsRequest(run_id=run_id)
-        response = self._connection.call(
-            lambda timeout: self._stub.ListCheckpoints(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
-        return [decode_checkpoint(checkpoint) for checkpoint in response.checkpoints]
+        response = self._connection.ask(self._stub.ListCheckpoints, request, timeout_seconds)
+        return list(response.checkpoints)
 
-    def sample(
-        self,
-        prompts: Sequence[Tokens],
-        settings: SamplingSettings,
-        *,
-        run_id: str = "",
-        weights: WeightsChoice = Weights.CURRENT,
-        timeout_seconds: float | None = None,
-    ) -> list[Completion]:
-        """Sample completions, ordered by prompt and sample.
+    def _ask_model_info(
+        self, timeout_seconds: float | None, *, include_tokenizer: bool
+    ) -> messages.StudentServiceGetModelInfoResponse:
+        request = messages.StudentServiceGetModelInfoRequest(include_tokenizer=include_tokenizer)
+        response: messages.StudentServiceGetModelInfoResponse = self._connection.ask(
+            self._stub.GetModelInfo, request, timeout_seconds
+        )
+        return response
 
-        Args:
-            prompts: token ids, [T] each.
-            settings: how to sample.
-            run_id: a run; empty samples from the base model.
-            weights: which weights of the run.
-            timeout_seconds: deadline of the whole stream.
-        """
-        request = messages.StudentServiceSampleRequest(
-            run_id=run_id,
-            weights=encode_weights(weights) if run_id else None,
-            sampling=encode_sampling(prompts, settings),
-        )
-        responses = self._connection.stream(
-            lambda timeout: self._stub.Sample(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
-        completions = [decode_completion(response.sequence) for response in responses]
-        return sorted(completions, key=lambda sample: (sample.prompt_index, sample.sample_index))
+    def _describe(self, timeout_seconds: float | None, *, include_tokenizer: bool) -> ModelInfo:
+        return self._ask_model_info(timeout_seconds, include_tokenizer=include_tokenizer).model
 
-    def stream_top_k(
-        self,
-        prompts: Sequence[Tokens | ScoredPrompt],
-        top_k: int | None = None,
-        *,
-        run_id: str = "",
-        weights: WeightsChoice = Weights.CURRENT,
-        temperature: float | None = None,
-        score_from: int | Sequence[int] | None = None,
-        sampled: SampledSupport | None = None,
-        timeout_seconds: float | None = None,
-    ) -> Iterator[Rows]:
-        """The teacher's `stream_top_k` under a run's weights, or the base model's.
+    def _stream_chunks(
+        self, scoring: scoring_pb2.Scoring, timeout_seconds: float | None
+    ) -> Iterator[scoring_pb2.TopKChunk]:
+        return self._base._stream_chunks(scoring, timeout_seconds)
 
-        Args:
-            prompts: token ids, [T] each, or ScoredPrompt.
-            top_k: K. None: the prompts name their candidates.
-            run_id: a run; empty scores under the base model.
-            weights: which weights of the run.
-            temperature: divides the logits. None: 1.
-            score_from: first row wanted, for all prompts or for each. None: row 1.
-            sampled: draw the support. None: the K most probable tokens, or the candidates.
-            timeout_seconds: deadline of the whole stream.
-        """
-        request = messages.StudentServiceStreamTopKRequest(
-            run_id=run_id,
-            weights=encode_weights(weights) if run_id else None,
-            scoring=encode_scoring(
-                scored_prompts(prompts, score_from), top_k, temperature, sampled
-            ),
-        )
-        responses = self._connection.stream(
-            lambda timeout: self._stub.StreamTopK(request, timeout=timeout),
-            self._connection.deadline(timeout_seconds),
-        )
-        return (parse_rows(response.chunk) for response in responses)
+    def _stream_sequences(
+        self, sampling: scoring_pb2.Sampling, timeout_seconds: float | None
+    ) -> Iterator[scoring_pb2.SampledSequence]:
+        return self._base._stream_sequences(sampling, timeout_seconds)

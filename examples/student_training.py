@@ -15,7 +15,7 @@ from pathlib import Path
 from client.errors import ClientError
 from client.recipes.batches import AlignedSequence, align
 from client.results import check_pair
-from client.settings import AdamW, BatchSettings, LoraSettings, PulledTargets, SamplingSettings
+from client.settings import AdamW, LoraConfig, SamplingParams, batch_settings, pulled_targets
 from client.student import StudentClient
 from client.teacher import TeacherClient
 
@@ -45,7 +45,7 @@ def main() -> None:
         teacher_prompt = tokenizer.encode_chat([INSTRUCTION, QUESTION])
         student_prompt = tokenizer.encode_chat([QUESTION])
         answers = teacher.sample(
-            [teacher_prompt], SamplingSettings(max_tokens=32, samples_per_prompt=4, seed=1)
+            [teacher_prompt], SamplingParams(max_tokens=32, samples_per_prompt=4, seed=1)
         )
         # Lines up the rows of both sides, whose prompts differ in length.
         batch = align(
@@ -59,22 +59,19 @@ def main() -> None:
             ]
         )
 
-        run = student.create_run(time.strftime("example-%H%M%S"), lora=LoraSettings(rank=8))
+        run = student.create_run(time.strftime("example-%H%M%S"), lora=LoraConfig(rank=8))
         for _ in range(arguments.steps):
-            result = run.forward_backward(
-                batch.examples,
-                BatchSettings(),  # the objective tail_bucket
-                # The student asks the teacher itself: no distribution passes through here.
-                pull=PulledTargets(teacher="main", prompts=batch.prompts, top_k=20),
-            )
+            # The student asks the teacher itself: no distribution passes through here.
+            pull = pulled_targets("main", batch.prompts, top_k=20)
+            result = run.forward_backward(batch.examples, batch_settings("tail_bucket"), pull=pull)
             step = run.optim_step(AdamW(learning_rate=5e-4))
             print(
-                f"step {step.step}: KL {result.metrics.tail_bucket_kl:.3f} nats over "
+                f"step {step.step}: KL {result.metrics['tail_bucket_kl']:.3f} nats over "
                 f"{result.row_count} tokens, gradient norm {step.gradient_norm:.2f}"
             )
 
-        (completion,) = student.sample(
-            [student_prompt], SamplingSettings(max_tokens=32, temperature=0), run_id=run.run_id
+        (completion,) = student.under(run.run_id).sample(
+            [student_prompt], SamplingParams(max_tokens=32, temperature=0)
         )
         print(completion.text)
 

@@ -8,7 +8,7 @@ import argparse
 import numpy as np
 
 from client.errors import ClientError
-from client.settings import SamplingSettings
+from client.settings import SamplingParams
 from client.teacher import TeacherClient
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         for chunk in teacher.stream_top_k([prompt], top_k=20):
             print(f"rows from {chunk.first_row}: log-probs of shape {chunk.log_probs.shape}")
 
-        greedy = SamplingSettings(max_tokens=16, temperature=0)
+        greedy = SamplingParams(max_tokens=16, temperature=0)
         (completion,) = teacher.sample([prompt], greedy)
         print(f"{arguments.text}{completion.text}")
 

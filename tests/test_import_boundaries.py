@@ -39,10 +39,15 @@ FLOORS = (
         "student_service.servicer",
         "student_service.__main__",
     ),
-    ("client.recipes", "client.demos", "client.commands", "client.cli"),
-    ("client.data", "client.demos"),
-    ("client.reports", "client.demos"),
-    ("client.services", "client.demos"),
+    (
+        "client.data",
+        "client.recipes",
+        "client.reports",
+        "client.services",
+        "client.demos",
+        "client.commands",
+        "client.cli",
+    ),
 )
 """Rooms of a package from the lowest floor to the highest."""
 
@@ -200,6 +205,19 @@ def test_no_import_goes_up(floors: tuple[str, ...]) -> None:
         for module in in_package(room)
         for name in direct_imports(module)
         if is_within(name, floors[height + 1 :])
+    ]
+    assert upward == []
+
+
+def test_what_the_clients_rooms_stand_on_imports_none_of_them() -> None:
+    (rooms,) = (floors for floors in FLOORS if floors[0].startswith("client."))
+    core = [name for name in in_package("client") if not is_within(name, rooms)]
+    assert "client.teacher" in core
+    upward = [
+        f"{module} imports {name}"
+        for module in core
+        for name in direct_imports(module)
+        if is_within(name, rooms)
     ]
     assert upward == []
 

@@ -13,7 +13,7 @@ from benchmarks.bench import NAIVE, OURS, Bench, seconds_by_side
 from benchmarks.results import CaseResult
 from benchmarks.rounds import measure
 from client.services.local import STUDENT_MODULE, TEACHER_MODULE, LocalService
-from client.settings import BatchSettings, LoraSettings, Objective, TokenExample
+from client.settings import LoraConfig, batch_settings, token_example
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.arrays import Int32Array
@@ -38,10 +38,10 @@ def _score(prompt: Int32Array, address: str) -> None:
 
 
 def _train(prompt: Int32Array, address: str) -> None:
-    example = TokenExample(input_tokens=prompt[:-1], target_offset=0, token_ids=prompt[1:])
+    example = token_example(prompt[:-1], target_offset=0, token_ids=prompt[1:])
     with StudentClient(address, timeout_seconds=600) as student:
-        run = student.create_run("run", lora=LoraSettings())
-        run.forward_backward([example], BatchSettings(objective=Objective.CROSS_ENTROPY))
+        run = student.create_run("run", lora=LoraConfig(rank=16))
+        run.forward_backward([example], batch_settings("cross_entropy"))
 
 
 def _measure(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from client.errors import ServiceError
 from client.recipes.batches import Targets
 from client.services.local import TEACHER_MODULE, LocalService
-from client.settings import DISTRIBUTION_OBJECTIVES, Objective
+from client.settings import DISTRIBUTION_OBJECTIVES
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.rpc.address import channel_target
@@ -77,13 +77,13 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_distributions(parser: argparse.ArgumentParser, *, top_k: int, objective: Objective) -> None:
-    """What of the teacher's distributions travels, how, and what is done with it."""
+def add_distributions(parser: argparse.ArgumentParser, *, top_k: int, objective: str) -> None:
+    """How much of the teacher's distributions travels, on which way, and what is minimised."""
     add = parser.add_argument
     add("--top-k", type=positive_int, default=top_k, metavar="K",
         help="tokens of each distribution that travel (default: %(default)s)")  # fmt: skip
-    add("--objective", choices=[one.value for one in DISTRIBUTION_OBJECTIVES],
-        default=objective.value, help="what is minimised (default: %(default)s)")  # fmt: skip
+    add("--objective", choices=DISTRIBUTION_OBJECTIVES,
+        default=objective, help="what is minimised (default: %(default)s)")  # fmt: skip
     add("--targets", choices=[one.value for one in Targets], default=Targets.PULL.value,
         help="the student pulls the distributions from the teacher, or the client relays them "
         "inline (default: %(default)s)")  # fmt: skip
@@ -102,7 +102,7 @@ def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
             yield stack.enter_context(client)
         except ServiceError:
             if service is not None:
-                service.check()  # a service that died is the better explanation
+                service.check()  # its end explains more than the failed call
             raise
 
 

@@ -12,13 +12,14 @@ from client.commands.command import (
     positive_float,
     positive_int,
 )
-from client.demos.errors import DemoError
 from client.demos.sdft import DemoSettings, run_demo
 from client.demos.sdft_summary import print_summary
+from client.errors import DatasetError
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
+from client.reports.json_values import shortest_float
 from client.services.pair import LocalPair, RunningPair
-from client.settings import AdamW, LoraSettings, Objective
+from client.settings import AdamW, LoraConfig
 
 # Of the source tree: an installed package has no examples, and `_check_questions` says so.
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -35,9 +36,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COUNT", help="questions in a step (default: %(default)s)")  # fmt: skip
     add("--max-completion-tokens", type=positive_int, default=defaults.max_completion_tokens,
         metavar="TOKENS", help="longest answer (default: %(default)s)")  # fmt: skip
-    add("--learning-rate", type=non_negative_float, default=defaults.adamw.learning_rate,
-        metavar="RATE", help="of AdamW (default: %(default)s)")  # fmt: skip
-    add("--rank", type=positive_int, default=LoraSettings().rank, metavar="RANK",
+    add("--learning-rate", type=non_negative_float,
+        default=shortest_float(defaults.adamw.learning_rate), metavar="RATE",
+        help="of AdamW (default: %(default)s)")  # fmt: skip
+    add("--rank", type=positive_int, default=16, metavar="RANK",
         help="rank of the LoRA adapter on all projections (default: %(default)s)")  # fmt: skip
     add_distributions(parser, top_k=defaults.top_k, objective=defaults.objective)
     add("--seed", type=int, default=defaults.seed, metavar="SEED",
@@ -61,7 +63,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _check_questions(path: Path, option: str) -> None:
     if path.parent == _EXAMPLES and not path.exists():
-        raise DemoError(
+        raise DatasetError(
             f"{option}: must be given, for the questions that ship with the project are not "
             f"installed with it; they are examples/{path.name} in its source tree"
         )
@@ -78,13 +80,13 @@ def _execute(arguments: argparse.Namespace) -> None:
             services=_services(arguments),
             targets=Targets(arguments.targets),
             teacher_name=arguments.teacher_name,
-            lora=LoraSettings(rank=arguments.rank),
+            lora=LoraConfig(rank=arguments.rank),
             training=SdftSettings(
                 step_count=arguments.steps,
                 prompts_per_step=arguments.prompts_per_step,
                 max_completion_tokens=arguments.max_completion_tokens,
                 top_k=arguments.top_k,
-                objective=Objective(arguments.objective),
+                objective=arguments.objective,
                 adamw=AdamW(learning_rate=arguments.learning_rate, max_gradient_norm=1.0),
                 seed=arguments.seed,
             ),

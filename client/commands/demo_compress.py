@@ -16,11 +16,13 @@ from client.demos.compress import run_compress
 from client.demos.compress_settings import CompressSettings, default_training
 from client.demos.compress_summary import print_compress_summary
 from client.recipes.batches import Targets
-from client.settings import Objective
+from client.reports.json_values import shortest_float
+from client.settings import AdamW
 
 MEASURED_LAYERS = "0-2,8-11,20-24,27-29"
-"""Of the default model: what is left when, one after the other, the layer goes without which the
-perplexity is lowest (https://arxiv.org/abs/2402.09025); docs/compress.md compares the choices."""
+"""Layers of the default model that stay. The others went one by one, each time the one whose
+removal cost the least perplexity (https://arxiv.org/abs/2402.09025); docs/compress.md compares the
+choices."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +46,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--heldout-sequences", type=positive_int,
         default=CompressSettings.max_heldout_sequences, metavar="COUNT",
         help="most sequences to measure on (default: %(default)s)")  # fmt: skip
-    add("--learning-rate", type=non_negative_float, default=defaults.adamw.learning_rate,
-        metavar="RATE", help="highest one of AdamW (default: %(default)s)")  # fmt: skip
+    add("--learning-rate", type=non_negative_float,
+        default=shortest_float(defaults.adamw.learning_rate), metavar="RATE",
+        help="highest one of AdamW (default: %(default)s)")  # fmt: skip
     add("--warmup-steps", type=int, metavar="COUNT",
         help="steps in which the learning rate rises (default: a tenth of all)")  # fmt: skip
     add_distributions(parser, top_k=defaults.top_k, objective=defaults.objective)
@@ -69,6 +72,9 @@ def _execute(arguments: argparse.Namespace) -> None:
             arguments.fail(f"--keep-layers must be given for a model other than {DEFAULT_MODEL}")
         keep_layers = MEASURED_LAYERS
     defaults = default_training()
+    adamw = AdamW()
+    adamw.CopyFrom(defaults.adamw)
+    adamw.learning_rate = arguments.learning_rate
     summary = run_compress(
         CompressSettings(
             out=arguments.out,
@@ -83,8 +89,8 @@ def _execute(arguments: argparse.Namespace) -> None:
                 step_count=arguments.steps,
                 sequences_per_step=arguments.sequences_per_step,
                 top_k=arguments.top_k,
-                objective=Objective(arguments.objective),
-                adamw=replace(defaults.adamw, learning_rate=arguments.learning_rate),
+                objective=arguments.objective,
+                adamw=adamw,
                 warmup_steps=warmup_steps,
                 max_seconds=arguments.max_seconds,
                 seed=arguments.seed,

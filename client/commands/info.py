@@ -1,13 +1,12 @@
 """`distill info`: what services serve and accept."""
 
 import argparse
-from dataclasses import fields
 
 from rich.console import Console
 from rich.table import Table
 
 from client.commands.command import Command, add_timeout, address
-from client.results import ModelInfo, ServiceLimits
+from client.results import Limits, ModelInfo
 from client.student import StudentClient
 from client.teacher import TeacherClient
 
@@ -24,6 +23,7 @@ def _execute(arguments: argparse.Namespace) -> None:
     if arguments.teacher_address is None and arguments.student_address is None:
         arguments.fail("give --teacher-address, --student-address, or both")
     described: dict[str, ModelInfo] = {}
+    teacher_names: list[str] = []
     if arguments.teacher_address is not None:
         with TeacherClient(
             arguments.teacher_address, timeout_seconds=arguments.timeout_seconds
@@ -34,15 +34,17 @@ def _execute(arguments: argparse.Namespace) -> None:
             arguments.student_address, timeout_seconds=arguments.timeout_seconds
         ) as student:
             described["student"] = student.model_info()
+            teacher_names = student.teacher_names()
     table = Table("", *described)
-    for field in fields(ModelInfo):
-        if field.name in ("limits", "teachers"):
-            continue
-        table.add_row(field.name, *(str(getattr(one, field.name)) for one in described.values()))
-    for field in fields(ServiceLimits):
-        values = (str(getattr(one.limits, field.name)) for one in described.values())
+    for field in ModelInfo.DESCRIPTOR.fields:
+        if field.message_type is None:
+            values = (str(getattr(info, field.name)) for info in described.values())
+            table.add_row(field.name, *values)
+    for field in Limits.DESCRIPTOR.fields:
+        values = (str(getattr(info.limits, field.name)) for info in described.values())
         table.add_row(field.name, *values)
-    table.add_row("teachers", *(", ".join(one.teachers) for one in described.values()))
+    names = {"student": ", ".join(teacher_names)}
+    table.add_row("teachers", *(names.get(role, "") for role in described))
     Console().print(table)
 
 

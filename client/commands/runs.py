@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from client.commands.command import Command, add_student_address, add_timeout, open_student
+from distill.v1.training_pb2 import RunConfig
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,10 @@ def _whole(header: str) -> Column:
     return Column(header, overflow="fold")
 
 
+def _trained(config: RunConfig) -> str:
+    return f"LoRA rank {config.lora.rank}" if config.HasField("lora") else "all weights"
+
+
 def _list_runs(arguments: argparse.Namespace) -> None:
     with open_student(arguments) as student:
         runs = student.list_runs()
@@ -26,7 +31,7 @@ def _list_runs(arguments: argparse.Namespace) -> None:
     for run in runs:
         table.add_row(
             run.run_id,
-            run.trains,
+            _trained(run.config),
             f"{run.trainable_parameter_count:,}",
             str(run.step),
             str(run.accumulated_batches),

@@ -16,7 +16,7 @@ from client.commands.command import (
     some_text,
 )
 from client.results import Completion
-from client.settings import CheckpointWeights, SamplingSettings, Tokens, Weights
+from client.settings import SamplingParams, Tokens, WeightsRef
 from client.student import StudentClient
 from distill.tokenizer import TextTokenizer
 
@@ -96,7 +96,7 @@ def _execute(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> list[Completion]:
-    settings = SamplingSettings(
+    settings = SamplingParams(
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
@@ -106,14 +106,13 @@ def _sample(arguments: argparse.Namespace) -> list[Completion]:
     if arguments.student_address is None:
         with open_teacher(arguments) as teacher:
             return teacher.sample([_prompt(arguments, teacher.tokenizer())], settings)
-    weights = (
-        CheckpointWeights(name=arguments.checkpoint) if arguments.checkpoint else Weights.CURRENT
-    )
+    weights = WeightsRef(checkpoint=arguments.checkpoint) if arguments.checkpoint else None
     with StudentClient(
         arguments.student_address, timeout_seconds=arguments.timeout_seconds
     ) as student:
         prompt = _prompt(arguments, student.tokenizer())
-        return student.sample([prompt], settings, run_id=arguments.run, weights=weights)
+        model = student.under(arguments.run, weights) if arguments.run else student
+        return model.sample([prompt], settings)
 
 
 def _prompt(arguments: argparse.Namespace, tokenizer: TextTokenizer) -> Tokens:

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.demos.errors import DatasetError
+from client.errors import DatasetError
 from distill.tokenizer import TextTokenizer
 
 BLOCK_CHARACTERS = 2000
 """A block ends with the first paragraph at or beyond this length."""
 
 HELDOUT_EVERY = 10
-"""One block in so many is held out: of each topic as of every other."""
+"""One block of this many is held out, throughout the text, so that all topics are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,10 @@ def help_topics() -> list[str]:
 
 
 def cut_blocks(texts: Sequence[str]) -> Iterator[str]:
-    """Blocks of whole paragraphs. A paragraph that occurred before is left out: parts of the topics
-    stand in several of them, and one that is held out must not be trained on.
+    """Blocks of whole paragraphs; the last block of a text may be short.
 
-    The last block of a text may be short.
+    A paragraph that occurred before is left out. Some paragraphs stand in several topics, and none
+    may be held out in one block and trained on in another.
     """
     seen = set()
     for text in texts:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.demos.errors import DatasetError
+from client.errors import DatasetError
 
 _FIELDS = ("question", "demonstration")
 
@@ -94,8 +94,8 @@ def teacher_messages(question: Question, shown: Sequence[Question]) -> list[dict
     """The chat with the privileged context, ending in the same question.
 
     The earlier turns are the `shown` questions with their demonstrated answers and the question
-    itself with its own. A small model follows earlier turns of a chat; a demonstration that is
-    pasted into the user's turn it does not follow.
+    itself with its own. A small model follows earlier turns of a chat, but not a demonstration that
+    is pasted into the user's turn.
     """
     messages = []
     for earlier in (*shown, question):

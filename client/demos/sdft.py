@@ -5,28 +5,24 @@ with their demonstrated answers and the question with its own, as earlier turns 
 student's prompt is the question alone. The student samples answers, the teacher scores them under
 its longer prompt, and the student trains on the teacher's distributions (client/recipes/sdft.py).
 
-What is reported for held-out questions, before and after training, client/data/heldout.py defines.
+client/recipes/heldout.py defines what is reported for held-out questions, before and after.
 """
 
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.data.datasets import (
-    Question,
-    check_disjoint,
-    load_questions,
-    student_messages,
-    teacher_messages,
-)
-from client.data.heldout import Evaluation, ask_teacher, evaluate_student
-from client.demos.errors import DemoError
+from client.data.datasets import Question, check_disjoint, load_questions
+from client.errors import DatasetError
 from client.recipes.batches import Targets
+from client.recipes.demonstrations import SHOWN_QUESTIONS, privileged_prompts
+from client.recipes.heldout import Evaluation, ask_teacher, evaluate_student
 from client.recipes.metrics import StepMetrics
-from client.recipes.sdft import PrivilegedPrompt, SdftSettings, train_sdft
+from client.recipes.sdft import SdftSettings, train_sdft
+from client.reports.json_values import json_value
 from client.reports.report import (
     Reporter,
     append_json_line,
@@ -37,11 +33,7 @@ from client.reports.report import (
     write_json,
 )
 from client.services.pair import LocalPair, Pair, RunningPair, open_pair
-from client.settings import LoraSettings
-from distill.tokenizer import TextTokenizer
-
-SHOWN_QUESTIONS = 2
-"""Other questions whose demonstrations the teacher sees."""
+from client.settings import LoraConfig
 
 RESULT_FILES = ("summary.json", "metrics.jsonl", "curves.png")
 
@@ -68,7 +60,7 @@ class DemoSettings:
     teacher_name: str
     """The student's name for the teacher."""
 
-    lora: LoraSettings
+    lora: LoraConfig
     """What is trained."""
 
     training: SdftSettings = field(default_factory=SdftSettings)
@@ -79,14 +71,14 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """Run the demo; returns what it wrote to summary.json.
 
     Raises:
-        DemoError, ServiceStartError, ClientError: the message is for a person.
+        ServiceStartError, ClientError: the message is for a person.
     """
     started = time.monotonic()
     training = load_questions(settings.training_file)
     heldout = load_questions(settings.heldout_file)
     check_disjoint(training, heldout)
     if len(training) <= SHOWN_QUESTIONS:
-        raise DemoError(f"{settings.training_file}: must have over {SHOWN_QUESTIONS} questions")
+        raise DatasetError(f"{settings.training_file}: must have over {SHOWN_QUESTIONS} questions")
     remove_files(settings.out, RESULT_FILES)
     with (
         open_reporter(settings.training.step_count) as reporter,
@@ -111,18 +103,18 @@ def _run_recipe(
     started: float,
 ) -> dict[str, Any]:
     shown = random.Random(settings.training.seed)
-    training_prompts = _prompts(pair.tokenizer, training, training, shown)
-    heldout_prompts = _prompts(pair.tokenizer, heldout, training, shown)
+    training_prompts = privileged_prompts(pair.tokenizer, training, training, shown)
+    heldout_prompts = privileged_prompts(pair.tokenizer, heldout, training, shown)
     ready_seconds = time.monotonic() - started
 
-    measured = ask_teacher(pair, heldout, heldout_prompts, settings.training)
+    measured = ask_teacher(pair.link, heldout, heldout_prompts, settings.training)
     teacher_scores = measured.teacher_scores
     reporter.line(
         f"the teacher under its privileged prompt: {_share(teacher_scores.success, heldout)} "
         f"held-out answers in the format, {_share(teacher_scores.exact, heldout)} as demonstrated"
     )
     run = pair.student.create_run(time.strftime("sdft-%Y%m%d-%H%M%S"), lora=settings.lora)
-    before = evaluate_student(pair, run, measured, settings.training)
+    before = evaluate_student(pair.student, run, pair.link, measured, settings.training)
     reporter.line(_describe("before training", before, heldout))
 
     def on_step(metrics: StepMetrics) -> None:
@@ -139,7 +131,7 @@ def _run_recipe(
         on_step=on_step,
     )
     training_seconds = time.monotonic() - training_started
-    after = evaluate_student(pair, run, measured, settings.training)
+    after = evaluate_student(pair.student, run, pair.link, measured, settings.training)
     reporter.line(_describe("after training", after, heldout))
     if isinstance(settings.services, RunningPair):
         run.save_checkpoint("final")  # the run outlives the demo, so its state can go on
@@ -181,8 +173,8 @@ def _run_recipe(
         "run_id": run.run_id,
         "curves": curves_drawn,
         "settings": {
-            **asdict(settings.training),
-            "lora": asdict(settings.lora),
+            **json_value(settings.training),
+            "lora": json_value(settings.lora),
             "targets": settings.targets,
         },
         "examples": [
@@ -197,26 +189,6 @@ def _run_recipe(
             )
         ],
     }
-
-
-def _prompts(
-    tokenizer: TextTokenizer,
-    questions: Sequence[Question],
-    training: Sequence[Question],
-    shown: random.Random,
-) -> list[PrivilegedPrompt]:
-    """Both sides' prompts of each question; the shown questions are other training questions."""
-    prompts = []
-    for question in questions:
-        others = [other for other in training if other is not question]
-        context = teacher_messages(question, shown.sample(others, SHOWN_QUESTIONS))
-        prompts.append(
-            PrivilegedPrompt(
-                student_prompt=tokenizer.encode_chat(student_messages(question)),
-                teacher_prompt=tokenizer.encode_chat(context),
-            )
-        )
-    return prompts
 
 
 def _share(share: float, questions: Sequence[Question]) -> str:

@@ -9,7 +9,15 @@ from typing import Protocol
 
 from client.results import BatchResult, check_pair
 from client.run import Chunks, StudentRun
-from client.settings import DistributionExample, PulledTargets, ScoredPrompt, Tokens
+from client.settings import (
+    Example,
+    PulledScoring,
+    ScoredPrompt,
+    Tokens,
+    distribution_example,
+    pulled_targets,
+    scored_prompt,
+)
 from client.teacher import TeacherClient
 from distill.v1 import scoring_pb2
 
@@ -69,7 +77,7 @@ def check_teacher(link: TeacherLink, run: StudentRun) -> None:
 class DistributionBatch:
     """A batch of examples and what the teacher has to score for them."""
 
-    examples: tuple[DistributionExample, ...]
+    examples: tuple[Example, ...]
     """The student's side."""
 
     prompts: tuple[ScoredPrompt, ...]
@@ -78,7 +86,7 @@ class DistributionBatch:
     @property
     def teacher_token_count(self) -> int:
         """Tokens that the teacher reads."""
-        return sum(len(prompt.token_ids) for prompt in self.prompts)
+        return sum(len(prompt.token_ids.values) for prompt in self.prompts)
 
 
 def align(sequences: Sequence[AlignedSequence]) -> DistributionBatch:
@@ -103,9 +111,9 @@ def align(sequences: Sequence[AlignedSequence]) -> DistributionBatch:
             if not tokens:
                 raise ValueError(f"sequences[{index}].{name}: must not be empty")
         examples.append(
-            DistributionExample(
+            distribution_example(
                 # The last token is only predicted, never read.
-                input_tokens=[*student_prompt, *completion[:-1]],
+                [*student_prompt, *completion[:-1]],
                 target_offset=len(student_prompt) - 1,
                 prompt_index=index,
                 prompt_offset=len(teacher_prompt),
@@ -113,7 +121,7 @@ def align(sequences: Sequence[AlignedSequence]) -> DistributionBatch:
             )
         )
         prompts.append(
-            ScoredPrompt(token_ids=[*teacher_prompt, *completion], score_from=len(teacher_prompt))
+            scored_prompt([*teacher_prompt, *completion], score_from=len(teacher_prompt))
         )
     return DistributionBatch(examples=tuple(examples), prompts=tuple(prompts))
 
@@ -136,7 +144,7 @@ class Submit(Protocol):
     """A run's `forward_backward` or `forward` with its examples and settings filled in."""
 
     def __call__(
-        self, *, pull: PulledTargets | None = None, chunks: Chunks = ()
+        self, *, pull: PulledScoring | None = None, chunks: Chunks = ()
     ) -> BatchResult: ...
 
 
@@ -158,14 +166,13 @@ def run_batch(
         submit: sends the examples with these targets.
     """
     if link.targets is Targets.PULL:
-        pull = PulledTargets(
-            teacher=link.name, prompts=batch.prompts, top_k=top_k, temperature=temperature
+        result = submit(
+            pull=pulled_targets(link.name, batch.prompts, top_k, temperature=temperature)
         )
-        result = submit(pull=pull)
         return Transfer(
             result=result,
             target_bytes=result.pulled_bytes,
-            scoring_seconds=result.targets_seconds,
+            scoring_seconds=result.seconds.targets,
         )
     meter = _Meter(link.client.stream_top_k_messages(batch.prompts, top_k, temperature=temperature))
     result = submit(chunks=meter)

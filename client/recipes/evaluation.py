@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client.data.datasets import Question
-from client.results import Completion, StopReason
+from client.results import Completion
 
 ANSWER_FORMAT = re.compile(r"Answer: [^\n.]+\.")
 """One line of one sentence, and nothing else."""
@@ -39,7 +39,7 @@ def score_answers(questions: Sequence[Question], completions: Sequence[Completio
         raise ValueError(
             f"completions: must be one per question ({len(questions)}), got {len(completions)}"
         )
-    ended = [completion.stop_reason is StopReason.STOP for completion in completions]
+    ended = [completion.stop_reason == "stop" for completion in completions]
     answers = [completion.text for completion in completions]
     successes = [
         stopped and ANSWER_FORMAT.fullmatch(answer) is not None

@@ -1,9 +1,10 @@
 """What a recipe reports after each step."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from client.recipes.batches import Transfer
-from client.results import BatchMetrics, StepResult
+from client.results import METRIC_NAMES, OptimStepResponse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,8 @@ class StepMetrics:
     objective: float
     """The minimised objective, as a mean over the target rows."""
 
-    batch: BatchMetrics
-    """KL with the tail, entropies, masses and overlaps: means over the target rows."""
+    batch: Mapping[str, float]
+    """The batch's own metrics, such as its KL with the tail: means over the target rows."""
 
     row_count: int
     """Target rows."""
@@ -53,14 +54,14 @@ class StepMetrics:
     """Global norm of the change of the parameters."""
 
     def flat(self) -> dict[str, float | int | None]:
-        """All values in one level, for a line of JSON."""
+        """All values in one level, for a line of JSON; None for a metric that is not defined."""
         values = asdict(self)
-        return {**values.pop("batch"), **values}
+        return {**dict.fromkeys(METRIC_NAMES), **values.pop("batch"), **values}
 
 
 def step_metrics(
     transfer: Transfer,
-    step: StepResult,
+    step: OptimStepResponse,
     *,
     teacher_token_count: int,
     sampled_token_count: int,
@@ -80,7 +81,7 @@ def step_metrics(
         target_bytes=transfer.target_bytes,
         sampling_seconds=sampling_seconds,
         scoring_seconds=transfer.scoring_seconds,
-        training_seconds=result.compute_seconds,
+        training_seconds=result.seconds.compute,
         step_seconds=step_seconds,
         gradient_norm=step.gradient_norm,
         update_norm=step.update_norm,

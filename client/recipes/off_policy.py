@@ -16,7 +16,7 @@ from client.recipes.batches import (
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
 from client.run import StudentRun
-from client.settings import AdamW, BatchSettings, Normalization, Objective, Tokens
+from client.settings import AdamW, Tokens, batch_settings
 from distill.tokenizer import TextTokenizer
 
 
@@ -33,7 +33,7 @@ class OffPolicySettings:
     top_k: int = 20
     """K, the support size."""
 
-    objective: Objective = Objective.TAIL_BUCKET
+    objective: str = "tail_bucket"
     """What is minimised; any of the distribution objectives."""
 
     temperature: float | None = None
@@ -49,8 +49,8 @@ class OffPolicySettings:
     """After that it falls linearly to this share in the last step."""
 
     max_seconds: float | None = None
-    """The training ends with the step in which so much time has been spent on steps, and the
-    learning rate has fallen by then. None: with its last step."""
+    """The training ends with the step in which this time of training is over, and the learning rate
+    has fallen by then. None: the training ends with its last step."""
 
     seed: int = 0
     """Of the order of the sequences."""
@@ -88,7 +88,7 @@ def train_off_policy(
         final_factor=settings.final_learning_rate_factor,
     )
     batches = shuffled_batches(len(sequences), settings.sequences_per_step, settings.seed)
-    batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
+    minimised = batch_settings(settings.objective, temperature=settings.temperature)
     history: list[StepMetrics] = []
     time_share = 0.0
     for index, chosen in zip(range(settings.step_count), batches, strict=False):
@@ -99,11 +99,10 @@ def train_off_policy(
             batch,
             top_k=settings.top_k,
             temperature=settings.temperature,
-            submit=partial(run.forward_backward, batch.examples, batch_settings),
+            submit=partial(run.forward_backward, batch.examples, minimised),
         )
         step = run.optim_step(
-            schedule.adamw(settings.adamw, index, time_share=time_share),
-            normalization=Normalization.ROWS,
+            schedule.adamw(settings.adamw, index, time_share=time_share), normalization="rows"
         )
         metrics = step_metrics(
             transfer,
@@ -142,7 +141,7 @@ def _sequences(corpus: Sequence[Tokens]) -> Iterator[AlignedSequence]:
     for index, tokens in enumerate(corpus):
         if len(tokens) < 2:
             raise ValueError(f"corpus[{index}]: must have 2 or more tokens, got {len(tokens)}")
-        # Both sides read the same text, so that all it says is predicted from the same prefix.
+        # Both sides read the same text, so every token is predicted from the same prefix.
         yield AlignedSequence(
             student_prompt=tokens[:1], teacher_prompt=tokens[:1], completion=tokens[1:]
         )

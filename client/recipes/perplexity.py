@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from client.run import StudentRun
-from client.scores import assemble_scores, scored_prompts
 from client.settings import Tokens
 from client.student import StudentClient
 from client.teacher import TeacherClient
@@ -24,7 +23,7 @@ class Prediction:
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats per token: of how many equally likely tokens it guesses."""
+        """exp of the nats per token: as if it chose among so many equally likely tokens."""
         return math.exp(self.nats_per_token)
 
 
@@ -37,10 +36,7 @@ def student_prediction(
     student: StudentClient, run: StudentRun, texts: Sequence[Tokens]
 ) -> Prediction:
     """Measure the present weights of a run on texts of two tokens or more."""
-    prompts = scored_prompts(texts, None)
-    return _prediction(
-        assemble_scores(prompts, student.stream_top_k(prompts, 1, run_id=run.run_id))
-    )
+    return _prediction(student.under(run.run_id).score(texts, 1))
 
 
 def share_won_back(*, teacher: Prediction, before: Prediction, after: Prediction) -> float | None:

@@ -1,6 +1,6 @@
 """How the learning rate changes over a training."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from client.settings import AdamW
 
@@ -20,16 +20,18 @@ class Schedule:
 
     def adamw(self, settings: AdamW, index: int, *, time_share: float = 0.0) -> AdamW:
         """The settings of a step; args as in `factor`."""
-        factor = self.factor(index, time_share=time_share)
-        return replace(settings, learning_rate=settings.learning_rate * factor)
+        scheduled = AdamW()
+        scheduled.CopyFrom(settings)
+        scheduled.learning_rate *= self.factor(index, time_share=time_share)
+        return scheduled
 
     def factor(self, index: int, *, time_share: float = 0.0) -> float:
         """The share of the learning rate in a step.
 
         Args:
             index: of the step, counted from 0.
-            time_share: how much of the time for training has passed, in [0, 1], where time may end
-                it before its last step does: the fall keeps up with what comes first.
+            time_share: how much of the time for training has passed, in [0, 1]. Where time ends
+                the training before its last step, the learning rate falls with time.
         """
         if index < self.warmup_steps:
             return (index + 1) / (self.warmup_steps + 1)

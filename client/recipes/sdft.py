@@ -22,14 +22,7 @@ from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
 from client.results import BatchResult, Completion
 from client.run import StudentRun
-from client.settings import (
-    AdamW,
-    BatchSettings,
-    Normalization,
-    Objective,
-    SamplingSettings,
-    Tokens,
-)
+from client.settings import AdamW, SamplingParams, Tokens, batch_settings
 from client.student import StudentClient
 
 
@@ -63,7 +56,7 @@ class SdftSettings:
     top_k: int = 20
     """K, the support size."""
 
-    objective: Objective = Objective.TAIL_BUCKET
+    objective: str = "tail_bucket"
     """Its fixed point is the teacher's distribution on the support, and no mass beside it."""
 
     temperature: float | None = None
@@ -113,7 +106,7 @@ def train_sdft(
     schedule = Schedule(
         step_count=settings.step_count, final_factor=settings.final_learning_rate_factor
     )
-    batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
+    minimised = batch_settings(settings.objective, temperature=settings.temperature)
     history = []
     for index, chosen in zip(range(settings.step_count), batches, strict=False):
         started = time.monotonic()
@@ -128,11 +121,9 @@ def train_sdft(
             batch,
             top_k=settings.top_k,
             temperature=settings.temperature,
-            submit=partial(run.forward_backward, batch.examples, batch_settings),
+            submit=partial(run.forward_backward, batch.examples, minimised),
         )
-        step = run.optim_step(
-            schedule.adamw(settings.adamw, index), normalization=Normalization.ROWS
-        )
+        step = run.optim_step(schedule.adamw(settings.adamw, index), normalization="rows")
         metrics = step_metrics(
             transfer,
             step,
@@ -160,13 +151,13 @@ def compare_with_teacher(
     """
     check_teacher(teacher, run)
     batch = align(pair_completions(prompts, completions))
-    batch_settings = BatchSettings(objective=settings.objective, temperature=settings.temperature)
+    minimised = batch_settings(settings.objective, temperature=settings.temperature)
     transfer = run_batch(
         teacher,
         batch,
         top_k=settings.top_k,
         temperature=settings.temperature,
-        submit=partial(run.forward, batch.examples, batch_settings),
+        submit=partial(run.forward, batch.examples, minimised),
     )
     return transfer.result
 
@@ -180,14 +171,12 @@ def sample_completions(
     seed: int,
 ) -> list[Completion]:
     """Sample one completion of each student prompt from the run's present weights."""
-    sampling = SamplingSettings(
+    sampling = SamplingParams(
         max_tokens=settings.max_completion_tokens,
         temperature=settings.sampling_temperature,
         seed=seed,
     )
-    return student.sample(
-        [prompt.student_prompt for prompt in prompts], sampling, run_id=run.run_id
-    )
+    return student.under(run.run_id).sample([prompt.student_prompt for prompt in prompts], sampling)
 
 
 def pair_completions(

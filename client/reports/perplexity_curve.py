@@ -2,25 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True, kw_only=True)
-class CurvePoint:
-    """A measurement in the course of a training."""
-
-    step: int
-    """Optimizer steps so far."""
-
-    tokens: int
-    """Tokens trained on so far."""
-
-    seconds: float
-    """Time of training so far, without the measurements."""
-
-    perplexity: float
-    """On held-out text."""
+from client.recipes.measured_training import CurvePoint
 
 
 def draw_perplexity(points: Sequence[CurvePoint], teacher_perplexity: float, path: Path) -> bool:

@@ -84,7 +84,7 @@ def open_reporter(step_count: int) -> Iterator[Reporter]:
 
 def describe_step(metrics: StepMetrics) -> str:
     """A step in one line: objective, KL, gradient, and tokens per second of each stage."""
-    kl = metrics.batch.tail_bucket_kl
+    kl = metrics.batch.get("tail_bucket_kl")
     rates = [
         f"{stage} {rate:.0f}"
         for stage, rate in (
@@ -142,6 +142,21 @@ def append_json_line(path: Path, content: Mapping[str, Any]) -> None:
         file.write(json.dumps(content) + "\n")
 
 
+_PANELS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("KL to the teacher, nats", {"tail_bucket_kl": "tail bucket"}),
+    ("entropy, nats", {"teacher_entropy": "teacher", "student_entropy": "student"}),
+    (
+        "agreement",
+        {
+            "top_1_agreement": "same most probable token",
+            "student_support_mass": "student mass on the support",
+        },
+    ),
+    ("gradient norm", {"gradient_norm": "before clipping"}),
+)
+"""What `draw_curves` shows: a title, and the label of each metric below it."""
+
+
 def draw_curves(history: Sequence[StepMetrics], path: Path) -> bool:
     """Draw objective, entropies and gradient norm over the steps as a PNG.
 
@@ -157,30 +172,12 @@ def draw_curves(history: Sequence[StepMetrics], path: Path) -> bool:
             file=sys.stderr,
         )
         return False
-    steps = [metrics.step for metrics in history]
-    panels: tuple[tuple[str, dict[str, list[float | None]]], ...] = (
-        ("KL to the teacher, nats", {"tail bucket": [one.batch.tail_bucket_kl for one in history]}),
-        (
-            "entropy, nats",
-            {
-                "teacher": [one.batch.teacher_entropy for one in history],
-                "student": [one.batch.student_entropy for one in history],
-            },
-        ),
-        (
-            "agreement",
-            {
-                "same most probable token": [one.batch.top_1_agreement for one in history],
-                "student mass on the support": [one.batch.student_support_mass for one in history],
-            },
-        ),
-        ("gradient norm", {"before clipping": [one.gradient_norm for one in history]}),
-    )
+    lines = [(metrics.step, metrics.flat()) for metrics in history]
     figure = Figure(figsize=(10, 6.5), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for label, values in curves.items():
-            known = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None]
-            axes.plot([s for s, _ in known], [v for _, v in known], marker=".", label=label)
+    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        for name, label in curves.items():
+            points = [(step, line[name]) for step, line in lines if line[name] is not None]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), marker=".", label=label)
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)

@@ -18,7 +18,7 @@ STUDENT_MODULE = "student_service"
 
 _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Large blocks of memory in large pages: training is some 4 % faster. glibc reads it when a process
-starts; elsewhere it means nothing."""
+starts; other C libraries ignore it."""
 
 
 class ServiceStartError(Exception):
@@ -157,7 +157,7 @@ class LocalService:
             process.terminate()
             process.wait(self._stop_timeout_seconds)
         except BaseException as error:
-            # Too slow, or a second Ctrl-C: nobody wants to wait any longer.
+            # The process is too slow, or a second Ctrl-C came: it is killed.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -178,7 +178,7 @@ class LocalService:
         return self._directory / "ready.json"
 
     def _log_end(self) -> str:
-        # Whoever reads the message cannot open a log that is gone by then.
+        # A log in the workspace is deleted before anybody reads the message, so it is not named.
         name = "its log" if self._given_log_path is None else str(self.log_path)
         return f"; the end of {name}:\n{log_tail(self.log_path)}"
 

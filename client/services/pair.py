@@ -115,7 +115,7 @@ def open_pair(
             yield Pair(teacher=teacher, student=student, link=link, tokenizer=teacher.tokenizer())
         except ServiceError as error:
             for service in services:
-                service.check()  # a service that died is the better explanation
+                service.check()  # its end explains more than the failed call
             ends = [f"\nthe end of {one.log_path}:\n{log_tail(one.log_path)}" for one in services]
             raise PairError(f"{error}{''.join(ends)}") from None
 
@@ -157,8 +157,9 @@ def _check(
 ) -> None:
     teacher_info, student_info = teacher.model_info(), student.model_info()
     check_pair(teacher_info, student_info)
-    if targets is Targets.PULL and teacher_name not in student_info.teachers:
-        known = ", ".join(student_info.teachers) or "none"
+    teacher_names = student.teacher_names()
+    if targets is Targets.PULL and teacher_name not in teacher_names:
+        known = ", ".join(teacher_names) or "none"
         raise PairError(
             f"the student knows no teacher named {teacher_name!r} (it knows: {known}); start it "
             f"with --teacher {teacher_name}=HOST:PORT, or use --targets inline"

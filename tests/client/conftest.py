@@ -4,7 +4,7 @@ import pytest
 
 from client.connection import RetryPolicy
 from client.run import StudentRun
-from client.settings import LoraSettings
+from client.settings import LoraConfig
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from tests.client.fake_server import serving
@@ -44,4 +44,4 @@ def student(fake_student: FakeStudent) -> Iterator[StudentClient]:
 
 @pytest.fixture
 def run(student: StudentClient) -> StudentRun:
-    return student.create_run("run", lora=LoraSettings(rank=4))
+    return student.create_run("run", lora=LoraConfig(rank=4))

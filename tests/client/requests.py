@@ -1,15 +1,21 @@
 """A batch and a step that tests of a run send."""
 
-from client.settings import AdamW, DistributionExample, PulledTargets, ScoredPrompt
+from client.settings import (
+    AdamW,
+    PulledScoring,
+    distribution_example,
+    pulled_targets,
+    scored_prompt,
+)
 
 TEACHER_PROMPT = [9, 8, 7, 6, 1, 2, 3]
-EXAMPLE = DistributionExample(
-    input_tokens=[6, 1, 2], target_offset=0, prompt_index=0, prompt_offset=4, row_count=3
+EXAMPLE = distribution_example(
+    [6, 1, 2], target_offset=0, prompt_index=0, prompt_offset=4, row_count=3
 )
 STEP = AdamW(learning_rate=1e-3)
 
 
-def pull() -> PulledTargets:
+def pull() -> PulledScoring:
     """The targets of EXAMPLE, for the student to fetch."""
-    prompt = ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)
-    return PulledTargets(teacher="main", prompts=[prompt], top_k=5)
+    prompt = scored_prompt(TEACHER_PROMPT, score_from=4)
+    return pulled_targets("main", [prompt], top_k=5)

@@ -9,50 +9,49 @@ import pytest
 from client.errors import BrokenStreamError, ServiceError
 from client.run import StudentRun
 from client.settings import (
-    BatchSettings,
-    CheckpointWeights,
-    LoraSettings,
-    Objective,
-    SamplingSettings,
-    ScoredPrompt,
-    TokenExample,
+    AdamW,
+    LoraConfig,
+    SamplingParams,
+    WeightsRef,
+    batch_settings,
+    scored_prompt,
+    token_example,
 )
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.v1 import training_pb2
 from tests.client.fake_student import FakeStudent, export_piece
-from tests.client.requests import EXAMPLE, TEACHER_PROMPT
+from tests.client.requests import EXAMPLE, TEACHER_PROMPT, pull
 
 
 def test_inline_chunks_reach_the_student_unread(
     run: StudentRun, teacher: TeacherClient, fake_student: FakeStudent
 ) -> None:
-    prompts = [ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)]
+    prompts = [scored_prompt(TEACHER_PROMPT, score_from=4)]
     sent = list(teacher.stream_top_k_messages(prompts, 5))
     result = run.forward_backward(
-        [EXAMPLE], BatchSettings(), chunks=teacher.stream_top_k_messages(prompts, 5)
+        [EXAMPLE], batch_settings(), chunks=teacher.stream_top_k_messages(prompts, 5)
     )
     header, examples, chunks = fake_student.batches[0]
     assert chunks == sent
     assert not header.batch.HasField("pull")
     assert examples[0].distribution_targets.prompt_offset == 4
     assert result.row_count == 3
-    assert result.metrics.tail_bucket_kl == 3.0
-    assert result.metrics.top_k_overlap is None
+    assert result.metrics["tail_bucket_kl"] == 3.0
+    assert "top_k_overlap" not in result.metrics
+    assert (result.loss, result.seconds.compute) == (3.0, 0.5)
     assert result.examples[0].log_probs is None
 
 
 def test_token_targets_and_settings_arrive(run: StudentRun, fake_student: FakeStudent) -> None:
-    example = TokenExample(
-        input_tokens=[1, 2, 3],
+    example = token_example(
+        [1, 2, 3],
         target_offset=1,
         token_ids=np.array([[4, 5], [6, 7]]),
         weights=np.array([[0.5, -1.0], [0.0, 2.0]]),
     )
-    settings = BatchSettings(
-        objective=Objective.CROSS_ENTROPY, temperature=0.5, return_log_probs=True
-    )
-    run.forward([example], settings, weights=CheckpointWeights(name="c"))
+    settings = batch_settings("cross_entropy", temperature=0.5, return_log_probs=True)
+    run.forward([example], settings, weights=WeightsRef(checkpoint="c"))
     header, (sent,), _ = fake_student.batches[0]
     assert header.weights.checkpoint == "c"
     assert header.batch.objective == training_pb2.OBJECTIVE_CROSS_ENTROPY
@@ -63,8 +62,31 @@ def test_token_targets_and_settings_arrive(run: StudentRun, fake_student: FakeSt
     assert list(sent.token_targets.weights.values) == [0.5, -1.0, 0.0, 2.0]
 
 
+def test_settings_stay_as_the_caller_made_them(run: StudentRun, fake_student: FakeStudent) -> None:
+    settings = batch_settings("jsd", jsd_beta=0.25)
+    before = batch_settings("jsd", jsd_beta=0.25)
+    run.forward_backward([EXAMPLE], settings, pull=pull())
+    assert settings == before
+    run.forward_backward([EXAMPLE], pull=pull())
+    first, second = (header.batch for header, _, _ in fake_student.batches)
+    assert (first.objective, first.jsd_beta, first.example_count) == (
+        training_pb2.OBJECTIVE_JSD,
+        0.25,
+        1,
+    )
+    assert second.objective == training_pb2.OBJECTIVE_TAIL_BUCKET
+
+
+def test_a_normalization_with_another_name_is_refused_before_the_call(
+    run: StudentRun, fake_student: FakeStudent
+) -> None:
+    with pytest.raises(ValueError, match="normalization: must be one of none, rows, examples"):
+        run.optim_step(AdamW(learning_rate=1e-3), normalization="tokens")
+    assert fake_student.calls == []
+
+
 def test_absent_settings_stay_absent(student: StudentClient, fake_student: FakeStudent) -> None:
-    student.create_run("run", lora=LoraSettings(rank=4))
+    student.create_run("run", lora=LoraConfig(rank=4))
     assert fake_student.config is not None
     assert not fake_student.config.lora.HasField("alpha")
     student.create_run("run", lora=None)
@@ -112,10 +134,10 @@ def test_a_broken_export_leaves_nothing(
 def test_listing_scoring_and_sampling(student: StudentClient, run: StudentRun) -> None:
     assert [one.run_id for one in student.list_runs()] == ["run"]
     assert [one.name for one in run.list_checkpoints()] == ["first"]
-    assert student.model_info().teachers == ("main",)
-    (completion,) = student.sample([[1, 2]], SamplingSettings(max_tokens=4), run_id="run")
+    assert student.teacher_names() == ["main"]
+    (completion,) = student.under("run").sample([[1, 2]], SamplingParams(max_tokens=4))
     assert completion.text.startswith("Paris")
-    chunks = list(student.stream_top_k([[1, 2, 3]], 4, run_id="run"))
+    chunks = list(student.under("run").stream_top_k([[1, 2, 3]], 4))
     assert sum(len(chunk.token_ids) for chunk in chunks) == 2
 
 

@@ -6,12 +6,7 @@ import pytest
 
 from client.errors import BrokenStreamError, ServiceError, UncertainMutationError
 from client.run import StudentRun
-from client.settings import (
-    BatchSettings,
-    LoraSettings,
-    ScoredPrompt,
-    Weights,
-)
+from client.settings import Example, LoraConfig, base_weights, batch_settings, scored_prompt
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.errors import AlreadyAppliedError, LimitExceededError, UnavailableError
@@ -21,7 +16,7 @@ from tests.client.requests import EXAMPLE, STEP, TEACHER_PROMPT, pull
 
 
 def test_numbers_count_from_one_over_all_mutations(run: StudentRun, student: StudentClient) -> None:
-    run.forward_backward([EXAMPLE], BatchSettings(), pull=pull())
+    run.forward_backward([EXAMPLE], batch_settings(), pull=pull())
     assert run.optim_step(STEP).step == 1
     run.save_checkpoint("first")
     run.load_checkpoint("first")
@@ -29,7 +24,7 @@ def test_numbers_count_from_one_over_all_mutations(run: StudentRun, student: Stu
 
 
 def test_evaluation_consumes_no_number(run: StudentRun) -> None:
-    run.forward([EXAMPLE], BatchSettings(), pull=pull(), weights=Weights.BASE)
+    run.forward([EXAMPLE], batch_settings(), pull=pull(), weights=base_weights())
     assert run.state().last_sequence_number == 0
 
 
@@ -37,9 +32,9 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_content(
     run: StudentRun, teacher: TeacherClient, fake_student: FakeStudent
 ) -> None:
     fake_student.lose_answers = 1
-    prompts = [ScoredPrompt(token_ids=TEACHER_PROMPT, score_from=4)]
+    prompts = [scored_prompt(TEACHER_PROMPT, score_from=4)]
     result = run.forward_backward(
-        [EXAMPLE], BatchSettings(), chunks=teacher.stream_top_k_messages(prompts, 5)
+        [EXAMPLE], batch_settings(), chunks=teacher.stream_top_k_messages(prompts, 5)
     )
     assert result.replayed
     assert fake_student.calls == ["ForwardBackward"] * 2
@@ -47,6 +42,23 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_content(
     fake_student.lose_answers = 1
     assert run.optim_step(STEP).replayed
     assert fake_student.step == 1
+
+
+def test_a_retry_sends_what_the_first_attempt_sent(
+    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, settings = Example(), batch_settings()
+    example.CopyFrom(EXAMPLE)
+    genuine = fake_student._apply
+
+    def edit_and_apply(*args):
+        example.target_offset += 1
+        settings.objective += 1
+        return genuine(*args)
+
+    monkeypatch.setattr(fake_student, "_apply", edit_and_apply)
+    fake_student.lose_answers = 1
+    assert run.forward_backward([example], settings, pull=pull()).replayed
 
 
 def test_a_refused_mutation_leaves_its_number_to_the_next(
@@ -139,7 +151,7 @@ def test_resynchronizing_does_not_fence_a_writer_that_took_over(
     run: StudentRun, student: StudentClient, fake_student: FakeStudent
 ) -> None:
     _make_uncertain(run, fake_student)
-    successor = student.create_run("run", lora=LoraSettings(rank=4), take_over=True)
+    successor = student.create_run("run", lora=LoraConfig(rank=4), take_over=True)
     with pytest.raises(ServiceError, match=r"ABORTED.*another writer took over"):
         run.resynchronize()
     assert successor.optim_step(STEP).step == 2
@@ -202,7 +214,7 @@ def test_threads_take_turns(run: StudentRun, fake_student: FakeStudent) -> None:
 
 
 def test_an_earlier_writer_is_fenced(student: StudentClient, run: StudentRun) -> None:
-    successor = student.create_run("run", lora=LoraSettings(rank=4), take_over=True)
+    successor = student.create_run("run", lora=LoraConfig(rank=4), take_over=True)
     with pytest.raises(ServiceError, match="ABORTED"):
         run.optim_step(STEP)
     assert successor.optim_step(STEP).step == 1
@@ -216,6 +228,6 @@ def test_an_error_of_the_chunks_is_raised_as_it_is(
         yield
 
     with pytest.raises(BrokenStreamError, match="the teacher went away"):
-        run.forward_backward([EXAMPLE], BatchSettings(), chunks=broken())
+        run.forward_backward([EXAMPLE], batch_settings(), chunks=broken())
     assert fake_student.last == 0
     assert run.optim_step(STEP).step == 1

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from client.errors import BrokenStreamError, ServiceError
-from client.settings import SamplingSettings, ScoredPrompt
+from client.settings import SamplingParams, scored_prompt
 from client.teacher import TeacherClient
 from distill.errors import InvalidFieldError, LimitExceededError
 from tests.client.fake_model import COMPLETION, END_TOKEN, VOCAB_SIZE, row_log_probs
@@ -39,7 +39,7 @@ def test_a_missing_chunk_is_an_error(teacher: TeacherClient, fake_teacher: FakeT
 
 def test_scored_prompt_and_score_from_together_are_refused(teacher: TeacherClient) -> None:
     with pytest.raises(ValueError, match="score_from"):
-        teacher.score([ScoredPrompt(token_ids=[1, 2], score_from=1)], 2, score_from=1)
+        teacher.score([scored_prompt([1, 2], score_from=1)], 2, score_from=1)
     with pytest.raises(ValueError, match="one row per prompt"):
         teacher.score(PROMPTS, 2, score_from=[1])
 
@@ -54,7 +54,7 @@ def test_tokens_that_cannot_be_sent_are_refused(teacher: TeacherClient) -> None:
 
 
 def test_samples_come_in_the_order_of_the_prompts(teacher: TeacherClient) -> None:
-    samples = teacher.sample(PROMPTS, SamplingSettings(max_tokens=20, temperature=0))
+    samples = teacher.sample(PROMPTS, SamplingParams(max_tokens=20, temperature=0))
     assert [one.prompt_index for one in samples] == [0, 1, 2]
     assert {one.text for one in samples} == {COMPLETION}
     assert {one.token_ids[-1] for one in samples} == {END_TOKEN}
@@ -73,7 +73,7 @@ def test_tokenizer_comes_over_the_wire_once(
 def test_every_call_has_a_deadline(teacher: TeacherClient, fake_teacher: FakeTeacher) -> None:
     teacher.model_info()
     teacher.score([[1, 2]], 2)
-    teacher.sample([[1]], SamplingSettings(max_tokens=1))
+    teacher.sample([[1]], SamplingParams(max_tokens=1))
     teacher.model_info(timeout_seconds=5)
     # gRPC rounds a timeout up on the wire.
     assert all(seconds is not None and 0 < seconds <= 21 for seconds in fake_teacher.deadlines)

@@ -40,3 +40,20 @@ def test_student_training(
     assert fake.step == 4
     assert (out / "adapter" / "adapter_config.json").is_file()
     assert "step 4: KL" in capsys.readouterr().out
+
+
+def test_own_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The sea is blue.\nSo is the sky.\n\nGrass is green.\n\n\n")
+    fake = FakeStudent()
+    fake.export_pieces = [export_piece("adapter_config.json", 0, b"{}", 2)]
+    with serving(FakeTeacher()) as teacher, serving(fake) as student:
+        addresses = ["--teacher-address", teacher, "--student-address", student]
+        out = tmp_path / "out"
+        arguments = [str(texts), *addresses, "--steps", "2", "--out", str(out)]
+        run_script("own_texts.py", arguments, monkeypatch)
+    assert fake.step == 2
+    assert (out / "adapter_config.json").is_file()
+    assert "step 2: objective" in capsys.readouterr().out

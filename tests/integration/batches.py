@@ -4,16 +4,15 @@ import numpy as np
 
 from client.settings import (
     AdamW,
-    BatchSettings,
-    DistributionExample,
-    LoraSettings,
-    Objective,
-    ScoredPrompt,
-    TokenExample,
+    LoraConfig,
+    batch_settings,
+    distribution_example,
+    scored_prompt,
+    token_example,
 )
 
 VOCAB = 512
-LORA = LoraSettings(rank=4, seed=1)
+LORA = LoraConfig(rank=4, seed=1)
 
 
 def tokens(seed, length):
@@ -35,14 +34,14 @@ def aligned(cases):
     examples, prompts = [], []
     for index, (student_prefix, teacher_prefix, completion) in enumerate(cases):
         prompts.append(
-            ScoredPrompt(
-                token_ids=np.concatenate([teacher_prefix, completion]),
+            scored_prompt(
+                np.concatenate([teacher_prefix, completion]),
                 score_from=len(teacher_prefix),
             )
         )
         examples.append(
-            DistributionExample(
-                input_tokens=np.concatenate([student_prefix, completion]),
+            distribution_example(
+                np.concatenate([student_prefix, completion]),
                 target_offset=len(student_prefix) - 1,
                 prompt_index=index,
                 prompt_offset=len(teacher_prefix),
@@ -55,6 +54,6 @@ def aligned(cases):
 def move(run, seed=7):
     """One step on random hard targets, so that the adapter is no longer zero."""
     ids = tokens(seed, 20)
-    example = TokenExample(input_tokens=ids[:-1], target_offset=0, token_ids=ids[1:])
-    run.forward_backward([example], BatchSettings(objective=Objective.CROSS_ENTROPY))
+    example = token_example(ids[:-1], target_offset=0, token_ids=ids[1:])
+    run.forward_backward([example], batch_settings("cross_entropy"))
     run.optim_step(AdamW(learning_rate=1e-2))

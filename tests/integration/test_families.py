@@ -11,12 +11,11 @@ import pytest
 from client.services.local import STUDENT_MODULE, TEACHER_MODULE, LocalService
 from client.settings import (
     AdamW,
-    BatchSettings,
-    LoraSettings,
-    Objective,
-    PulledTargets,
-    SamplingSettings,
-    TokenExample,
+    LoraConfig,
+    SamplingParams,
+    batch_settings,
+    pulled_targets,
+    token_example,
 )
 from client.student import StudentClient
 from client.teacher import TeacherClient
@@ -105,46 +104,42 @@ def test_scores_do_not_depend_on_the_prompts_beside(pair):
 
 @pytest.mark.slow
 def test_a_student_with_the_teachers_weights_has_nothing_to_learn(pair, run_name):
-    run = pair.student.create_run(run_name, lora=LoraSettings(rank=4))
+    run = pair.student.create_run(run_name, lora=LoraConfig(rank=4))
     cases = [(prompt[:2], prompt[:2], prompt[2:]) for prompt in ragged(pair)]
     examples, prompts = aligned(cases)
-    pull = PulledTargets(teacher="main", prompts=prompts, top_k=8)
-    metrics = run.forward_backward(examples, BatchSettings(), pull=pull).metrics
-    assert abs(metrics.tail_bucket_kl) < 1e-5
-    assert metrics.top_1_agreement == 1.0
+    pull = pulled_targets("main", prompts, top_k=8)
+    metrics = run.forward_backward(examples, batch_settings(), pull=pull).metrics
+    assert abs(metrics["tail_bucket_kl"]) < 1e-5
+    assert metrics["top_1_agreement"] == 1.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [LoraSettings(rank=4), None])
+@pytest.mark.parametrize("lora", [LoraConfig(rank=4), None])
 def test_it_learns_and_its_samples_have_the_log_probs_that_scoring_gives_them(
     pair, run_name, lora, tmp_path
 ):
     run = pair.student.create_run(run_name, lora=lora)
     prompts = ragged(pair)
     examples = [
-        TokenExample(input_tokens=prompt[:-1], target_offset=0, token_ids=prompt[1:])
-        for prompt in prompts
+        token_example(prompt[:-1], target_offset=0, token_ids=prompt[1:]) for prompt in prompts
     ]
     losses = []
     for _ in range(6):
-        settings = BatchSettings(objective=Objective.CROSS_ENTROPY)
+        settings = batch_settings("cross_entropy")
         losses.append(run.forward_backward(examples, settings).loss)
         run.optim_step(AdamW(learning_rate=1e-2))
     assert losses[-1] < 0.9 * losses[0]
 
     starts = [prompt[:3] for prompt in prompts[:3]]
-    sampling = SamplingSettings(max_tokens=9, samples_per_prompt=2, ignore_end_tokens=True)
-    completions = pair.student.sample(starts, sampling, run_id=run.run_id)
+    sampling = SamplingParams(max_tokens=9, samples_per_prompt=2, ignore_end_tokens=True)
+    completions = pair.student.under(run.run_id).sample(starts, sampling)
     known = pair.teacher.tokenizer().vocab_size
     for completion in completions:
         start = starts[completion.prompt_index]
         whole = np.concatenate([start, completion.token_ids])
         assert whole.max() < known
-        chunks = pair.student.stream_top_k(
-            [whole], top_k=4, run_id=run.run_id, score_from=len(start)
-        )
-        scored = np.concatenate([chunk.prompt_log_probs for chunk in chunks])
-        np.testing.assert_allclose(completion.log_probs, scored, atol=1e-4)
+        (scored,) = pair.student.under(run.run_id).score([whole], top_k=4, score_from=len(start))
+        np.testing.assert_allclose(completion.log_probs, scored.prompt_log_probs, atol=1e-4)
     run.export_weights(tmp_path / "exported")
     name = "model.safetensors" if lora is None else "adapter_model.safetensors"
     assert (tmp_path / "exported" / name).is_file()

@@ -17,7 +17,7 @@ from client.recipes.sdft import (
     train_sdft,
 )
 from client.services.local import STUDENT_MODULE, TEACHER_MODULE, LocalService
-from client.settings import AdamW, LoraSettings
+from client.settings import AdamW, LoraConfig
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from tests.client.fake_server import serving
@@ -115,7 +115,7 @@ def test_off_policy_steps_bring_a_smaller_student_to_a_bigger_teacher(
             final_learning_rate_factor=0.1,
         ),
     )
-    kls = [one.batch.tail_bucket_kl for one in history]
+    kls = [one.batch["tail_bucket_kl"] for one in history]
     assert kls[-1] < 0.5 * kls[0]
 
 
@@ -140,7 +140,7 @@ def test_on_policy_steps_bring_a_smaller_student_to_a_bigger_teacher(
         compared = compare_with_teacher(
             run=run, teacher=teacher, prompts=prompts, completions=completions, settings=settings
         )
-        return compared.metrics.tail_bucket_kl
+        return compared.metrics["tail_bucket_kl"]
 
     at_first = kl_on(before)
     train_sdft(student=small_student, run=run, teacher=teacher, prompts=prompts, settings=settings)
@@ -153,7 +153,7 @@ def test_a_teacher_with_another_tokenizer_is_refused_with_both_fingerprints_and_
     foreign_teacher, small_student, run_name
 ):
     ours = small_student.model_info().tokenizer_fingerprint
-    run = small_student.create_run(run_name, lora=LoraSettings(rank=4))
+    run = small_student.create_run(run_name, lora=LoraConfig(rank=4))
     for targets, name in ((Targets.INLINE, "teacher fake"), (Targets.PULL, "'foreign'")):
         teacher = link(foreign_teacher, "foreign", targets)
         theirs = teacher.client.model_info().tokenizer_fingerprint

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from client.errors import decode_error
+from client.errors import parse_error
 from client.services.local import LocalService
-from client.settings import BatchSettings, LoraSettings, Objective, TokenExample
+from client.settings import LoraConfig, batch_settings, token_example
 from distill.limits import MAX_MESSAGE_BYTES
 from distill.models.loading import load_model
 from distill.network.functional import head_kernel, hidden_states
@@ -89,7 +89,7 @@ def parts(header, examples, chunks=(), objective=CROSS_ENTROPY, **batch):
 def refused(call):
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return decode_error(caught.value)
+    return parse_error(caught.value)
 
 
 def shaped(example, shape):
@@ -233,7 +233,7 @@ def test_waiting_requests_leave_room_for_the_one_they_wait_for(stub, run_name):
     }
     wait_until(lambda: sum(call.done() for call in waiting.values()) == 63 - PLACES_TO_WAIT)
     refusals = [call for call in waiting.values() if call.done()]
-    assert {decode_error(call.exception()).reason for call in refusals} == {"TOO_MANY_REQUESTS"}
+    assert {parse_error(call.exception()).reason for call in refusals} == {"TOO_MANY_REQUESTS"}
     assert not stub.ForwardBackward(parts(mutation(run_name), [hard()]), timeout=20).replayed
     for number, call in sorted(waiting.items()):
         if call in refusals:
@@ -353,8 +353,8 @@ def test_exported_full_weights_load_again_and_give_the_same_log_probs(student, r
     run = student.create_run(run_name, lora=None)
     move(run)
     ids = tokens(5, 20)
-    example = TokenExample(input_tokens=ids[:-1], target_offset=0, token_ids=ids[1:])
-    settings = BatchSettings(objective=Objective.CROSS_ENTROPY, return_log_probs=True)
+    example = token_example(ids[:-1], target_offset=0, token_ids=ids[1:])
+    settings = batch_settings("cross_entropy", return_log_probs=True)
     expected = run.forward([example], settings).examples[0].log_probs
     run.export_weights(tmp_path / "exported")
     exported = load_model(str(tmp_path / "exported"))
@@ -397,7 +397,7 @@ def test_writer_of_a_deleted_run_is_fenced_from_a_new_one_of_its_name(stub, run_
 
 
 def test_deleted_run_can_come_back_with_its_checkpoint(student, run_name):
-    lora = LoraSettings(rank=3)
+    lora = LoraConfig(rank=3)
     run = student.create_run(run_name, lora=lora)
     move(run)
     run.save_checkpoint("kept")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from client.errors import ServiceError, UncertainMutationError
-from client.settings import AdamW, BatchSettings, LoraSettings, Objective, TokenExample
+from client.settings import AdamW, LoraConfig, batch_settings, token_example
 
-LORA = LoraSettings(rank=2)
+LORA = LoraConfig(rank=2)
 STEP = AdamW(learning_rate=1e-2)
-HARD = BatchSettings(objective=Objective.CROSS_ENTROPY)
-EXAMPLE = TokenExample(input_tokens=np.arange(3, 12), target_offset=0, token_ids=np.arange(4, 13))
+HARD = batch_settings("cross_entropy")
+EXAMPLE = token_example(np.arange(3, 12), target_offset=0, token_ids=np.arange(4, 13))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from client.data.corpus import (
     help_topics,
     load_corpus,
 )
-from client.demos.errors import DatasetError
+from client.errors import DatasetError
 from tests.client.fake_model import fake_tokenizer
 
 

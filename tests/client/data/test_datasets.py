@@ -9,7 +9,7 @@ from client.data.datasets import (
     student_messages,
     teacher_messages,
 )
-from client.demos.errors import DatasetError
+from client.errors import DatasetError
 
 GOOD = '{"question": "What is 1 plus 1?", "demonstration": "Answer: 2."}\n'
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from client.demos.errors import DatasetError
 from client.demos.sdft import DemoSettings, run_demo
 from client.demos.sdft_summary import print_summary
-from client.errors import MismatchedPairError, ServiceError
+from client.errors import DatasetError, MismatchedPairError, ServiceError
 from client.recipes.batches import Targets
 from client.recipes.sdft import SdftSettings
 from client.services.pair import PairError, RunningPair
-from client.settings import LoraSettings
+from client.settings import LoraConfig
 from distill.v1 import student_service_pb2
 from tests.client.fake_server import serving
 from tests.client.fake_student import FakeStudent, export_piece
@@ -57,7 +56,7 @@ def settings(
             services=RunningPair(teacher=teacher, student=student, wait_seconds=10),
             targets=Targets.PULL,
             teacher_name="main",
-            lora=LoraSettings(),
+            lora=LoraConfig(rank=16),
             training=SdftSettings(step_count=2, prompts_per_step=2, top_k=4),
         )
 

@@ -17,16 +17,17 @@ def test_both_sides_predict_the_same_token_in_every_row(
         [AlignedSequence(student_prompt=student, teacher_prompt=teacher, completion=completion)]
     )
     (example,), (prompt,) = batch.examples, batch.prompts
-    assert example.row_count == len(completion)
-    assert example.target_offset + example.row_count == len(example.input_tokens)
-    assert prompt.score_from == example.prompt_offset
-    assert example.prompt_offset + example.row_count == len(prompt.token_ids)
+    input_tokens, targets = example.input_tokens.values, example.distribution_targets
+    assert targets.row_count == len(completion)
+    assert example.target_offset + targets.row_count == len(input_tokens)
+    assert prompt.score_from == targets.prompt_offset
+    assert targets.prompt_offset + targets.row_count == len(prompt.token_ids.values)
     student_text = [*student, *completion]
-    for row in range(example.row_count):
+    for row in range(targets.row_count):
         # Teacher row i is about token i; target row t is about the token after position t.
-        assert prompt.token_ids[example.prompt_offset + row] == completion[row]
+        assert prompt.token_ids.values[targets.prompt_offset + row] == completion[row]
         assert student_text[example.target_offset + row + 1] == completion[row]
-        assert list(example.input_tokens) == student_text[:-1]
+        assert list(input_tokens) == student_text[:-1]
     assert batch.teacher_token_count == len(teacher) + len(completion)
 
 

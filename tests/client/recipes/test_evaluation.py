@@ -3,12 +3,12 @@ import pytest
 
 from client.data.datasets import Question
 from client.recipes.evaluation import score_answers
-from client.results import Completion, StopReason
+from client.results import Completion
 
 PARIS = Question(question="What is the capital of France?", demonstration="Answer: Paris.")
 
 
-def completion(text: str, stop_reason: StopReason = StopReason.STOP) -> Completion:
+def completion(text: str, stop_reason: str = "stop") -> Completion:
     return Completion(
         prompt_index=0,
         sample_index=0,
@@ -43,7 +43,7 @@ def test_only_the_whole_answer_in_the_format_succeeds(
 
 
 def test_an_answer_that_was_cut_off_does_not_succeed() -> None:
-    scores = score_answers([PARIS], [completion("Answer: Paris.", StopReason.LENGTH)])
+    scores = score_answers([PARIS], [completion("Answer: Paris.", "length")])
     assert (scores.success, scores.exact) == (0, 0)
 
 

@@ -13,7 +13,7 @@ from client.recipes.sdft import (
     sample_completions,
     train_sdft,
 )
-from client.settings import AdamW, LoraSettings, Objective
+from client.settings import AdamW, LoraConfig
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from tests.client.fake_model import fake_tokenizer
@@ -33,7 +33,7 @@ def link(teacher: TeacherClient, targets: Targets) -> TeacherLink:
 def test_sdft_trains_on_the_students_own_samples(
     student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient, targets: Targets
 ) -> None:
-    run = student.create_run("run", lora=LoraSettings())
+    run = student.create_run("run", lora=LoraConfig(rank=16))
     seen: list[StepMetrics] = []
     history = train_sdft(
         student=student,
@@ -89,7 +89,7 @@ def test_the_learning_rate_falls_linearly(
     )
     train_sdft(
         student=student,
-        run=student.create_run("run", lora=LoraSettings()),
+        run=student.create_run("run", lora=LoraConfig(rank=16)),
         teacher=link(teacher, Targets.PULL),
         prompts=PROMPTS,
         settings=settings,
@@ -100,7 +100,7 @@ def test_the_learning_rate_falls_linearly(
 def test_comparing_changes_nothing(
     student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient
 ) -> None:
-    run = student.create_run("run", lora=LoraSettings())
+    run = student.create_run("run", lora=LoraConfig(rank=16))
     settings = SdftSettings()
     result = compare_with_teacher(
         run=run,
@@ -109,7 +109,7 @@ def test_comparing_changes_nothing(
         completions=sample_completions(student, run, PROMPTS, settings, seed=1),
         settings=settings,
     )
-    assert result.metrics.tail_bucket_kl == 3.0
+    assert result.metrics["tail_bucket_kl"] == 3.0
     assert len(fake_student.batches[0][1]) == len(PROMPTS)
     assert fake_student.calls == ["Sample", "Forward"]
     assert fake_student.last == 0
@@ -121,7 +121,7 @@ def test_off_policy_targets_every_token_but_the_first(
     run = student.create_run("run", lora=None)
     corpus = [[1, 2, 3, 4], [5, 6]]
     settings = OffPolicySettings(
-        step_count=2, sequences_per_step=2, top_k=3, objective=Objective.RENORMALIZED
+        step_count=2, sequences_per_step=2, top_k=3, objective="renormalized"
     )
     history = train_off_policy(
         run=run, teacher=link(teacher, Targets.INLINE), corpus=corpus, settings=settings

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from client.reports.perplexity_curve import CurvePoint, draw_perplexity
+from client.recipes.measured_training import CurvePoint
+from client.reports.perplexity_curve import draw_perplexity
 
 POINTS = [
     CurvePoint(step=step, tokens=1000 * step, seconds=10.0 * step, perplexity=200.0 / (1 + step))

@@ -13,22 +13,20 @@ from client.reports.report import (
     tokens_per_second,
     write_json,
 )
-from client.results import BatchMetrics
 
 
 def metrics(step: int, *, sampled: int = 10, kl: float | None = 0.5) -> StepMetrics:
     return StepMetrics(
         step=step,
         objective=1.0 / step,
-        batch=BatchMetrics(
-            tail_bucket_kl=kl,
-            teacher_entropy=1.0,
-            student_entropy=2.0,
-            teacher_support_mass=None,
-            student_support_mass=0.5,
-            top_k_overlap=0.5,
-            top_1_agreement=0.25,
-        ),
+        batch={
+            **({} if kl is None else {"tail_bucket_kl": kl}),
+            "teacher_entropy": 1.0,
+            "student_entropy": 2.0,
+            "student_support_mass": 0.5,
+            "top_k_overlap": 0.5,
+            "top_1_agreement": 0.25,
+        },
         row_count=10,
         student_token_count=100,
         teacher_token_count=200 * step,

@@ -8,14 +8,14 @@ import grpc
 import numpy as np
 import pytest
 
-from client.settings import LoraSettings
+from client.settings import LoraConfig
 from distill.tensors import encode_int32
 from distill.v1 import scoring_pb2, training_pb2
 from distill.v1 import student_service_pb2 as pb
 from distill.v1.student_service_pb2_grpc import StudentServiceStub
 from tests.support.waiting import wait_until
 
-LORA = LoraSettings(rank=2)
+LORA = LoraConfig(rank=2)
 TOKENS = encode_int32(np.arange(3, 12))
 
 

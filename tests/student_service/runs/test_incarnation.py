@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from client.errors import ServiceError
-from client.settings import LoraSettings
+from client.settings import LoraConfig
 from client.student import StudentClient
 from distill.engine import process
 from distill.rpc.options import ServerOptions
@@ -54,12 +54,12 @@ def start(in_process, tmp_path, monkeypatch):
 def test_the_writer_of_a_run_that_a_restart_forgot_is_fenced_from_a_new_one_of_its_name(start):
     server = start()
     with StudentClient(server.address, timeout_seconds=60) as student:
-        earlier = student.create_run("run", lora=LoraSettings(rank=1))
+        earlier = student.create_run("run", lora=LoraConfig(rank=1))
         earlier.save_checkpoint("first")
         server.stop(1)
         server = start(int(server.address.rpartition(":")[2]))
         try:
-            later = student.create_run("run", lora=LoraSettings(rank=1))
+            later = student.create_run("run", lora=LoraConfig(rank=1))
             later.save_checkpoint("second")
             before = later.state()
             with pytest.raises(ServiceError, match=r"ABORTED.*another writer"):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from client.settings import AdamW, BatchSettings, LoraSettings, Objective, TokenExample
+from client.settings import AdamW, LoraConfig, batch_settings, token_example
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.scoring_scheduler import ScoringScheduler
@@ -16,8 +16,8 @@ from student_service.training.batch import BatchOutcome
 from student_service.training.optimizer import StepOutcome
 from student_service.training.trainer import GradientOutcome
 
-HARD = BatchSettings(objective=Objective.CROSS_ENTROPY)
-EXAMPLE = TokenExample(input_tokens=np.arange(3, 12), target_offset=0, token_ids=np.arange(4, 13))
+HARD = batch_settings("cross_entropy")
+EXAMPLE = token_example(np.arange(3, 12), target_offset=0, token_ids=np.arange(4, 13))
 CALLER = Caller(
     remaining_seconds=lambda: 60.0, is_active=lambda: True, on_end=lambda _callback: True
 )
@@ -26,7 +26,7 @@ READERS = 8
 
 @pytest.fixture
 def handle(student):
-    return student.create_run(f"run-{uuid.uuid4().hex[:8]}", lora=LoraSettings(rank=2))
+    return student.create_run(f"run-{uuid.uuid4().hex[:8]}", lora=LoraConfig(rank=2))
 
 
 @pytest.fixture

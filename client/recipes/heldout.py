@@ -3,8 +3,9 @@
 - KL: over the texts that the student should say, which are the teacher's own most probable (greedy)
   answers under its privileged prompt. They are sampled once, so both measurements are over the same
   rows.
-- on-policy KL: over the student's own most probable answers at that time. Its texts change with the
-  student: at first they are long, and late in a text both sides agree.
+- on-policy KL: over the student's own most probable answers at that time. The texts change with the
+  student. An untrained student's answers are long, and late in a long text both sides agree, which
+  makes their KL small.
 - success: the share of these answers that have the demonstrated format.
 
 Both KLs are from the teacher to the student over the top K and one bucket for all other tokens, and
@@ -16,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client.data.datasets import Question
+from client.recipes.batches import TeacherLink
 from client.recipes.evaluation import AnswerScores, score_answers
 from client.recipes.sdft import PrivilegedPrompt, SdftSettings, compare_with_teacher
 from client.results import Completion
 from client.run import StudentRun
-from client.services.pair import Pair
-from client.settings import SamplingSettings
+from client.settings import SamplingParams
+from client.student import StudentClient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +61,13 @@ class Evaluation:
 
 
 def ask_teacher(
-    pair: Pair,
+    teacher: TeacherLink,
     questions: Sequence[Question],
     prompts: Sequence[PrivilegedPrompt],
     settings: SdftSettings,
 ) -> Heldout:
     """Let the teacher answer under its privileged prompts."""
-    answers = pair.teacher.sample([one.teacher_prompt for one in prompts], _greedy(settings))
+    answers = teacher.client.sample([one.teacher_prompt for one in prompts], _greedy(settings))
     return Heldout(
         questions=questions,
         prompts=prompts,
@@ -75,39 +77,42 @@ def ask_teacher(
 
 
 def evaluate_student(
-    pair: Pair, run: StudentRun, heldout: Heldout, settings: SdftSettings
+    student: StudentClient,
+    run: StudentRun,
+    teacher: TeacherLink,
+    heldout: Heldout,
+    settings: SdftSettings,
 ) -> Evaluation:
     """Measure the run's present weights; nothing is trained."""
     started = time.monotonic()
     student_prompts = [one.student_prompt for one in heldout.prompts]
-    answers = pair.student.sample(student_prompts, _greedy(settings), run_id=run.run_id)
+    answers = student.under(run.run_id).sample(student_prompts, _greedy(settings))
     return Evaluation(
-        kl=_kl(pair, run, heldout, heldout.teacher_answers, settings),
-        on_policy_kl=_kl(pair, run, heldout, answers, settings),
+        kl=_kl(run, teacher, heldout, heldout.teacher_answers, settings),
+        on_policy_kl=_kl(run, teacher, heldout, answers, settings),
         scores=score_answers(heldout.questions, answers),
         seconds=time.monotonic() - started,
     )
 
 
-def _greedy(settings: SdftSettings) -> SamplingSettings:
-    return SamplingSettings(max_tokens=settings.max_completion_tokens, temperature=0)
+def _greedy(settings: SdftSettings) -> SamplingParams:
+    return SamplingParams(max_tokens=settings.max_completion_tokens, temperature=0)
 
 
 def _kl(
-    pair: Pair,
     run: StudentRun,
+    teacher: TeacherLink,
     heldout: Heldout,
     completions: Sequence[Completion],
     settings: SdftSettings,
 ) -> float:
     result = compare_with_teacher(
         run=run,
-        teacher=pair.link,
+        teacher=teacher,
         prompts=heldout.prompts,
         completions=completions,
         settings=settings,
     )
-    kl = result.metrics.tail_bucket_kl
-    if kl is None:
+    if "tail_bucket_kl" not in result.metrics:
         raise ValueError("tail_bucket_kl: the student does not report it")
-    return kl
+    return result.metrics["tail_bucket_kl"]
