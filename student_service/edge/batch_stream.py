@@ -131,8 +131,8 @@ def _digest(message: "training_pb2.Example | scoring_pb2.TopKChunk") -> bytes:
 def _check_pulled_support(scoring: scoring_pb2.Scoring, objective: ObjectiveSpec) -> None:
     """Refuse a support that the objective cannot use, before the teacher computes it."""
     is_sampled = scoring.HasField("sampled")
-    if is_sampled != objective.needs_chunk_weights:
-        wanted = "must be" if objective.needs_chunk_weights else "must not be"
+    if is_sampled != objective.needs_draw_weights:
+        wanted = "must be" if objective.needs_draw_weights else "must not be"
         raise InvalidFieldError(
             "batch.pull.scoring.support",
             f"{wanted} sampled for the objective {objective.name}, got "

@@ -11,11 +11,11 @@ from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.rows import Rows, TilingError, concatenate
-from distill.rpc.checks import check_distinct
+from distill.rpc.checks import check_distinct, check_token_ids
 from distill.v1 import scoring_pb2
 from distill.wire import rows_from_message
 from student_service.edge.batch_stream import ReceivedBatch
-from student_service.edge.examples import MAX_LOG_PROB, CheckedExample, PromptRows, check_token_ids
+from student_service.edge.examples import MAX_LOG_PROB, CheckedExample, PromptRows
 from student_service.edge.formatting import check_result_size
 from student_service.edge.teacher_pool import TeacherPool
 from student_service.training.batch import TrainingBatch, TrainingExample
@@ -97,7 +97,7 @@ def _check_rows(
             f"must be [P, K] with P at least 1 and K in [1, {largest}], "
             f"got {list(rows.token_ids.shape)}",
         )
-    check_token_ids(rows.token_ids, f"{field}.token_ids", vocab_size)
+    check_token_ids(f"{field}.token_ids", rows.token_ids, vocab_size)
     _check_draw_weights(rows, field, objective)
     weights = rows.draw_weights
     used = np.ones(rows.token_ids.shape, bool) if weights is None else weights > 0
@@ -149,7 +149,7 @@ def _check_draw_weights(rows: Rows, field: str, objective: ObjectiveSpec) -> Non
     """The importance weights are there where the objective needs them, and nowhere else."""
     field = f"{field}.draw_weights"
     weights = rows.draw_weights
-    if not objective.needs_chunk_weights:
+    if not objective.needs_draw_weights:
         if weights is not None:
             raise InvalidFieldError(
                 field,

@@ -8,7 +8,7 @@ from distill.arrays import FloatArray, Int32Array
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
-from distill.rpc.checks import check_limit, parse_token_ids
+from distill.rpc.checks import check_limit, check_token_ids, parse_token_ids
 from distill.tensors import decode_floats, decode_int32
 from distill.v1 import training_pb2
 from student_service.training.batch import LossSettings, NamedTokens
@@ -130,7 +130,7 @@ class ExampleParser:
                 f"{ids_field}.shape",
                 f"K must be {self._first_support} as in the examples before it, got {support}",
             )
-        check_token_ids(ids, ids_field, self._vocab_size)
+        check_token_ids(ids_field, ids, self._vocab_size)
         targets_field = f"{field}.token_targets"
         old_log_probs = None
         if self._objective.needs_advantages:
@@ -219,15 +219,6 @@ def _parse_row_weights(example: training_pb2.Example, field: str, row_count: int
         )
     check_finite(weights, f"{field}.row_weights")
     return weights
-
-
-def check_token_ids(ids: Int32Array, field: str, vocab_size: int) -> None:
-    """Raises InvalidFieldError unless every id is in [0, V): JAX would clamp silently."""
-    outside = (ids < 0) | (ids >= vocab_size)
-    if outside.any():
-        raise InvalidFieldError(
-            field, f"must be in [0, {vocab_size}), got {int(ids[outside].flat[0])}"
-        )
 
 
 def check_finite(values: FloatArray, field: str) -> None:
