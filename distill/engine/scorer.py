@@ -89,7 +89,7 @@ class Scorer:
         self._config = model.config
         profile = device_profile()
         self.token_budget = profile.scoring_token_budget
-        self._family_budget = profile.shared_prefix_token_budget
+        self._shared_prefix_budget = profile.shared_prefix_token_budget
         self._compiled = CompiledFunctions()
         self._body = self._compiled.add(packed_hidden_states, static_argnames="graph")
         self._gather = self._compiled.add(_gather)
@@ -157,7 +157,7 @@ class Scorer:
         return plan_packs(
             jobs,
             self.token_budget,
-            shared_prefix_budget=self._family_budget,
+            shared_prefix_budget=self._shared_prefix_budget,
             shares_prefixes=self.shares_prefixes,
         )
 
