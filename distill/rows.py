@@ -6,11 +6,12 @@ returns them, the student checks them and trains on them.
 Letters: R rows, K support size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.arrays import FloatArray, Int32Array
 
@@ -85,8 +86,7 @@ class Rows:
     @property
     def byte_count(self) -> int:
         """Bytes of the arrays."""
-        sizes: Iterable[int] = (array.nbytes for array in self._arrays().values())
-        return sum(sizes)
+        return sum(array.nbytes for array in self.arrays().values())
 
     def slice(self, first_row: int, end_row: int) -> "Rows":
         """The rows [first_row, end_row) in prompt coordinates; views of the same memory.
@@ -99,11 +99,11 @@ class Rows:
                 f"rows [{first_row}, {end_row}) are not within [{self.first_row}, {self.end_row})"
             )
         here = slice(first_row - self.first_row, end_row - self.first_row)
-        cut: dict[str, Any] = {name: array[here] for name, array in self._arrays().items()}
+        cut: dict[str, Any] = {name: array[here] for name, array in self.arrays().items()}
         return replace(self, first_row=first_row, **cut)
 
-    def _arrays(self) -> dict[str, Any]:
-        """The arrays there are, by name; the first axis of each counts rows."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name, without absent draw weights; the first axis of each counts rows."""
         values = {name: getattr(self, name) for name in ARRAY_RANKS}
         return {name: array for name, array in values.items() if array is not None}
 
@@ -115,8 +115,8 @@ ARRAY_RANKS = {each.name: each.metadata["rank"] for each in fields(Rows) if each
 def concatenate(parts: Sequence[Rows]) -> Rows:
     """The rows of consecutive parts of one prompt as one.
 
-    This is the place where tiling is checked: parts that pass cover [first row of the first, end of
-    the last) exactly once.
+    It checks the tiling: parts that pass cover the rows from the first part's first to the last
+    part's last exactly once. A single part comes back as it is, several are copied.
 
     Args:
         parts: at least one, in the order of their rows, all of one prompt and one K.
@@ -135,7 +135,9 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         raise ValueError(
             f"some parts of prompt {first.prompt_index} have draw weights and others have none"
         )
-    each = [part._arrays() for part in parts]
+    if len(parts) == 1:
+        return first  # most prompts are one chunk, which need not be copied
+    each = [part.arrays() for part in parts]
     joined: dict[str, Any] = {
         name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]
     }

@@ -1,7 +1,7 @@
 """Wire tensors to NumPy and back.
 
-The only place that reads or writes `FloatTensor` and `Int32Tensor`. Knows no JAX, for the client
-uses it too.
+The only place that reads or writes `FloatTensor` and `Int32Tensor`. It imports no JAX, because the
+client uses it too.
 
 NumPy writes the values as they lie in memory, and reads them by one copy: a hundred times as fast
 as through a Python object per value.
@@ -29,7 +29,8 @@ _VALUES_NUMBER = tensor_pb2.FloatTensor.VALUES_FIELD_NUMBER
 _VALUE_BYTES = 4
 
 _MAX_EXTENT = 2**31 - 1
-"""Of a dimension: beside an empty one any other fits the number of values, but no array has it."""
+"""Largest dimension. A shape with a 0 in it has no values whatever its other dimensions are, and
+NumPy makes no array with one of 2^62."""
 
 
 def encode_floats(array: NDArray[np.floating]) -> tensor_pb2.FloatTensor:
@@ -52,8 +53,8 @@ def float_field(number: int, array: NDArray[np.floating]) -> tuple[bytes, memory
         array: of any rank.
 
     Returns:
-        Two pieces for `b"".join`: joined once with those of other fields, the values are copied
-        once.
+        The header and the values, for one `b"".join` with the pieces of the other fields: that
+        copies the values once.
     """
     values = np.asarray(array, _WIRE_FLOAT, order="C")
     return _field_header(number, values.shape), values.data
@@ -114,16 +115,15 @@ def _checked_shape(
     field: str,
     ranks: tuple[int, ...],
 ) -> tuple[int, ...]:
-    shape = tuple(int(extent) for extent in shape_field)
+    shape = tuple(shape_field)
     if len(shape) not in ranks:
         allowed = " or ".join(str(rank) for rank in ranks)
         raise InvalidFieldError(
             f"{field}.shape", f"must have {allowed} dimensions, got {len(shape)}: {list(shape)}"
         )
     # Before the product: numpy's reshape would read -1 as a wildcard.
-    for extent in shape:
-        if extent < 0:
-            raise InvalidFieldError(f"{field}.shape", f"must not be negative, got {list(shape)}")
+    if min(shape, default=0) < 0:
+        raise InvalidFieldError(f"{field}.shape", f"must not be negative, got {list(shape)}")
     # math.prod has no overflow: Python integers.
     if math.prod(shape) != value_count:
         raise InvalidFieldError(

@@ -3,7 +3,9 @@
 `Rows` has the message's field names, so that nothing here lists them.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 from distill.errors import InvalidFieldError
 from distill.rows import ARRAY_RANKS, Rows
@@ -11,8 +13,36 @@ from distill.tensors import decode_floats, decode_int32, float_field, int32_fiel
 from distill.v1 import scoring_pb2
 from distill.wire_format import int_field
 
-_FIELDS = sorted(scoring_pb2.TopKChunk.DESCRIPTOR.fields, key=lambda each: each.number)
-_FLOAT_TENSOR = "FloatTensor"
+
+class _Tensor(NamedTuple):
+    """How a field that is a tensor is written and read."""
+
+    write: Callable[[int, Any], tuple[bytes, memoryview]]
+    read: Callable[[Any, str, tuple[int, ...]], Any]
+
+
+class _Field(NamedTuple):
+    name: str
+    number: int
+    tensor: _Tensor | None
+    """None: a number or a bool."""
+
+
+_TENSORS = {
+    "FloatTensor": _Tensor(float_field, decode_floats),
+    "Int32Tensor": _Tensor(int32_field, decode_int32),
+}
+
+# Looked up once: asking the descriptors for every chunk takes as long as copying its values.
+_FIELDS = tuple(
+    _Field(
+        each.name,
+        each.number,
+        None if each.message_type is None else _TENSORS[each.message_type.name],
+    )
+    for each in sorted(scoring_pb2.TopKChunk.DESCRIPTOR.fields, key=lambda each: each.number)
+)
+_OPTIONAL = {each.name for each in fields(Rows) if each.default is None}
 
 
 def rows_to_bytes(rows: Rows) -> bytes:
@@ -22,13 +52,12 @@ def rows_to_bytes(rows: Rows) -> bytes:
     another one is copied; this way the arrays are not.
     """
     pieces: list[bytes | memoryview] = []
-    for each in _FIELDS:
-        value = getattr(rows, each.name)
-        if each.message_type is None:
-            pieces.append(int_field(each.number, value))
+    for name, number, tensor in _FIELDS:
+        value = getattr(rows, name)
+        if tensor is None:
+            pieces.append(int_field(number, value))
         elif value is not None:
-            is_float = each.message_type.name == _FLOAT_TENSOR
-            pieces += (float_field if is_float else int32_field)(each.number, value)
+            pieces += tensor.write(number, value)
     return b"".join(pieces)
 
 
@@ -44,14 +73,12 @@ def rows_from_message(chunk: scoring_pb2.TopKChunk, field: str) -> Rows:
         InvalidFieldError: an array of a wrong rank, or of another shape than the token ids'.
     """
     values: dict[str, Any] = {}
-    for each in _FIELDS:
-        if each.message_type is None:
-            values[each.name] = getattr(chunk, each.name)
-        elif each.name != "draw_weights" or chunk.HasField("draw_weights"):
-            is_float = each.message_type.name == _FLOAT_TENSOR
-            decode: Any = decode_floats if is_float else decode_int32
-            values[each.name] = decode(
-                getattr(chunk, each.name), f"{field}.{each.name}", (ARRAY_RANKS[each.name],)
+    for name, _, tensor in _FIELDS:
+        if tensor is None:
+            values[name] = getattr(chunk, name)
+        elif name not in _OPTIONAL or chunk.HasField(name):  # type: ignore[arg-type] # its own
+            values[name] = tensor.read(
+                getattr(chunk, name), f"{field}.{name}", (ARRAY_RANKS[name],)
             )
     shape = values["token_ids"].shape
     for name, rank in ARRAY_RANKS.items():

@@ -1,8 +1,8 @@
 """Parts of protobuf's wire format, byte for byte as protobuf itself writes them.
 
 For messages whose payload is an array: protobuf's own Python interface takes one object per value,
-while a packed field on the wire is a header and then the values as they lie in memory. Reading
-stays with protobuf's parser, which takes every valid encoding and refuses all others.
+while a packed field on the wire is a header and then the values as they lie in memory. Reading is
+left to protobuf's parser, which takes every valid encoding and refuses all others.
 """
 
 _VARINT = 0

@@ -133,7 +133,8 @@ def load_service(
         trainer=trainer,
         queue=engine.queue,
         store=CheckpointStore(runs_dir),
-        # The other half is for requests that can go on, among them those that these wait for.
+        # The other half stays free for requests that can run, among them the predecessors of those
+        # that wait.
         max_waiting_requests=options.max_concurrent_requests // 2,
         first_epoch=epoch,
         max_runs=max_runs,

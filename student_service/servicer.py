@@ -1,4 +1,4 @@
-"""The student's gRPC methods: decode, call, encode."""
+"""The student's gRPC methods. Each parses its request, makes one call, and formats the answer."""
 
 import tempfile
 from collections.abc import Iterator
@@ -99,7 +99,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         try:
             return mutate(self._runs, request, context, delete)
         except NotFoundError:
-            # The run took its kept answers with it, except for this one.
+            # The run's kept answers went with it. The registry remembers this one mutation of it.
             header = request.mutation
             if self._runs.deleted_by(header.run_id) != request_ticket(header, request):
                 raise
@@ -119,7 +119,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         repeated = run.sequencer.repeated(ticket)
         if isinstance(repeated, pb.ForwardBackwardResponse):
             return replayed(repeated)
-        # The targets come before the turn: pulling overlaps with the batch before.
+        # Outside of the turn, so that pulling overlaps with the compute of the batch before.
         batch, pulled_bytes, target_seconds = with_targets(
             received, context, self._teachers, self._limits, self._vocab_size
         )
@@ -149,10 +149,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             received, context, self._teachers, self._limits, self._vocab_size
         )
         outcome, seconds = run.forward(
-            batch,
-            checkpoint,
-            header.weights.HasField("base"),
-            _caller(context),
+            batch, checkpoint, header.weights.HasField("base"), _caller(context)
         )
         result = format_batch_result(
             outcome,
@@ -226,7 +223,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         def load(run: Run, header: training_pb2.Mutation) -> pb.LoadCheckpointResponse:
             run.load_checkpoint(name, partial(remaining_seconds, context))
             described = format_run(run)
-            # The number is consumed when this answer is given.
+            # The sequencer counts this mutation only after its answer is made.
             described.last_sequence_number = header.sequence_number
             return pb.LoadCheckpointResponse(run=described)
 
@@ -265,13 +262,18 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
                 yield from format_file(path)
 
     def _run(self, run_id: str, field: str = "run_id") -> Run:
-        """Raises InvalidFieldError for what is no name, NotFoundError where there is no run."""
+        """The run of that name.
+
+        Raises:
+            InvalidFieldError: it is not a name.
+            NotFoundError: there is no such run.
+        """
         return self._runs.get(parse_name(run_id, field), field)
 
     def _weights(
         self, run_id: str, reference: training_pb2.WeightsRef, context: grpc.ServicerContext
     ) -> ModelWeights:
-        """What to score or sample under.
+        """The weights to score or sample under.
 
         Raises:
             InvalidFieldError: a run's weights are asked for without a run.
@@ -300,7 +302,7 @@ def _caller(context: grpc.ServicerContext) -> Caller:
 
 
 def _parse_checkpoint(reference: training_pb2.WeightsRef, field: str = "weights") -> str | None:
-    """The name of the checkpoint that is asked for; None where it is none."""
+    """The name of the checkpoint that is asked for; None for other weights."""
     if not reference.HasField("checkpoint"):
         return None
     return parse_name(reference.checkpoint, f"{field}.checkpoint")

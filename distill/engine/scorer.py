@@ -71,6 +71,12 @@ class _RowRange:
     def rows(self) -> Int32Array:
         return np.arange(self.first_row, self.first_row + self.row_count, dtype=np.int32)
 
+    @property
+    def rows_of_job(self) -> slice:
+        """The rows counted from the first that the job wants, as its candidates are."""
+        first = self.first_row - self.job.score_from
+        return slice(first, first + self.row_count)
+
 
 class Scorer:
     """Computes distributions under any weights of one model.
@@ -122,8 +128,8 @@ class Scorer:
         Args:
             jobs: the prompts; supports, K and temperatures may differ.
             weights: what to compute under.
-            is_wanted: asked before each body and each call of the head: a job that is not costs
-                no further compute.
+            is_wanted: asked before each body and each call of the head: a job that is no longer
+                wanted costs no further compute.
 
         Yields:
             Each chunk with its job, and None for a piece without a result. The chunks of a job
@@ -139,7 +145,7 @@ class Scorer:
                         yield job, chunk
 
     def _wanted_packs(self, jobs: Sequence[ScoreJob], is_wanted: IsWanted) -> Iterator[ScoringPack]:
-        """The packs, each planned anew when its turn comes where some of it is not wanted."""
+        """The packs. When the turn of one comes that is not wanted whole, it is planned anew."""
         for planned in self._plan(jobs):
             wanted = [placed.job for placed in planned.jobs if is_wanted(placed.job)]
             if len(wanted) == len(planned.jobs):
@@ -234,7 +240,7 @@ class Scorer:
     def _compute_support(
         self, rows_of_head: tuple[Any, ...], ranges: list[_RowRange], row_numbers: Int32Array
     ) -> HeadArrays:
-        """The same on a support that is not the K most probable tokens.
+        """One call of the head on a support that is not the K most probable tokens.
 
         Args:
             rows_of_head: the head's first arguments, of P rows.
@@ -244,11 +250,7 @@ class Scorer:
         width = self._top_k_bucket(ranges[0].job.top_k)
         padded_count = len(row_numbers)
         named = [
-            (
-                part.job.support,
-                part.first_row - part.job.score_from,
-                part.first_row - part.job.score_from + part.row_count,
-            )
+            part.job.support.token_ids[part.rows_of_job]
             for part in ranges
             if isinstance(part.job.support, Candidates)
         ]
@@ -287,7 +289,7 @@ class Scorer:
         return min(scoring_chunk_rows(self._config.vocab_size), fitting)
 
     def _padded_rows(self, row_count: int, call_rows: int) -> int:
-        """Rows as they are compiled: few sizes, for each is a compilation."""
+        """Rows as they are compiled: few sizes, because each costs a compilation."""
         size = _SMALLEST_CALL_ROWS
         while size < row_count:
             size *= 4
@@ -300,12 +302,12 @@ class Scorer:
 
 
 def _gather(hidden: jax.Array, slots: jax.Array) -> jax.Array:
-    # Apart from the head, so that the head is not compiled anew for every shape of the body.
+    # A program of its own: inside the head's, each shape of the body would compile a head.
     return hidden[slots]
 
 
 def _own(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[Any]:
-    """A part of a call's result that does not keep the rest in memory."""
+    """The part in memory of its own: a view would keep the whole result of the call alive."""
     return part if part.nbytes == whole.nbytes else part.copy()
 
 
@@ -314,13 +316,12 @@ def _by_name(rows: TopKRows) -> HeadArrays:
 
 
 def _chunks(arrays: HeadArrays, ranges: Sequence[_RowRange]) -> Iterator[tuple[ScoreJob, Rows]]:
-    """Cut the result of one call into rows of one prompt and of bounded size."""
-    row_bytes = sum(4 for rank in map(np.ndim, arrays.values()) if rank == 1)
-    token_bytes = sum(4 for rank in map(np.ndim, arrays.values()) if rank == 2)
+    """Cut the result of one call into chunks: rows of one prompt, of bounded size."""
     start = 0
     for part in ranges:
         top_k = part.job.top_k
-        most_rows = max(1, _CHUNK_BYTES // (token_bytes * top_k + row_bytes))
+        row_bytes = sum(4 * (top_k if array.ndim == 2 else 1) for array in arrays.values())
+        most_rows = max(1, _CHUNK_BYTES // row_bytes)
         for offset in range(0, part.row_count, most_rows):
             end = min(offset + most_rows, part.row_count)
             here = slice(start + offset, start + end)

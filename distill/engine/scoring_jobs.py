@@ -34,7 +34,7 @@ class ScoreJob:
     """Which K tokens; None: the most probable."""
 
     def from_row(self, row: int) -> "ScoreJob":
-        """The rest of it, from this row on."""
+        """The same job without the rows before this one."""
         support = self.support
         if isinstance(support, Candidates):
             support = Candidates(token_ids=support.token_ids[row - self.score_from :])
@@ -42,9 +42,9 @@ class ScoreJob:
 
 
 IsWanted: TypeAlias = Callable[[ScoreJob], bool]
-"""Whether anybody waits for further rows of a job. Once it is not wanted, it never is again."""
+"""Whether anybody waits for further rows of a job. Once the answer is False it stays False."""
 
 
 def always_wanted(_: ScoreJob) -> bool:
-    """The `IsWanted` of a caller who wants all."""
+    """The `IsWanted` of a caller who wants every row."""
     return True

@@ -1,4 +1,4 @@
-"""What a scoring job says of its support, and the compiled head of each kind of it.
+"""The kinds of support that a scoring job can ask for, and what the heads of two of them need.
 
 Letters: P rows of a call of the head, R wanted rows of a prompt, K support size.
 """
@@ -18,7 +18,7 @@ from distill.ops.sampled_support import SampledRows, sampled_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The support is named, row by row."""
+    """The caller names the support of each row."""
 
     token_ids: Int32Array
     """[R, K], distinct within a row."""
@@ -26,10 +26,10 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """The support is an exact head and draws from what is outside it."""
+    """The support is the most probable tokens (the exact head) and draws from all others."""
 
     exact_count: int
-    """Size of the head, in [0, K)."""
+    """Size of the exact head, in [0, K)."""
 
     seed: int
     """Of the draws."""
@@ -40,25 +40,23 @@ Support: TypeAlias = Candidates | Draws | None
 
 
 def draw_key(seed: int, token_ids: Int32Array) -> np.ndarray:
-    """The random key of a prompt, [2] uint32: of its seed and tokens, and of nothing else."""
+    """The random key of a prompt, [2] uint32. It depends on the seed and the prompt's tokens alone,
+    so that the draws do not depend on what is scored beside it."""
     content = seed.to_bytes(8, "little", signed=True) + token_ids.astype("<i4").tobytes()
     return np.frombuffer(hashlib.blake2b(content, digest_size=8).digest(), "<u4")
 
 
-def candidate_block(
-    parts: Iterable[tuple[Candidates, int, int]], row_count: int, width: int
-) -> Int32Array:
+def candidate_block(parts: Iterable[Int32Array], row_count: int, width: int) -> Int32Array:
     """The candidates of one call, [row_count, width], padded with token 0.
 
     Args:
-        parts: the candidates of a prompt, and the first and one past the last of their rows.
+        parts: candidates of consecutive rows, [rows, K] each, one part after the other.
         row_count: P, padding included.
         width: K as it is compiled.
     """
     block = np.zeros((row_count, width), np.int32)
     start = 0
-    for candidates, first, last in parts:
-        rows = candidates.token_ids[first:last]
+    for rows in parts:
         block[start : start + len(rows), : rows.shape[1]] = rows
         start += len(rows)
     return block

@@ -47,7 +47,7 @@ class ObjectiveSpec:
     needs_teacher_tail: bool = False
     """The loss is infinite where the teacher gives no probability to what the student may do."""
 
-    needs_chunk_weights: bool = False
+    needs_draw_weights: bool = False
     """The targets are the draw weights of a sampled support."""
 
     needs_advantages: bool = False
@@ -62,7 +62,7 @@ class ObjectiveSpec:
     @property
     def reads_prompts(self) -> bool:
         """The targets are rows of a scored prompt; otherwise tokens that the caller names."""
-        return self.needs_distribution or self.needs_chunk_weights
+        return self.needs_distribution or self.needs_draw_weights
 
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
@@ -90,7 +90,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             needs_teacher_tail=True,
             uses_beta=True,
         ),
-        ObjectiveSpec(name="sampled", row_loss=sampled, needs_chunk_weights=True),
+        ObjectiveSpec(name="sampled", row_loss=sampled, needs_draw_weights=True),
         ObjectiveSpec(
             name="importance_sampling", row_loss=importance_sampling, needs_advantages=True
         ),

@@ -63,6 +63,15 @@ def parse_token_ids(
     return token_ids
 
 
+def check_token_ids(field: str, token_ids: Int32Array, vocab_size: int) -> None:
+    """Raise InvalidFieldError unless every id is in [0, V): JAX would clamp it without a word."""
+    outside = (token_ids < 0) | (token_ids >= vocab_size)
+    if outside.any():
+        raise InvalidFieldError(
+            field, f"must be in [0, {vocab_size}), got {int(token_ids[outside].flat[0])}"
+        )
+
+
 def check_request_size(field: str, sequences: Sequence[object], limits: RequestLimits) -> None:
     """Check the number of sequences before any of them is parsed.
 

@@ -3,6 +3,7 @@
 A field then stands in two places: in the proto, and where its value is computed or made.
 """
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -12,31 +13,36 @@ from distill.tensors import encode_floats, encode_int32
 
 MessageT = TypeVar("MessageT", bound=Message)
 
+_MISSING = object()
+
 
 def message_from(kind: type[MessageT], *sources: object, **given: object) -> MessageT:
     """A message whose fields are the attributes of the same names.
 
-    Numbers, strings and lists are taken as they are, arrays as tensors; None leaves a field out.
-    Messages within the message are the caller's to give.
+    An array becomes a tensor; every other value is taken as it is. None leaves a field out.
 
     Args:
         kind: the message's type.
-        sources: searched in order for an attribute of each field's name.
-        given: fields that no source has, or has otherwise.
+        sources: the first of them that has an attribute of a field's name gives its value.
+        given: fields that no source has, or that shall have another value than a source's.
 
     Raises:
-        TypeError: a number, string or list of the message is nowhere: somebody forgot it.
+        TypeError: a field has no value, not even None: somebody forgot it.
     """
     values = dict(given)
-    for field in kind.DESCRIPTOR.fields:
-        if field.name in values:
-            continue
-        found = [getattr(source, field.name) for source in sources if hasattr(source, field.name)]
-        if found:
-            values[field.name] = found[0]
-        elif field.message_type is None:
-            raise TypeError(f"{kind.DESCRIPTOR.name}.{field.name} is given by nobody")
+    for name in kind.DESCRIPTOR.fields_by_name:
+        if name not in values:
+            values[name] = _attribute(sources, name, kind)
     return kind(**{name: _as_tensor(value) for name, value in values.items()})
+
+
+def _attribute(sources: Iterable[object], name: str, kind: type[Message]) -> object:
+    for source in sources:
+        # One look at each attribute: some are properties that take a lock.
+        value = getattr(source, name, _MISSING)
+        if value is not _MISSING:
+            return value
+    raise TypeError(f"{kind.DESCRIPTOR.name}.{name} is given by nobody")
 
 
 def _as_tensor(value: object) -> object:

@@ -1,6 +1,5 @@
-"""Scoring requests to jobs."""
+"""Scoring requests into jobs."""
 
-from distill.arrays import Int32Array
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.supports import Candidates, Draws, Support
 from distill.errors import InvalidFieldError
@@ -11,6 +10,7 @@ from distill.rpc.checks import (
     check_range,
     check_request_size,
     check_temperature,
+    check_token_ids,
     parse_token_ids,
 )
 from distill.tensors import decode_int32
@@ -20,7 +20,7 @@ from distill.v1 import scoring_pb2
 def parse_scoring(
     scoring: scoring_pb2.Scoring, *, field: str, limits: RequestLimits, vocab_size: int
 ) -> list[ScoreJob]:
-    """Check a scoring request and take it apart into one job per prompt.
+    """Check a scoring request and make one job of each prompt.
 
     Args:
         scoring: the message.
@@ -105,8 +105,17 @@ def _parse_candidates(
     largest: int,
     vocab_size: int,
 ) -> Candidates:
-    """The candidates of a prompt; `support_size` is that of the prompts before, 0 at first."""
-    ids: Int32Array = decode_int32(prompt.candidate_ids, field, (2,))
+    """The candidates of a prompt.
+
+    Args:
+        prompt: the message.
+        field: the name of its candidates in the request, for the errors.
+        row_count: rows wanted of the prompt.
+        support_size: K of the prompts before it; 0 for the first one.
+        largest: largest K that the service accepts.
+        vocab_size: V of the model.
+    """
+    ids = decode_int32(prompt.candidate_ids, field, (2,))
     if len(ids) != row_count:
         raise InvalidFieldError(
             f"{field}.shape",
@@ -118,10 +127,6 @@ def _parse_candidates(
             f"{field}.shape",
             f"K must be {support_size} as in the prompts before it, got {ids.shape[1]}",
         )
-    outside = (ids < 0) | (ids >= vocab_size)
-    if outside.any():
-        raise InvalidFieldError(
-            field, f"must be in [0, {vocab_size}), got {int(ids[outside].flat[0])}"
-        )
+    check_token_ids(field, ids, vocab_size)
     check_distinct(field, ids)
     return Candidates(token_ids=ids)

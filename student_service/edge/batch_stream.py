@@ -1,4 +1,4 @@
-"""A client stream of header, examples and chunks into a checked batch."""
+"""Reads a client stream of header, examples and chunks into a checked batch."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ RequestT = TypeVar(
 
 @dataclass(frozen=True, kw_only=True)
 class ReceivedBatch:
-    """A batch whose examples are checked and whose distributions may still be with a teacher."""
+    """A batch as it was sent: its examples are checked, its chunks are not yet."""
 
     loss: LossSettings
     """What is minimised."""
@@ -33,10 +33,10 @@ class ReceivedBatch:
     """As many as the header said."""
 
     chunks: tuple[scoring_pb2.TopKChunk, ...]
-    """Relayed by the client; empty when they are to be pulled, or none are needed."""
+    """Relayed by the client; empty when a teacher has them or the examples need none."""
 
     digest: bytes
-    """Of everything but the header's mutation and the order of the chunks."""
+    """Digest of everything but the header's mutation and the order of the chunks."""
 
 
 class BatchReader(Generic[RequestT]):
@@ -63,7 +63,11 @@ class BatchReader(Generic[RequestT]):
         return first.header
 
     def batch(self, batch: training_pb2.Batch, teachers: TeacherPool) -> ReceivedBatch:
-        """Everything after the header.
+        """Everything after the header, as one batch.
+
+        Args:
+            batch: of the header.
+            teachers: which the header may name.
 
         Raises:
             InvalidFieldError: a bad field, or parts missing or out of order.
@@ -102,7 +106,7 @@ class BatchReader(Generic[RequestT]):
             raise InvalidFieldError("chunk", f"no chunk may follow: {reason}")
         if pulls:
             _check_pulled_rows(examples, batch.pull.scoring)
-        # A teacher's rows may interleave otherwise the next time: the order means nothing.
+        # Sorted: when the client repeats the request, its chunks may interleave in another order.
         for chunk_digest in sorted(map(_digest, chunks)):
             digest.update(chunk_digest)
         return ReceivedBatch(
@@ -129,10 +133,10 @@ def _digest(message: "training_pb2.Example | scoring_pb2.TopKChunk") -> bytes:
 
 
 def _check_pulled_support(scoring: scoring_pb2.Scoring, objective: ObjectiveSpec) -> None:
-    """Refuse a support that the objective cannot use, before the teacher computes it."""
+    """Refuse a kind of support that the objective cannot use, before the teacher computes it."""
     is_sampled = scoring.HasField("sampled")
-    if is_sampled != objective.needs_chunk_weights:
-        wanted = "must be" if objective.needs_chunk_weights else "must not be"
+    if is_sampled != objective.needs_draw_weights:
+        wanted = "must be" if objective.needs_draw_weights else "must not be"
         raise InvalidFieldError(
             "batch.pull.scoring.support",
             f"{wanted} sampled for the objective {objective.name}, got "
@@ -141,7 +145,7 @@ def _check_pulled_support(scoring: scoring_pb2.Scoring, objective: ObjectiveSpec
 
 
 def _check_pulled_rows(examples: list[CheckedExample], scoring: scoring_pb2.Scoring) -> None:
-    """Refuse rows that the scoring request will not return, before the teacher computes it."""
+    """Refuse rows that the scoring request will not return, before the teacher computes any."""
     for index, example in enumerate(examples):
         rows = example.targets
         if not isinstance(rows, PromptRows):

@@ -1,5 +1,5 @@
-"""The distributions of a batch: relayed with it or pulled from a teacher, checked, and given to
-its examples."""
+"""The distributions of a batch: relayed by the client or pulled from a teacher. Checks them and
+gives each example its rows."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,18 +11,18 @@ from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.rows import Rows, TilingError, concatenate
-from distill.rpc.checks import check_distinct
+from distill.rpc.checks import check_distinct, check_token_ids
 from distill.v1 import scoring_pb2
 from distill.wire import rows_from_message
 from student_service.edge.batch_stream import ReceivedBatch
-from student_service.edge.examples import MAX_LOG_PROB, CheckedExample, PromptRows, check_token_ids
+from student_service.edge.examples import MAX_LOG_PROB, CheckedExample, PromptRows
 from student_service.edge.formatting import check_result_size
 from student_service.edge.teacher_pool import TeacherPool
 from student_service.training.batch import TrainingBatch, TrainingExample
 
 MASS_TOLERANCE = 1e-2
-"""Support and tail must add up to 1 within this: it tells unnormalised or reweighted input from
-rounding."""
+"""The probabilities of support and tail must add up to 1 within this. It is larger than rounding
+and smaller than the error of input that was renormalised over the support."""
 
 
 def with_targets(
@@ -32,7 +32,14 @@ def with_targets(
     limits: RequestLimits,
     vocab_size: int,
 ) -> tuple[TrainingBatch, int, float]:
-    """The batch with its distributions, the bytes pulled, and the seconds it took."""
+    """The batch with its targets, the bytes that were pulled for it, and the seconds this took.
+
+    Raises:
+        InvalidFieldError: a bad chunk, or rows that no chunk describes.
+        LimitExceededError: more than the service accepts, or results too large for one message.
+
+    What `TeacherPool.pull` raises passes through.
+    """
     started = time.monotonic()
     chunks, pulled_bytes = list(received.chunks), 0
     if received.batch.HasField("pull"):
@@ -97,11 +104,11 @@ def _check_rows(
             f"must be [P, K] with P at least 1 and K in [1, {largest}], "
             f"got {list(rows.token_ids.shape)}",
         )
-    check_token_ids(rows.token_ids, f"{field}.token_ids", vocab_size)
+    check_token_ids(f"{field}.token_ids", rows.token_ids, vocab_size)
     _check_draw_weights(rows, field, objective)
     weights = rows.draw_weights
     used = np.ones(rows.token_ids.shape, bool) if weights is None else weights > 0
-    # An unused slot gets a number of its own, for it may hold a token that another slot names.
+    # An unused slot may repeat the token of another slot, so it gets a number of its own here.
     numbers = np.where(used, rows.token_ids, vocab_size + np.arange(rows.support_size))
     check_distinct(f"{field}.token_ids", numbers)
     log_probs, tails = rows.log_probs, rows.tail_log_probs
@@ -111,7 +118,7 @@ def _check_rows(
             f"{field}.log_probs",
             f"must be finite and at most {MAX_LOG_PROB}, got {float(log_probs[bad][0])}",
         )
-    # -inf is the tail of a support that holds everything.
+    # -inf is right: the tail of a support that holds the whole vocabulary.
     bad = np.isnan(tails) | (tails > MAX_LOG_PROB)
     if bad.any():
         raise InvalidFieldError(
@@ -146,10 +153,10 @@ def _check_rows(
 
 
 def _check_draw_weights(rows: Rows, field: str, objective: ObjectiveSpec) -> None:
-    """The importance weights are there where the objective needs them, and nowhere else."""
+    """Draw weights must be there where the objective needs them, and only there."""
     field = f"{field}.draw_weights"
     weights = rows.draw_weights
-    if not objective.needs_chunk_weights:
+    if not objective.needs_draw_weights:
         if weights is not None:
             raise InvalidFieldError(
                 field,
@@ -197,7 +204,7 @@ def attach_targets(
 
 
 def _named_rows(wanted: PromptRows, prompts: Mapping[int, Rows], field: str) -> Rows:
-    """The rows that an example names."""
+    """The rows of the scored prompt that an example names."""
     field = f"{field}.distribution_targets"
     prompt = prompts.get(wanted.prompt_index)
     if prompt is None:

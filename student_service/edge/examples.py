@@ -1,4 +1,4 @@
-"""The examples of a batch, checked one by one and against each other."""
+"""The examples of a batch, each checked by itself and against those before it."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from distill.arrays import FloatArray, Int32Array
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
-from distill.rpc.checks import check_limit, parse_token_ids
+from distill.rpc.checks import check_limit, check_token_ids, parse_token_ids
 from distill.tensors import decode_floats, decode_int32
 from distill.v1 import training_pb2
 from student_service.training.batch import LossSettings, NamedTokens
 
 MAX_LOG_PROB = 1e-3
-"""Largest log-probability taken for rounding above 0."""
+"""Largest log-probability that is accepted: one slightly above 0 is rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,10 @@ class PromptRows:
     """Targets that are rows of a scored prompt."""
 
     prompt_index: int
-    """Which prompt."""
+    """Index of the prompt in its scoring request."""
 
     prompt_offset: int
-    """Its first row."""
+    """First row, in prompt coordinates."""
 
     row_count: int
     """N."""
@@ -33,7 +33,7 @@ class PromptRows:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedExample:
-    """An example whose own fields are right."""
+    """An example whose own fields are right. Its prompt's rows may not have come yet."""
 
     input_tokens: Int32Array
     """[T]."""
@@ -42,7 +42,7 @@ class CheckedExample:
     """First target row."""
 
     targets: NamedTokens | PromptRows
-    """Where the targets come from."""
+    """The targets, or the rows of a scored prompt that are to become them."""
 
     row_weights: FloatArray
     """[N]."""
@@ -130,7 +130,7 @@ class ExampleParser:
                 f"{ids_field}.shape",
                 f"K must be {self._first_support} as in the examples before it, got {support}",
             )
-        check_token_ids(ids, ids_field, self._vocab_size)
+        check_token_ids(ids_field, ids, self._vocab_size)
         targets_field = f"{field}.token_targets"
         old_log_probs = None
         if self._objective.needs_advantages:
@@ -173,7 +173,7 @@ class ExampleParser:
                 f"{field}.{name}.shape",
                 f"must be that of the token ids {list(shape)}, got {list(values.shape)}",
             )
-        check_finite(values, f"{field}.{name}")
+        _check_finite(f"{field}.{name}", values)
         return values
 
     def _refuse_values(
@@ -194,8 +194,8 @@ def _parse_prompt_rows(example: training_pb2.Example, field: str) -> PromptRows:
                 f"{field}.distribution_targets.{name}",
                 f"must be at least {least}, got {getattr(rows, name)}",
             )
+    # Checked here because `row_weights` makes an array of that size.
     if rows.row_count > example.input_tokens.shape[0]:
-        # Before an array of that size is made.
         raise InvalidFieldError(
             f"{field}.distribution_targets.row_count",
             f"must be at most the {example.input_tokens.shape[0]} input tokens, "
@@ -217,21 +217,12 @@ def _parse_row_weights(example: training_pb2.Example, field: str, row_count: int
             f"{field}.row_weights.shape",
             f"must be [{row_count}], one per target row, got {list(weights.shape)}",
         )
-    check_finite(weights, f"{field}.row_weights")
+    _check_finite(f"{field}.row_weights", weights)
     return weights
 
 
-def check_token_ids(ids: Int32Array, field: str, vocab_size: int) -> None:
-    """Raises InvalidFieldError unless every id is in [0, V): JAX would clamp silently."""
-    outside = (ids < 0) | (ids >= vocab_size)
-    if outside.any():
-        raise InvalidFieldError(
-            field, f"must be in [0, {vocab_size}), got {int(ids[outside].flat[0])}"
-        )
-
-
-def check_finite(values: FloatArray, field: str) -> None:
-    """Raises InvalidFieldError for a NaN or an infinity."""
+def _check_finite(field: str, values: FloatArray) -> None:
+    """Raise InvalidFieldError for a NaN or an infinity."""
     bad = ~np.isfinite(values)
     if bad.any():
         raise InvalidFieldError(field, f"must be finite, got {float(values[bad].flat[0])}")

@@ -1,4 +1,4 @@
-"""Results into messages."""
+"""Formats results as messages."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,19 +18,19 @@ EXPORT_PIECE_BYTES = 1 << 20
 _BYTES_PER_VALUE = 4
 
 _EXAMPLE_OVERHEAD_BYTES = 128
-"""At least what an ExampleResult has beside its values: tags, lengths, shapes and the loss."""
+"""An ExampleResult has at most this beside its values: tags, lengths, shapes and the loss."""
 
 _BATCH_OVERHEAD_BYTES = 4096
-"""The same of everything else in the answer."""
+"""Everything else in the answer takes at most this."""
 
 
 def check_result_size(batch: TrainingBatch, header: training_pb2.Batch) -> None:
     """Refuse per-example results that would not fit into one message, before anything is computed.
 
-    Found out when the answer is sent, it would be too late: the batch has been applied.
+    When the answer is sent it would be too late, because the batch has been applied by then.
 
     Raises:
-        LimitExceededError: naming the option that asks for most of them.
+        LimitExceededError: the results are too large. It names the option that asks for most bytes.
     """
     log_prob_bytes = row_loss_bytes = 0
     for example in batch.examples:
@@ -81,11 +81,10 @@ def format_batch_result(
         pulled_bytes: bytes of distributions that the student pulled.
         seconds: the fields of `BatchSeconds`.
     """
-    hidden: dict[str, None] = {}
-    if not batch.return_log_probs:
-        hidden["log_probs"] = None
-    if not batch.return_row_losses:
-        hidden["row_losses"] = None
+    # None leaves out what the header did not ask for.
+    left_out = {
+        name: None for name in ("log_probs", "row_losses") if not getattr(batch, f"return_{name}")
+    }
     return message_from(
         training_pb2.BatchResult,
         outcome,
@@ -93,7 +92,7 @@ def format_batch_result(
         seconds=training_pb2.BatchSeconds(**seconds),
         metrics=training_pb2.BatchMetrics(**outcome.metrics) if outcome.metrics else None,
         examples=[
-            message_from(training_pb2.ExampleResult, example, **hidden)
+            message_from(training_pb2.ExampleResult, example, **left_out)
             for example in outcome.examples
         ],
     )
@@ -111,7 +110,7 @@ def format_file(path: Path) -> Iterator[student_service_pb2.ExportWeightsRespons
         offset = 0
         while True:
             piece = file.read(EXPORT_PIECE_BYTES)
-            # An empty file still has one piece: the client learns that it exists.
+            # An empty file has one piece too, so that the client learns that it exists.
             if not piece and offset:
                 return
             yield student_service_pb2.ExportWeightsResponse(

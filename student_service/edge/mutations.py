@@ -1,4 +1,4 @@
-"""The RPCs that change a run: each has a ticket, and is applied exactly once in its turn."""
+"""Mutations, the RPCs that change a run: each has a ticket and is applied exactly once, in turn."""
 
 import hashlib
 from collections.abc import Callable
@@ -23,7 +23,13 @@ def mutate(
     context: grpc.ServicerContext,
     operation: Callable[[Run, training_pb2.Mutation], Answer],
 ) -> Answer:
-    """Run a unary mutation exactly once.
+    """Apply a unary mutation exactly once.
+
+    Args:
+        runs: where its run is.
+        request: has the field `mutation`.
+        context: of the call.
+        operation: changes the run and makes the answer.
 
     Raises:
         InvalidFieldError: a bad header.
@@ -57,8 +63,8 @@ def request_ticket(header: training_pb2.Mutation, request: Message) -> Ticket:
 def apply_once(
     run: Run, ticket: Ticket, operation: Callable[[], Answer], context: grpc.ServicerContext
 ) -> Answer:
-    """Run a mutation in its turn; see Sequencer.execute."""
-    # One that waits for its turn must notice when its caller leaves.
+    """Run a mutation in its turn, or give its kept answer again; see `Sequencer.execute`."""
+    # So that a mutation that waits for its turn notices when its caller leaves.
     context.add_callback(run.sequencer.wake)
     answer, is_repeated = run.sequencer.execute(
         ticket,
@@ -70,7 +76,7 @@ def apply_once(
 
 
 def replayed(answer: Answer) -> Answer:
-    """A copy of a kept answer that says what it is."""
+    """A copy of a kept answer, marked as `replayed` where the message has that field."""
     copy = type(answer)()
     copy.CopyFrom(answer)
     if "replayed" in copy.DESCRIPTOR.fields_by_name:

@@ -19,11 +19,18 @@ from distill.tokenizer import describe_mismatch
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
 
 INFO_TIMEOUT_SECONDS = 10.0
-"""For asking a teacher what it serves."""
+"""Longest wait for a teacher to say what it serves."""
+
+
+class _RefusedByTeacherError(DistillError):
+    """The request is beyond a limit of the teacher, whose message names it."""
+
+    code = LimitExceededError.code
+    reason = LimitExceededError.reason
 
 
 class TeacherPool:
-    """Connections to the teachers the service was started with, and to no others."""
+    """Connections to the teachers that the service was started with, and to no others."""
 
     def __init__(self, addresses: Mapping[str, str], *, tokenizer_fingerprint: str) -> None:
         """Args:
@@ -42,7 +49,7 @@ class TeacherPool:
         return sorted(self._channels)
 
     def check_name(self, name: str, field: str) -> None:
-        """Raises InvalidFieldError for a teacher the service was not started with."""
+        """Raise InvalidFieldError for a teacher that the service was not started with."""
         if name not in self._channels:
             known = ", ".join(self.names) or "none"
             raise InvalidFieldError(field, f"must be one of: {known}; got {name!r}")
@@ -83,7 +90,7 @@ class TeacherPool:
                     raise CallEndedError("the call ended before its targets were pulled")
                 return _within(max_bytes, responses)
             finally:
-                responses.cancel()  # nothing where it has ended
+                responses.cancel()  # does nothing where the stream has ended
         except grpc.RpcError as error:
             raise _as_distill_error(name, error) from error
 
@@ -98,7 +105,7 @@ class TeacherPool:
         stub: teacher_service_pb2_grpc.TeacherServiceStub,
         timeout_seconds: float | None,
     ) -> None:
-        # Every time: behind the same address may be another teacher since the last pull.
+        # At each pull, because another teacher may have taken the address since the last one.
         timeout = INFO_TIMEOUT_SECONDS
         if timeout_seconds is not None:
             timeout = min(timeout, timeout_seconds)
@@ -140,8 +147,3 @@ def _as_distill_error(name: str, error: grpc.RpcError) -> DistillError:
     if code == grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(f"teacher {name!r} is not reachable or draining")
     return WrongStateError(f"teacher {name!r} failed with {code.name}: {detail}")
-
-
-class _RefusedByTeacherError(DistillError):
-    code = LimitExceededError.code
-    reason = LimitExceededError.reason

@@ -1,7 +1,8 @@
-"""Requests into checked values. Whatever passes here is trusted below; `examples` has the rest.
+"""Parses requests into checked values, which nothing below checks again. Examples and chunks have
+files of their own: `examples`, `distributions`.
 
-Everything that can be known without the run's state is checked before any compute, and names the
-field, the limit and the value.
+Everything that can be known without the run's state is checked before any compute. An error names
+the field, the limit and the value.
 """
 
 from dataclasses import MISSING, fields
@@ -17,14 +18,14 @@ from distill.rpc.checks import check_limit, check_range, check_temperature
 from distill.v1 import training_pb2
 from student_service.runs.names import parse_name
 from student_service.training.batch import LossSettings
-from student_service.training.optimizer import AdamWSettings
+from student_service.training.optimizer import ABOVE_0, AdamWSettings, Interval
 
 MAX_LORA_RANK = 1024
-"""Beyond this an adapter is larger than the weights of any model it would adapt."""
+"""Bounds the memory that a request can ask for. Adapters in use have far smaller ranks."""
 
 
 def check_mutation(mutation: training_pb2.Mutation, field: str = "mutation") -> None:
-    """Raises InvalidFieldError for a bad name or a number below 1."""
+    """Raise InvalidFieldError for a bad name or a number below 1."""
     parse_name(mutation.run_id, f"{field}.run_id")
     for name in ("writer_epoch", "sequence_number"):
         if getattr(mutation, name) < 1:
@@ -38,7 +39,7 @@ def parse_run_config(config: training_pb2.RunConfig, model: ModelConfig) -> Lora
 
     Args:
         config: as it came.
-        model: which says what can have an adapter.
+        model: says which modules can have an adapter.
 
     Raises:
         InvalidFieldError: nothing chosen, or a bad rank, alpha or target module.
@@ -50,9 +51,9 @@ def parse_run_config(config: training_pb2.RunConfig, model: ModelConfig) -> Lora
     lora = config.lora
     check_range("config.lora.rank", lora.rank, 1, MAX_LORA_RANK)
     alpha = lora.alpha if lora.HasField("alpha") else 2.0 * lora.rank
-    _check_positive(alpha, "config.lora.alpha")
+    _check_interval("config.lora.alpha", alpha, ABOVE_0)
     check_targets(model, lora.target_modules, "config.lora.target_modules")
-    # In the order of a layer, so that the same set is the same configuration.
+    # In the model's order: the same modules named in another order are the same configuration.
     chosen = set(lora.target_modules) or set(layer_targets(model))
     return LoraSpec(
         rank=lora.rank,
@@ -63,27 +64,31 @@ def parse_run_config(config: training_pb2.RunConfig, model: ModelConfig) -> Lora
 
 
 def parse_adamw(adamw: training_pb2.AdamW) -> AdamWSettings:
-    """Raises InvalidFieldError for a setting outside its interval."""
+    """The settings of a step.
+
+    Raises:
+        InvalidFieldError: a setting outside its interval.
+    """
     values: dict[str, float] = {}
     for each in fields(AdamWSettings):
         is_optional = each.default is not MISSING
         if is_optional and not adamw.HasField(each.name):  # type: ignore[arg-type] # equal names
             continue
         value = getattr(adamw, each.name)
-        interval = each.metadata["interval"]
-        if not interval.holds(value):
-            raise InvalidFieldError(
-                f"adamw.{each.name}", f"must be {interval.description}, got {value}"
-            )
+        _check_interval(f"adamw.{each.name}", value, each.metadata["interval"])
         values[each.name] = value
     return AdamWSettings(**values)
 
 
 def parse_loss(batch: training_pb2.Batch, limits: RequestLimits) -> LossSettings:
-    """Raises InvalidFieldError or LimitExceededError for a bad `Batch` header."""
-    known = training_pb2.Objective.keys()
+    """What a batch minimises, from its header.
+
+    Raises:
+        InvalidFieldError: a bad field of the header.
+        LimitExceededError: too many examples.
+    """
     if batch.objective not in training_pb2.Objective.values() or not batch.objective:
-        names = ", ".join(known[1:])
+        names = ", ".join(training_pb2.Objective.keys()[1:])
         raise InvalidFieldError("batch.objective", f"must be one of {names}, got {batch.objective}")
     name = training_pb2.Objective.Name(batch.objective).removeprefix("OBJECTIVE_").lower()
     temperature = batch.temperature if batch.HasField("temperature") else 1.0
@@ -115,7 +120,7 @@ def _parse_beta(batch: training_pb2.Batch, spec: ObjectiveSpec) -> float:
         return LossSettings.beta
     if not spec.uses_beta:
         raise InvalidFieldError("batch.jsd_beta", f"the objective {spec.name} does not use it")
-    # Also False for NaN.
+    # This refuses NaN too.
     if not 0 <= batch.jsd_beta <= 1:
         raise InvalidFieldError("batch.jsd_beta", f"must be in [0, 1], got {batch.jsd_beta:g}")
     return batch.jsd_beta
@@ -135,7 +140,7 @@ def _parse_clips(batch: training_pb2.Batch, spec: ObjectiveSpec) -> tuple[float,
             raise InvalidFieldError(
                 f"batch.{name}", f"must be finite and at least 0, got {value:g}"
             )
-    # In float32 as the fields: a given bound may equal a default one.
+    # Rounded to float32 as the fields are, so that a bound given as 0.8 equals the default of 0.8.
     low, high = (float(np.float32(bound)) for bound in spec.default_clips)
     low = batch.clip_low if batch.HasField("clip_low") else low
     high = batch.clip_high if batch.HasField("clip_high") else high
@@ -146,13 +151,13 @@ def _parse_clips(batch: training_pb2.Batch, spec: ObjectiveSpec) -> tuple[float,
     return low, high
 
 
-def _check_positive(value: float, field: str) -> None:
-    if not (np.isfinite(value) and value > 0):
-        raise InvalidFieldError(field, f"must be finite and greater than 0, got {value}")
+def _check_interval(field: str, value: float, interval: Interval) -> None:
+    if not interval.holds(value):
+        raise InvalidFieldError(field, f"must be {interval.description}, got {value}")
 
 
 def parse_normalization(normalization: int) -> str:
-    """ "none", "rows" or "examples".
+    """The name of a normalization: "none", "rows" or "examples".
 
     Raises:
         InvalidFieldError: an unknown value.

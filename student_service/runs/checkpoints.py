@@ -1,8 +1,8 @@
 """Saved states of runs: safetensors beside a JSON manifest, whole or not at all.
 
 Layout: `<root>/<run>/checkpoints/<name>.json` names its state file and that file's digest. The
-manifest is renamed into place after its state file is on disk, so a checkpoint is either the old
-one or the new one, also when it is overwritten. A manifest has a digest of its own, so that no
+manifest is renamed into place after its state file is on disk, so a checkpoint that is overwritten
+is at every moment either the old one or the new one. A manifest has a digest of its own, so that no
 damage loads silently.
 """
 
@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,11 @@ from distill.files import parse_json_object, put_in_place, sync, write_aside
 from student_service.runs.names import is_name, parse_name
 
 FORMAT_VERSION = 2
-"""Raised when the files change in a way that older code would misread. 2: with a digest."""
+"""It grows when the files change in a way that older code would misread. 2: with a digest."""
 
 _LOGGER = logging.getLogger(__name__)
 
 _MANIFEST_DIGEST = "manifest_sha256"
-
-_MANIFEST_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "name": str,
-    "step": int,
-    "sequence_number": int,
-    "weights_version": str,
-    "created_unix_seconds": (float, int),
-    "size_bytes": int,
-    "state_file": str,
-    "state_sha256": str,
-}
-"""What every manifest has; a run adds values of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +41,13 @@ class CheckpointInfo:
     """Unique in the run."""
 
     step: int
-    """Optimizer steps at that time."""
+    """Optimizer steps of the run when it was saved."""
 
     sequence_number: int
     """Of the SaveCheckpoint that made it."""
 
     created_unix_seconds: float
-    """When."""
+    """When it was saved."""
 
     weights_version: str
     """Identifies the weights."""
@@ -68,11 +56,19 @@ class CheckpointInfo:
     """Of the state file."""
 
 
+_MANIFEST_TYPES: Mapping[str, Any] = {
+    **{each.name: each.type for each in fields(CheckpointInfo)},
+    "state_file": str,
+    "state_sha256": str,
+}
+"""What every manifest has; a run adds values of its own."""
+
+
 class CheckpointStore:
     """The checkpoints of all runs below one directory.
 
-    The names of runs and checkpoints become parts of a path. The edge has checked them; they are
-    checked again where a path is made of them, for a mistake there would reach other files.
+    The names of runs and checkpoints become parts of a path. The edge has checked them, and the
+    store checks them again, because a mistake there would reach other files.
     """
 
     def __init__(self, root: Path) -> None:
@@ -100,7 +96,7 @@ class CheckpointStore:
         directory = self._directory(run_id)
         directory.mkdir(parents=True, exist_ok=True)
         manifest_path = self._manifest_path(run_id, info["name"])
-        # The file is not read: a damaged manifest can be replaced too.
+        # The manifest is not read, so that a damaged one can be replaced too.
         if manifest_path.exists() and not overwrite:
             raise AlreadyExistsError(
                 f"name: the run has a checkpoint {info['name']!r} already; set overwrite to "
@@ -117,26 +113,27 @@ class CheckpointStore:
                 "state_file": state_path.name,
                 "state_sha256": _file_digest(state_path),
             }
-            aside = write_aside(manifest_path, encode_manifest(manifest))
+            aside = write_aside(manifest_path, format_manifest(manifest))
         except BaseException:
-            # No manifest names this state, so nothing would ever remove it from a full disk.
+            # No manifest names this state file, so nothing else would ever remove it.
             state_path.unlink(missing_ok=True)
             raise
-        # If this fails the manifest may name the new state already, which must stay therefore.
+        # Outside of the `try`: when this fails, the manifest may name the new state already, and
+        # that state must stay.
         put_in_place(aside, manifest_path)
         self._remove_states(directory, info["name"], kept=state_path)
         return _info(manifest)
 
     @staticmethod
     def _remove_states(directory: Path, name: str, *, kept: Path) -> None:
-        """Remove what no manifest names any more: the states of overwritten checkpoints."""
+        """Remove the states that earlier saves of the checkpoint wrote."""
         state_name = re.compile(rf"{re.escape(name)}-[0-9a-f]{{32}}\.safetensors")
         for path in directory.iterdir():
             if path != kept and state_name.fullmatch(path.name):
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
-                    # The new checkpoint is saved, and this must not make the save fail.
+                    # The new checkpoint is saved already: its save must not fail now.
                     _LOGGER.warning("cannot remove the old state %s: %s", path.name, error)
 
     def load(self, run_id: str, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
@@ -170,15 +167,15 @@ class CheckpointStore:
         return arrays
 
     def manifest(self, run_id: str, name: str) -> Mapping[str, Any]:
-        """What a checkpoint says of itself; errors are those of `load`."""
+        """The manifest of a checkpoint. Raises what `load` raises."""
         path = self._manifest_path(run_id, name)
         if not path.is_file() or path.is_symlink():
             raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}")
         try:
             encoded = path.read_bytes()
-        except FileNotFoundError:  # the run's checkpoints are being deleted
+        except FileNotFoundError:  # deleted since the line above
             raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}") from None
-        return decode_manifest(encoded, name)
+        return parse_manifest(encoded, name)
 
     def list(self, run_id: str) -> list[CheckpointInfo]:
         """The checkpoints of a run, oldest first; without those whose manifest is damaged."""
@@ -189,7 +186,7 @@ class CheckpointStore:
             try:
                 found.append(_info(self.manifest(run_id, path.stem)))
             except CorruptDataError as error:
-                # Loading that checkpoint raises the same. The others must not be lost with it.
+                # A load of that checkpoint raises the same error. The list shows the others.
                 _LOGGER.warning("run %s: %s", run_id, error)
             except NotFoundError:
                 continue  # a link, or removed since the directory was read
@@ -206,17 +203,17 @@ class CheckpointStore:
         return self._directory(run_id) / f"{parse_name(name, 'name')}.json"
 
 
-def encode_manifest(manifest: Mapping[str, Any]) -> str:
+def format_manifest(manifest: Mapping[str, Any]) -> str:
     """The text of a manifest, with its format and its digest."""
     content = {**manifest, "format_version": FORMAT_VERSION}
     return json.dumps({**content, _MANIFEST_DIGEST: _content_digest(content)}, indent=2)
 
 
-def decode_manifest(encoded: bytes, name: str) -> Mapping[str, Any]:
+def parse_manifest(encoded: bytes, name: str) -> Mapping[str, Any]:
     """The manifest of the checkpoint of that name.
 
     Raises:
-        CorruptDataError: it is not what `encode_manifest` wrote.
+        CorruptDataError: it is not what `format_manifest` wrote.
     """
     try:
         content = parse_json_object(encoded)
@@ -230,8 +227,8 @@ def decode_manifest(encoded: bytes, name: str) -> Mapping[str, Any]:
     digest = content.pop(_MANIFEST_DIGEST, None)
     if digest != _content_digest(content):
         raise CorruptDataError(f"the manifest of checkpoint {name!r} does not match its digest")
-    for field, kinds in _MANIFEST_TYPES.items():
-        if not isinstance(content.get(field), kinds):
+    for field, kind in _MANIFEST_TYPES.items():
+        if not isinstance(content.get(field), kind):
             raise CorruptDataError(
                 f"the manifest of checkpoint {name!r}: {field} is {content.get(field)!r}"
             )
@@ -247,7 +244,7 @@ def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:
 
 
 def _content_digest(content: Mapping[str, Any]) -> str:
-    # Canonical: the digest depends on the values alone, not on how they are laid out.
+    # Sorted and without spaces: the digest depends on the values alone, not on their layout.
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

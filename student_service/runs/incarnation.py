@@ -1,7 +1,8 @@
 """Epochs that no earlier process of the service has given to a writer.
 
-Runs live in memory, so a restart loses them, and a new run may get the name of a lost one. Requests
-of the lost run's writer may still be on their way. Their epoch tells them from the new one's.
+Runs live in memory, so a restart loses them, and a new run may get the name of a lost one. Late
+requests of the lost run's writer may still arrive then. Their epoch is one of the earlier process,
+so the new run refuses them.
 """
 
 from pathlib import Path
@@ -9,16 +10,16 @@ from pathlib import Path
 from distill.files import write_durably
 
 FILE_NAME = ".incarnation"
-"""Below the directory of runs. No run has this name: names start with no dot."""
+"""In the directory of runs. No run can have this name, because names do not start with a dot."""
 
 _EPOCHS_OF_A_PROCESS = 1 << 32
-"""More than a process can use up: each is a run taken over or deleted."""
+"""More than a process can use up: it gives one for each run that is taken over or deleted."""
 
 
 def first_epoch(runs_dir: Path) -> int:
     """The epoch at which this process starts; 1 for the first one on a directory.
 
-    The number of processes so far is on disk, durably, before this returns.
+    Counts the processes in a file, which is durably written before this returns.
 
     Raises:
         OSError: the directory cannot be written to.

@@ -1,4 +1,4 @@
-"""What may be the name of a run or of a checkpoint: both become parts of a path."""
+"""The names of runs and checkpoints. They become parts of paths, so few characters are allowed."""
 
 import re
 
@@ -14,10 +14,10 @@ def is_name(text: str) -> bool:
 
 
 def parse_name(text: str, field: str) -> str:
-    """A name as it came in a field.
+    """The text of a field, which must be a name.
 
     Raises:
-        InvalidFieldError: it is none.
+        InvalidFieldError: it is not one.
     """
     if not is_name(text):
         raise InvalidFieldError(

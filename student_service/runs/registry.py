@@ -7,22 +7,14 @@ from distill.engine.device_queue import DeviceQueue
 from distill.errors import AlreadyExistsError, DeadlineError, LimitExceededError, NotFoundError
 from distill.models.loading import LoadedModel
 from distill.network.adapters import LoraSpec
+from student_service.runs.caller import Remaining
 from student_service.runs.checkpoints import CheckpointStore
-from student_service.runs.run import Remaining, Run
+from student_service.runs.run import Run
 from student_service.runs.sequencer import Sequencer, Ticket
 from student_service.training.trainer import Trainer
 
 KEPT_DELETIONS = 1024
-"""Deletions that can be repeated. Their runs' writers stay fenced after that too."""
-
-
-def _described(lora: LoraSpec | None) -> str:
-    if lora is None:
-        return "all weights"
-    return (
-        f"a LoRA of rank {lora.rank}, alpha {lora.alpha:g}, seed {lora.seed} on "
-        f"{', '.join(lora.target_modules)}"
-    )
+"""Deletions that can be repeated. The writers of older deleted runs stay fenced all the same."""
 
 
 class RunRegistry:
@@ -47,7 +39,7 @@ class RunRegistry:
         store: their checkpoints.
         max_waiting_requests: most mutations that wait for their turn, over all runs; fewer than
             the service has request slots.
-        first_epoch: of a new run's first writer; above all that earlier processes have given.
+        first_epoch: of a new run's first writer; above every epoch of earlier processes.
         max_runs: most runs at a time; each holds its parameters three times, and its gradient.
         kept_deletions: names of deleted runs whose deletion can be repeated.
         """
@@ -65,7 +57,7 @@ class RunRegistry:
         self._max_runs = max_runs
 
     def create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
-        """The run of that name, and whether it was made just now.
+        """The run of that name, and whether this call made it.
 
         Raises:
             AlreadyExistsError: it exists with another configuration.
@@ -89,8 +81,8 @@ class RunRegistry:
             return self._runs.get(run_id)
 
     def _create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
-        # A lock of its own: a new run waits for the device, and the other runs' requests must not
-        # wait with it.
+        # Not `_lock`: a new run waits for the device, and requests of other runs must not wait with
+        # it.
         timeout = remaining()
         if not self._creating.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
             raise DeadlineError("the deadline passed while another run was created")
@@ -120,7 +112,7 @@ class RunRegistry:
             self._creating.release()
 
     def _new_sequencer(self, run_id: str) -> Sequencer:
-        # The writer of a deleted run must not be taken for that of a new one of its name.
+        # A higher epoch than the deleted run of that name had, so that its writer is refused.
         with self._lock:
             deletion = self._deletions.get(run_id)
             epoch = self._first_epoch if deletion is None else deletion.writer_epoch + 1
@@ -138,7 +130,7 @@ class RunRegistry:
         return run
 
     def list(self) -> list[Run]:
-        """By name."""
+        """All runs, sorted by name."""
         with self._lock:
             return [self._runs[name] for name in sorted(self._runs)]
 
@@ -147,7 +139,7 @@ class RunRegistry:
 
         Args:
             run: to be forgotten.
-            ticket: of the mutation that deletes it; all that is remembered.
+            ticket: of the mutation that deletes it; the registry remembers nothing else of the run.
         """
         with self._lock:
             self._runs.pop(run.run_id, None)
@@ -155,11 +147,20 @@ class RunRegistry:
             self._deletions[run.run_id] = ticket
             while len(self._deletions) > self._kept_deletions:
                 forgotten = self._deletions.popitem(last=False)[1]
-                # Its name is forgotten, so every new run starts above its epoch.
+                # A new run of that name is no longer recognised, so all new runs start above.
                 self._first_epoch = max(self._first_epoch, forgotten.writer_epoch + 1)
         run.sequencer.close()
 
     def deleted_by(self, run_id: str) -> Ticket | None:
-        """The mutation that deleted the last run of that name; None where none was, or long ago."""
+        """The mutation that deleted the last run of that name; None where it is not remembered."""
         with self._lock:
             return self._deletions.get(run_id)
+
+
+def _described(lora: LoraSpec | None) -> str:
+    if lora is None:
+        return "all weights"
+    return (
+        f"a LoRA of rank {lora.rank}, alpha {lora.alpha:g}, seed {lora.seed} on "
+        f"{', '.join(lora.target_modules)}"
+    )

@@ -1,7 +1,7 @@
 """A run: the owner of one training state, and how it changes.
 
-A state is replaced and never edited: an operation computes a new one from the old, and only when
-it has succeeded is it swapped in. The sequencer makes sure that one operation runs at a time.
+A state is replaced and never edited: an operation computes a new one from the old and swaps it in
+when it has succeeded. The sequencer makes sure that one operation runs at a time.
 """
 
 import threading
@@ -17,7 +17,7 @@ from distill.engine.device_queue import DeviceQueue
 from distill.engine.weights import ModelWeights
 from distill.errors import UnavailableError, WrongStateError
 from distill.network.adapters import LoraSpec
-from student_service.runs.caller import Caller
+from student_service.runs.caller import Caller, Remaining
 from student_service.runs.checkpoints import CheckpointInfo, CheckpointStore
 from student_service.runs.run_state import (
     COUNTERS,
@@ -31,21 +31,13 @@ from student_service.training.batch import BatchOutcome, TrainingBatch
 from student_service.training.optimizer import AdamWSettings, Trainable
 from student_service.training.trainer import Trainer, parameter_count
 
-Remaining = Callable[[], float | None]
-"""Seconds that are left of the caller's deadline; None where it set none.
-
-What waits for the device may start within that time and never later: a caller whose deadline has
-passed can rely on it that nothing of its request starts any more.
-"""
-
 KEPT_CHECKPOINT_WEIGHTS = 2
 """Checkpoints whose weights stay in memory for sampling and scoring."""
 
-
 Seconds = dict[str, float]
 """Where the time of a batch went, by names of `BatchSeconds` in the contract: "queue" is the time
-until the device began, "compute" that from the first piece to the last, other streams' turns
-included."""
+until the device began, "compute" the time from the first piece to the last. The device may serve
+other streams between the pieces; that time is part of "compute"."""
 
 
 class Run:
@@ -83,7 +75,7 @@ class Run:
 
     @property
     def state(self) -> RunState:
-        """The present state; it stays valid when the run goes on."""
+        """The present state. It never changes: later mutations make other states."""
         return self._state
 
     def forward_backward(
@@ -113,10 +105,10 @@ class Run:
     def forward(
         self, batch: TrainingBatch, checkpoint: str | None, base: bool, caller: Caller
     ) -> tuple[BatchOutcome, Seconds]:
-        """Evaluate a batch under the current, a saved, or the base weights; nothing changes."""
+        """Evaluate a batch under the base, a saved, or the current weights; nothing changes."""
         trainable = self._state.trainable
         if base:
-            # A fresh adapter changes nothing, and fresh full weights are the base's.
+            # A fresh adapter adds nothing to the base, and fresh full weights equal the base.
             trainable = caller.run(self._queue, lambda: self._trainer.initial_trainable(self.lora))
         elif checkpoint is not None:
             trainable = self.checkpoint_trainable(checkpoint, caller)
@@ -140,7 +132,7 @@ class Run:
             settings: of this step.
             normalization: "none", "rows" or "examples".
             sequence_number: of the mutation; names the new weights.
-            remaining: time for it to start.
+            remaining: time within which it may start.
 
         Raises:
             DeadlineError: the device was not free in time.
@@ -189,7 +181,7 @@ class Run:
             "sequence_number": sequence_number,
             "weights_version": state.weights_version,
             "base_weights_version": self._base_version,
-            "lora": None if self.lora is None else asdict(self.lora),
+            "lora": self._lora_values(),
             **{counter: getattr(state, counter) for counter in COUNTERS},
         }
         arrays = self._queue.run(
@@ -203,7 +195,7 @@ class Run:
         self._swap(self._restore(name, run_piece)[0])
 
     def list_checkpoints(self) -> list[CheckpointInfo]:
-        """Oldest first."""
+        """The saved checkpoints, oldest first."""
         return self._store.list(self.run_id)
 
     def delete_checkpoints(self) -> None:
@@ -211,9 +203,10 @@ class Run:
         self._store.delete_all(self.run_id)
 
     def current_weights(self, caller: Caller) -> ModelWeights:
-        """What to score and sample under now: the same arrays until they change.
+        """What to score and sample under now.
 
-        Requests under the same arrays share calls of the model, and hold one copy of them.
+        Every caller gets the same arrays until the weights change: requests under the same arrays
+        share calls of the model, and there is one copy in memory.
         """
         with self._weights_lock:
             if self._current_weights is not None:
@@ -221,8 +214,8 @@ class Run:
         return caller.run(self._queue, self._make_current_weights)
 
     def _make_current_weights(self) -> ModelWeights:
-        # A piece on the device, of which there is one at a time: all who came for the same weights
-        # get those that the first of them makes.
+        # Callers may come here side by side. The device runs one piece at a time, so the first one
+        # makes the weights and the others find them.
         with self._weights_lock:
             trainable, kept = self._state.trainable, self._current_weights
         if kept is not None:
@@ -242,17 +235,17 @@ class Run:
 
     def checkpoint_weights(self, name: str, caller: Caller) -> ModelWeights:
         """What to score and sample under for a checkpoint."""
-        # The file's name, for a checkpoint may be overwritten under its own.
+        # By the file's name: a checkpoint that is overwritten keeps its name and gets another file.
         key = self._store.manifest(self.run_id, name)["state_file"]
         with self._weights_lock:
             if key in self._saved_weights:
                 self._saved_weights.move_to_end(key)
                 return self._saved_weights[key]
-        # Perhaps overwritten since.
+        # The checkpoint may be overwritten between the two reads: this manifest belongs to `state`.
         state, manifest = self._restore(name, partial(caller.run, self._queue))
         weights = caller.run(self._queue, lambda: self._trainer.weights(state.trainable, self.lora))
         with self._weights_lock:
-            # Of those who restored it side by side the first decides which arrays all use.
+            # Callers may have restored it side by side: all of them use the arrays of the first.
             weights = self._saved_weights.setdefault(manifest["state_file"], weights)
             while len(self._saved_weights) > KEPT_CHECKPOINT_WEIGHTS:
                 self._saved_weights.popitem(last=False)
@@ -262,15 +255,17 @@ class Run:
         """The trained parameters of a checkpoint."""
         return self._restore(name, partial(caller.run, self._queue))[0].trainable
 
+    def _lora_values(self) -> dict[str, Any] | None:
+        """The adapter's settings as a manifest has them; None: the run trains all weights."""
+        if self.lora is None:
+            return None
+        return {**asdict(self.lora), "target_modules": list(self.lora.target_modules)}
+
     def _restore(
         self, name: str, run_piece: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
     ) -> tuple[RunState, Mapping[str, Any]]:
         manifest, arrays = self._store.load(self.run_id, name)
-        mine = None if self.lora is None else asdict(self.lora)
-        saved = manifest["lora"] and {
-            **manifest["lora"],
-            "target_modules": tuple(manifest["lora"]["target_modules"]),
-        }
+        saved, mine = manifest["lora"], self._lora_values()
         if saved != mine:
             raise WrongStateError(
                 f"checkpoint {name!r} was saved by a run of another configuration: "
@@ -293,16 +288,16 @@ class Run:
         return state, manifest
 
     def _finish(self, pieces: Iterator[Any], remaining: Remaining) -> Any:
-        """Run the pieces of a mutation on the device; its caller may leave meanwhile."""
+        """Run the pieces of a mutation on the device. They go on when the caller leaves."""
         with self._queue.stream(pieces, timeout_seconds=remaining()) as stream:
             try:
                 return next(stream)
-            except CancelledError:  # by the queue, at the end of a drain
+            except CancelledError:  # the queue cancels what is left at the end of a drain
                 raise UnavailableError("the service is shutting down") from None
 
 
 def _timed(pieces: Iterator[Any], finish: Callable[[Iterator[Any]], Any]) -> tuple[Any, Seconds]:
-    """Finish a trainer's pieces; their result, and where the time went."""
+    """Finish a trainer's pieces. Returns their result and where the time went."""
     queued = time.monotonic()
     started: list[float] = []
 

@@ -1,7 +1,7 @@
 """Everything that training changes, as one immutable value and as named arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ class RunState:
     """Float32 moments."""
 
     gradient_sum: Trainable | None = None
-    """Sum since the last step; None when nothing has a weight yet."""
+    """Sum since the last step; None while no row of it had a weight."""
 
     step: int = 0
     """Optimizer steps."""
@@ -40,7 +40,7 @@ class RunState:
     """Changes whenever `trainable` does."""
 
 
-COUNTERS = ("step", "accumulated_batches", "accumulated_rows", "accumulated_examples")
+COUNTERS = tuple(each.name for each in fields(RunState) if each.type is int)
 """The plain numbers of a RunState."""
 
 
@@ -54,18 +54,19 @@ def state_tree(state: RunState) -> dict[str, Any]:
 
 
 def named_arrays(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The leaves of a tree by their path, on the host."""
+    """The leaves of a tree by their paths, as arrays on the host."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in leaves
-    }
+    return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def from_named_arrays(like: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The tree of the structure of `like` with the leaves of that name."""
+    """A tree of the structure of `like`, with the arrays named by their paths as its leaves."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     restored: dict[str, Any] = jax.tree_util.tree_unflatten(
-        structure, [jax.numpy.asarray(arrays[name]) for name in names]
+        structure, [jax.numpy.asarray(arrays[_name(path)]) for path, _ in paths]
     )
     return restored
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

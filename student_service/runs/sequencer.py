@@ -103,10 +103,12 @@ class Sequencer:
     ) -> int:
         """Fence the current writer and return the new epoch, once nothing is in flight.
 
+        The epoch stays as it was when this raises.
+
         Raises:
-            DeadlineError: what is in flight did not end in time; the epoch is the old one.
-            CallEndedError: the caller left meanwhile; the same.
-            SequenceConflictError: the run was deleted meanwhile.
+            DeadlineError: what is in flight did not end in time.
+            CallEndedError: the caller left before that.
+            SequenceConflictError: the run was deleted before that.
         """
         with self._changed:
             ended = self._changed.wait_for(
@@ -123,13 +125,13 @@ class Sequencer:
             return self._epoch
 
     def close(self) -> None:
-        """Refuse everything new from now on; the run was deleted."""
+        """Refuse every new mutation from now on, because the run was deleted."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let those who wait for their turn look again whether their caller is still there."""
+        """Make every request that waits for its turn look whether its caller is still there."""
         with self._changed:
             self._changed.notify_all()
 
@@ -157,7 +159,7 @@ class Sequencer:
             ticket: what identifies the mutation.
             operation: the mutation.
             timeout_seconds: longest wait for its turn. None: no limit.
-            is_active: whether the caller is still there; looked at after every `wake`.
+            is_active: whether the caller is still there; asked again after every `wake`.
 
         Returns:
             The answer, and whether it repeats one given before.
@@ -166,7 +168,7 @@ class Sequencer:
             SequenceConflictError: fenced epoch, or the number was used for something else.
             AlreadyAppliedError: applied so long ago that the answer is gone.
             WrongStateError: further ahead than the window.
-            BusyError: too many wait for their turn already.
+            BusyError: too many requests wait for their turn already.
             CallEndedError: the caller left before its turn.
             DeadlineError: the predecessors did not arrive in time.
         """
@@ -206,8 +208,8 @@ class Sequencer:
     def _wait_until_settled(
         self, ticket: Ticket, is_active: Callable[[], bool], deadline: float | None
     ) -> None:
-        # Whoever waits holds a thread and a request slot: were there no bound, the very request
-        # that all of them wait for could find none.
+        # Each waiting request holds a thread and a request slot. Without a bound they could take
+        # all slots, and the request that they wait for would find none.
         if not self._waiting_slots.acquire(blocking=False):
             raise BusyError(
                 f"mutation.sequence_number: {ticket.sequence_number} would have to wait for "
@@ -265,7 +267,7 @@ class Sequencer:
             self._changed.notify_all()
 
     def _forget_answers(self) -> None:
-        """Make room for one more: the oldest go first, by number and by size."""
+        """Forget the oldest answers until both their count and their bytes leave room for one."""
         total = sum(kept.byte_count for kept in self._answers.values())
         while len(self._answers) >= self._window or total > self._answer_bytes:
             total -= self._answers.popitem(last=False)[1].byte_count

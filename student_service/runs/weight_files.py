@@ -1,4 +1,4 @@
-"""Trained weights as files that Transformers and PEFT load."""
+"""Trained weights as files that Transformers and PEFT can load."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def export_files(
         lora: the run's adapter; None: it trains all weights.
         trainable: what it has trained.
         directory: where the files go.
-        run_piece: runs a piece on the device. Whatever it raises is raised here.
+        run_piece: runs a piece of compute on the device; its exceptions pass through.
     """
     arrays = run_piece(lambda: jax.tree.map(np.asarray, trainable))
     if lora is not None:

@@ -1,4 +1,4 @@
-"""What a batch is once it has been checked: plain arrays, no protobuf, no JAX."""
+"""A checked batch and its outcome: plain arrays, no protobuf, no JAX."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ class LossSettings:
     """Divide an example's loss by its number of weighted rows; otherwise sum."""
 
     beta: float = 0.5
-    """Of `jsd`; the others ignore it."""
+    """Of `jsd`; other objectives ignore it."""
 
     clip_low: float = 0.0
-    """Lower bound on the ratio, of `ppo` and `cispo`; the others ignore it."""
+    """Lower bound on the ratio, of `ppo` and `cispo`; other objectives ignore it."""
 
     clip_high: float = np.inf
-    """Upper bound on the ratio, of `ppo` and `cispo`; the others ignore it."""
+    """Upper bound on the ratio, of `ppo` and `cispo`; other objectives ignore it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedTokens:
-    """Targets that the caller names: N target rows with K tokens each."""
+    """Targets that the caller names: N target rows of K tokens each."""
 
     token_ids: Int32Array
     """[N, K]."""
@@ -43,7 +43,7 @@ class NamedTokens:
     """Weights, or advantages, as the objective needs. [N, K]."""
 
     hard: bool = False
-    """The caller named one token per row, with shape (N,): results have that shape too."""
+    """Whether the caller named one token per row, in shape (N,). Results have that shape then."""
 
     old_log_probs: FloatArray | None = None
     """With advantages: the log-probs that the tokens were sampled with, [N, K]."""
@@ -63,7 +63,7 @@ class TrainingExample:
     """A teacher's N rows, or named tokens."""
 
     row_weights: FloatArray
-    """Weight of each row's loss, [N]. Ones for named tokens, which have weights of their own."""
+    """Weight of each row's loss, [N]. All 1 with named tokens, which have weights of their own."""
 
     @property
     def token_ids(self) -> Int32Array:
@@ -72,8 +72,8 @@ class TrainingExample:
 
     @property
     def values(self) -> FloatArray:
-        """What the objective weighs the tokens with, [N, K]: weights, advantages, draw weights, or
-        the teacher's log p."""
+        """The objective's number for each token, [N, K]: the weights or advantages of named tokens,
+        the draw weights of a sampled support, or the teacher's log p."""
         if isinstance(self.targets, NamedTokens):
             return self.targets.weights
         if self.targets.draw_weights is not None:
@@ -87,7 +87,7 @@ class TrainingExample:
 
     @property
     def weighted_rows(self) -> Int32Array:
-        """Indices of the rows that count; the others cost no head compute."""
+        """Indices of the rows whose weight is not 0; the others cost no head compute."""
         weights = self.row_weights
         if isinstance(self.targets, NamedTokens):
             weights = np.abs(self.targets.weights).max(axis=-1)
@@ -112,10 +112,10 @@ class TrainingBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleOutcome:
-    """What came out for one example."""
+    """The result of one example; fields as in the message `ExampleResult`."""
 
     loss: float
-    """After the reduction."""
+    """Sum of the row losses after the reduction."""
 
     log_probs: FloatArray
     """log q at the targets: [N] for hard targets, else [N, K]. 0 in rows of weight 0."""
@@ -126,7 +126,7 @@ class ExampleOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOutcome:
-    """What came out for a batch."""
+    """The result of a batch; fields as in the message `BatchResult`."""
 
     loss: float
     """Sum over the examples."""
@@ -138,8 +138,8 @@ class BatchOutcome:
     """Input tokens."""
 
     metrics: Mapping[str, float]
-    """Means over the weighted rows, by their names in the contract (`BatchMetrics`): those that the
-    targets define. None at all when no row has a weight."""
+    """Means over the weighted rows, by field names of the message `BatchMetrics`. Only those that
+    the targets define; empty when no row has a weight."""
 
     examples: tuple[ExampleOutcome, ...]
     """In the order of the batch."""

@@ -22,7 +22,7 @@ from student_service.training.outcomes import RowOutcomes
 
 
 class BatchArrays(NamedTuple):
-    """A micro-batch and its settings as arrays: what may change without a compilation."""
+    """A micro-batch and its settings as arrays: other values need no other compiled program."""
 
     token_ids: jax.Array
     """[N]."""
@@ -50,8 +50,8 @@ class BatchArrays(NamedTuple):
 
 
 def batch_arrays(micro_batch: MicroBatch, loss: LossSettings, lora: LoraSpec | None) -> BatchArrays:
-    """What the compiled functions take."""
-    # NumPy arrays: they become JAX's when a compiled function is called.
+    """A micro-batch and its settings as the compiled functions take them."""
+    # NumPy arrays, which become JAX arrays when a compiled function is called.
     values: dict[str, Any] = {
         "token_ids": micro_batch.pack.token_ids,
         "segments": micro_batch.pack.segments,
@@ -61,13 +61,13 @@ def batch_arrays(micro_batch: MicroBatch, loss: LossSettings, lora: LoraSpec | N
         "lora_scale": np.float32(1.0 if lora is None else lora.scale),
     }
     rows: Any = (micro_batch.target_values, micro_batch.tail_log_probs, micro_batch.old_log_probs)
-    settings: Any = (np.float32(value) for value in (loss.beta, loss.clip_low, loss.clip_high))
+    settings: Any = {name: np.float32(getattr(loss, name)) for name in ObjectiveParameters._fields}
     ids: Any = micro_batch.target_ids
     scales: Any = micro_batch.row_scales
     return BatchArrays(
         **values,
         targets=HeadTargets(ids, TargetRows(*rows), scales),
-        parameters=ObjectiveParameters(*settings),
+        parameters=ObjectiveParameters(**settings),
     )
 
 
@@ -83,12 +83,12 @@ def batch_loss(
     is_lora: bool,
     remat: bool,
 ) -> tuple[jax.Array, RowOutcomes]:
-    """The loss of a micro-batch, a scalar, and what is known of its rows."""
+    """The loss of a micro-batch, a scalar, and the outcomes of its rows."""
     spec = OBJECTIVES[objective]
     if is_lora:
         parameters, adapter = base, scale_adapter(trainable, arrays.lora_scale)
     else:
-        # The layers cast their weights themselves, one layer at a time.
+        # "layers" stay float32 here: each layer casts its own weights when it runs.
         outside = {name: tree for name, tree in trainable.items() if name != "layers"}
         parameters = {**in_compute_dtype(outside, base), "layers": trainable["layers"]}
         adapter = None
@@ -106,7 +106,7 @@ def batch_loss(
         row_count=arrays.row_count,
     )
     student = StudentRows(rows.log_probs, rows.tail_log_probs)
-    # Traced arrays here, NumPy arrays once they are fetched.
+    # Any: `RowOutcomes` declares NumPy arrays, which these are once the trainer has fetched them.
     outcomes: dict[str, Any] = {
         "log_probs": rows.log_probs,
         "losses": rows.losses,
@@ -129,12 +129,12 @@ def add_gradients(
 
 
 def evaluate(trainable: Trainable, **rest: Any) -> RowOutcomes:
-    """What is known of a micro-batch's rows, without a gradient."""
+    """The outcomes of a micro-batch's rows, without a gradient."""
     return batch_loss(trainable, **rest)[1]
 
 
 def in_compute_dtype(trainable: Trainable, like: Trainable) -> Any:
-    """Float32 parameters, all or some of a model's, in the dtypes that it computes in."""
+    """Float32 parameters of a model, all or some, cast to the dtypes of `like`."""
     return {
         name: jax.tree.map(lambda leaf, base: leaf.astype(base.dtype), tree, like[name])
         for name, tree in trainable.items()

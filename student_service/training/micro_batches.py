@@ -15,8 +15,9 @@ from distill.rows import Rows
 from student_service.training.batch import TrainingBatch
 
 _WHOLE_BYTES = 4 << 20
-"""Arrays [N, K] up to this size have a row for every slot: further shapes would cost more in
-compilations than they save. Larger ones are made for the rows there are."""
+"""Up to this size, arrays of targets have a row for every slot of the pack: fewer rows would save
+less time than the compilation of one more shape costs. Larger arrays have about as many rows as the
+micro-batch."""
 
 _SMALLEST_ROWS = 16
 
@@ -44,22 +45,23 @@ class MicroBatch:
     """[R]."""
 
     old_log_probs: FloatArray
-    """[R, K]; zeros where the objective has no use for them."""
+    """[R, K]; zeros where the objective does not use them."""
 
     row_scales: FloatArray
     """Row weight times the reduction's factor, [R]; 0 in padding."""
 
     sources: Sources
-    """The results of their rows lie one after the other in the first entries of the R rows."""
+    """Where the rows come from: those of the first example are the first of the R rows, those of
+    the second follow, and so on."""
 
     @property
     def weighted_row_count(self) -> int:
-        """Rows that are no padding."""
+        """Rows that are not padding."""
         return sum(len(rows) for _, rows in self.sources)
 
 
 def split_into_micro_batches(batch: TrainingBatch, *, token_budget: int) -> Iterator[MicroBatch]:
-    """Pack the examples of a batch, each pack when it is asked for.
+    """Pack the examples of a batch. Each pack is made when the iterator is asked for it.
 
     A sequence is cut after its last weighted row: nothing later can change the loss. Examples
     without a weighted row are left out.
@@ -81,7 +83,7 @@ def split_into_micro_batches(batch: TrainingBatch, *, token_budget: int) -> Iter
 
 
 def _padded_rows(row_count: int, slot_count: int, support_size: int) -> int:
-    """Rows as they are compiled."""
+    """R as it is compiled: few sizes, because each costs a compilation."""
     if 4 * slot_count * support_size <= _WHOLE_BYTES:
         return slot_count
     size = _SMALLEST_ROWS
@@ -93,7 +95,13 @@ def _padded_rows(row_count: int, slot_count: int, support_size: int) -> int:
 def _micro_batch(
     batch: TrainingBatch, items: Sequence[tuple[int, Int32Array, int]], token_budget: int
 ) -> MicroBatch:
-    """One pack of (index in the batch, weighted rows, length)."""
+    """One pack.
+
+    Args:
+        batch: the checked batch.
+        items: (index in the batch, weighted rows, tokens up to the last of them) of its examples.
+        token_budget: most tokens in one micro-batch.
+    """
     token_count = sum(length for _, _, length in items)
     slot_count = slots_within(token_budget, token_count)
     support_size = batch.examples[0].token_ids.shape[1]

@@ -1,4 +1,4 @@
-"""AdamW through optax, with the settings of each step given as arrays. Pure."""
+"""AdamW through optax. The settings of a step are arrays. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -30,8 +30,8 @@ BELOW_1 = Interval("in [0, 1)", lambda value: 0 <= value < 1)
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWSettings:
-    """AdamW (https://arxiv.org/abs/1711.05101) for one step: the fields of the message `AdamW`,
-    each with the interval that the edge holds it to."""
+    """AdamW (https://arxiv.org/abs/1711.05101) for one step. The fields are those of the message
+    `AdamW`, each with the interval in which the edge accepts it."""
 
     learning_rate: float = field(metadata={"interval": AT_LEAST_0})
     """At least 0."""
@@ -53,7 +53,7 @@ class AdamWSettings:
 
 
 class StepOutcome(NamedTuple):
-    """What a step made."""
+    """The new state after a step, and its norms."""
 
     trainable: Trainable
     optimizer_state: optax.OptState
@@ -63,7 +63,7 @@ class StepOutcome(NamedTuple):
 
 
 Hyperparameters: TypeAlias = Mapping[str, jax.Array]
-"""AdamW's settings as arrays, by name: a new learning rate must not compile a new program."""
+"""AdamW's settings by name, as arrays: another learning rate must not compile another program."""
 
 
 def as_arrays(settings: AdamWSettings) -> Hyperparameters:
@@ -92,7 +92,7 @@ def adamw_step(
     normalizer: jax.Array,
     hyperparameters: Hyperparameters,
 ) -> StepOutcome:
-    """One step on gradient_sum / normalizer; pure, to be compiled by the caller."""
+    """One step on gradient_sum / normalizer. The caller compiles it."""
     gradients = jax.tree.map(lambda leaf: leaf / normalizer, gradient_sum)
     norm = optax.tree.norm(gradients)
     factor = jnp.minimum(1.0, hyperparameters["max_gradient_norm"] / norm)

@@ -14,8 +14,8 @@ from student_service.training.micro_batches import Sources
 
 
 class RowOutcomes(NamedTuple):
-    """What the compiled functions return for the R rows of a micro-batch: with padding, and
-    without it once it is fetched."""
+    """What the compiled functions return for the R rows of a micro-batch. The trainer cuts the
+    padding off when it fetches them."""
 
     log_probs: FloatArray
     """[R, K]."""
@@ -33,7 +33,7 @@ class RowOutcomes(NamedTuple):
     """[R]."""
 
     tail_bucket_kls: FloatArray
-    """[R]; zeros where the targets are no distribution."""
+    """[R]; zeros where the targets are not a distribution."""
 
 
 def summarize(
@@ -45,12 +45,12 @@ def summarize(
     depend on how the batch was split.
 
     Args:
-        batch: what was computed.
+        batch: the batch that was computed.
         sources: of each micro-batch.
-        rows: of each micro-batch, without padding.
+        rows: of each micro-batch, without padding, in the order of its sources.
     """
-    log_probs = [np.zeros(e.token_ids.shape, np.float32) for e in batch.examples]
-    row_losses = [np.zeros(len(e.token_ids), np.float32) for e in batch.examples]
+    log_probs = [np.zeros(each.token_ids.shape, np.float32) for each in batch.examples]
+    row_losses = [np.zeros(len(each.token_ids), np.float32) for each in batch.examples]
     weighted_counts = [0] * len(batch.examples)
     for members, outcome in zip(sources, rows, strict=True):
         start = 0
@@ -85,8 +85,8 @@ def summarize(
 def _metrics(
     batch: TrainingBatch, sources: Sequence[Sources], rows: Sequence[RowOutcomes]
 ) -> dict[str, float]:
-    """Means over the weighted rows of all micro-batches, in float64: those that the targets define,
-    by their names in `BatchMetrics` of the contract."""
+    """Means over the weighted rows of all micro-batches, in float64, by field names of the message
+    `BatchMetrics`. A metric that the targets do not define is left out."""
 
     def of_student(field: str) -> NDArray[Any]:
         return np.concatenate([getattr(outcome, field) for outcome in rows])
@@ -96,7 +96,8 @@ def _metrics(
     ]
 
     def of_teacher(field: str) -> NDArray[Any]:
-        """What the teacher's rows say: an array's rows, or what holds for all of them alike."""
+        """A field of the teacher's `Rows` at each weighted row: an array [N], or one value for all
+        rows of an example."""
         return np.concatenate(
             [
                 np.broadcast_to(getattr(example.targets, field), len(example.token_ids))[weighted]
@@ -114,7 +115,7 @@ def _metrics(
     values = np.concatenate([example.values[weighted] for example, weighted in weighted_rows])
     student_probs = np.exp(of_student("log_probs"))
     if not spec.needs_distribution:
-        # A distribution names each token once; here slots may repeat one, or have no use.
+        # Slots may repeat a token or be unused here. A distribution names each token once.
         is_used = values != 0
         student_probs = np.where(_first_uses(target_ids, is_used), student_probs, 0.0)
     metrics = {
@@ -130,7 +131,7 @@ def _metrics(
     metrics["teacher_support_mass"] = mean(np.exp(log_p).sum(-1))
     if target_ids.shape[1] <= MAX_OVERLAP_SUPPORT:
         metrics["top_k_overlap"] = mean(of_student("support_overlaps"))
-    # A token outside the support has no more probability than all of them together.
+    # No token outside the support is more probable than the tail, which is all of them together.
     outweighs_tail = log_p.max(-1) >= of_teacher("tail_log_probs")
     if (outweighs_tail | of_teacher("most_probable")).all():
         best = log_p.argmax(-1)[:, None]
@@ -140,8 +141,8 @@ def _metrics(
 
 
 def _first_uses(token_ids: Int32Array, is_used: BoolArray) -> BoolArray:
-    """Whether each slot [R, K] is in use and the first such of its row with its token."""
-    # A slot without a use gets a number of its own.
+    """Whether each slot [R, K] is used and is the first used one of its row with its token."""
+    # An unused slot gets a negative number of its own, so that it repeats no token.
     numbers = np.where(is_used, token_ids, -1 - np.arange(token_ids.shape[1], dtype=np.int32))
     order = np.argsort(numbers, axis=-1, kind="stable")
     ordered = np.take_along_axis(numbers, order, axis=-1)

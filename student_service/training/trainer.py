@@ -39,7 +39,7 @@ from student_service.training.outcomes import RowOutcomes, summarize
 
 @dataclass(frozen=True, kw_only=True)
 class GradientOutcome:
-    """What a forward and backward pass over a batch made."""
+    """The result of a forward and a backward pass over a batch."""
 
     gradients: Trainable | None
     """Sum over the batch; None when no row has a weight."""
@@ -63,7 +63,7 @@ class Trainer:
         static = ("graph", "config", "objective", "is_lora", "remat")
         self._compiled = CompiledFunctions()
         add = self._compiled.add
-        # The sum over the micro-batches of a call grows in place.
+        # `total` is donated: the sum over the micro-batches of a call grows in place.
         self._add_gradients = add(add_gradients, static_argnames=static, donate_argnames="total")
         self._evaluate = add(evaluate, static_argnames=static)
         self._optim_step = add(adamw_step)
@@ -90,7 +90,7 @@ class Trainer:
         return initial_moments(trainable)
 
     def weights(self, trainable: Trainable, lora: LoraSpec | None) -> ModelWeights:
-        """What the scorer and the sampler run under."""
+        """The weights that the scorer and the sampler run under."""
         if lora is not None:
             return base_weights(self._model, scale_adapter(trainable, lora.scale))
         parameters = in_compute_dtype(trainable, self._model.parameters)
@@ -99,7 +99,7 @@ class Trainer:
     def forward_backward(
         self, trainable: Trainable, lora: LoraSpec | None, batch: TrainingBatch
     ) -> Iterator[GradientOutcome | None]:
-        """The gradient of a batch, a micro-batch per piece: yields None until it is done.
+        """The gradient of a batch, one micro-batch per piece. Yields None until it is done.
 
         Raises:
             NonFiniteGradientError: a gradient or a loss is NaN or infinite.
@@ -117,7 +117,7 @@ class Trainer:
             yield None
         result = summarize(batch, sources, rows)
         if gradients is not None:
-            # Before anything is added up: a NaN in the gradient sum could never be taken out again.
+            # Checked before it is added to the run's gradient sum: a NaN would stay in that sum.
             if not np.isfinite(result.loss):
                 raise NonFiniteGradientError(
                     f"the loss is {result.loss}; the gradient sum is unchanged"
@@ -128,7 +128,7 @@ class Trainer:
     def forward(
         self, trainable: Trainable, lora: LoraSpec | None, batch: TrainingBatch
     ) -> Iterator[BatchOutcome | None]:
-        """Loss and metrics of a batch, a micro-batch per piece: yields None until it is done."""
+        """Loss and metrics of a batch, one micro-batch per piece. Yields None until it is done."""
         sources: list[Sources] = []
         rows: list[RowOutcomes] = []
         for micro_batch in split_into_micro_batches(batch, token_budget=self._token_budget):
@@ -139,7 +139,7 @@ class Trainer:
         yield summarize(batch, sources, rows)
 
     def accumulate(self, total: Trainable | None, more: Trainable | None) -> Trainable | None:
-        """The sum of two gradients, either of which may be absent.
+        """The sum of two gradients; None stands for a gradient of nothing.
 
         Raises:
             NonFiniteGradientError: the sum is not finite though both are.
@@ -194,7 +194,7 @@ class Trainer:
         }
 
     def _refuse_non_finite(self, gradients: Trainable, what: str) -> None:
-        # The norm and not the elements alone: one that overflows could never be stepped with.
+        # The norm can overflow where every element is finite, and a step needs a finite one.
         norm = float(self._norm(gradients))
         if not np.isfinite(norm):
             raise NonFiniteGradientError(
@@ -203,7 +203,7 @@ class Trainer:
 
 
 def _fetch(outcome: RowOutcomes, row_count: int) -> RowOutcomes:
-    """The rows that are no padding, without the arrays that they lie in."""
+    """The rows that are not padding, copied, so that the padded arrays are freed."""
     return RowOutcomes(*(array[:row_count].copy() for array in jax.device_get(outcome)))
 
 

@@ -28,6 +28,8 @@ def test_attributes_become_the_fields_of_their_names() -> None:
 def test_a_field_that_nobody_gives_is_noticed() -> None:
     with pytest.raises(TypeError, match=r"BatchSeconds\.compute is given by nobody"):
         message_from(training_pb2.BatchSeconds, targets=1.0, queue=2.0)
+    with pytest.raises(TypeError, match=r"ExampleResult\.row_losses is given by nobody"):
+        message_from(training_pb2.ExampleResult, loss=1.0, log_probs=None)
 
 
 def test_a_value_that_the_message_does_not_have_is_noticed() -> None:

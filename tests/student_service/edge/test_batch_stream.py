@@ -10,10 +10,13 @@ from distill.v1 import scoring_pb2, training_pb2
 from distill.v1 import student_service_pb2 as pb
 from student_service.edge.batch_stream import BatchReader
 from student_service.edge.teacher_pool import TeacherPool
-from tests.student_service.edge.test_distributions import make_chunks
-from tests.student_service.edge.test_validation import distribution_example, token_example
+from tests.student_service.messages import (
+    VOCAB_SIZE,
+    distribution_example,
+    make_chunks,
+    token_example,
+)
 
-VOCAB = 40
 LIMITS = RequestLimits(max_sequence_tokens=64, max_top_k=8)
 
 
@@ -35,14 +38,14 @@ def read(teachers, examples, chunks=(), *, limits=LIMITS, **batch):
         *(pb.ForwardBackwardRequest(example=example) for example in examples),
         *(pb.ForwardBackwardRequest(chunk=chunk) for chunk in chunks),
     ]
-    reader = BatchReader(iter(parts), limits, VOCAB)
+    reader = BatchReader(iter(parts), limits, VOCAB_SIZE)
     return reader.batch(reader.header().batch, teachers)
 
 
 def test_stream_must_start_with_its_header():
     for parts in ([], [pb.ForwardBackwardRequest(example=token_example())]):
         with pytest.raises(InvalidFieldError, match="first message must be the header"):
-            BatchReader(iter(parts), LIMITS, VOCAB).header()
+            BatchReader(iter(parts), LIMITS, VOCAB_SIZE).header()
 
 
 @pytest.mark.parametrize("example_count", [2, 3])

@@ -1,7 +1,5 @@
 """Chunks into targets: tiling, alignment, and every way a chunk can be wrong."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,35 +12,13 @@ from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2
 from student_service.edge.distributions import assemble_prompts, attach_targets
 from student_service.edge.examples import CheckedExample, PromptRows
-from tests.student_service.batches import distribution
+from tests.student_service.messages import VOCAB_SIZE, make_chunks
 
-VOCAB = 40
 LIMITS = RequestLimits(max_sequence_tokens=64, max_top_k=8)
 
 
-def make_chunks(row_count=12, first_row=3, cuts=(), row=0, support_size=4, seed=0):
-    """The chunks of one prompt, cut before the given entries, with the arrays they came from."""
-    arrays = distribution(np.random.default_rng(seed), row_count, support_size, VOCAB)
-    bounds = [0, *cuts, row_count]
-    chunks = []
-    for start, end in itertools.pairwise(bounds):
-        ids, values, tails, entropies = (array[start:end] for array in arrays)
-        chunks.append(
-            scoring_pb2.TopKChunk(
-                prompt_index=row,
-                first_row=first_row + start,
-                token_ids=encode_int32(ids),
-                log_probs=encode_floats(values),
-                prompt_log_probs=encode_floats(tails),
-                tail_log_probs=encode_floats(tails),
-                entropies=encode_floats(entropies),
-            )
-        )
-    return chunks, arrays
-
-
 def assemble(chunks, objective="tail_bucket"):
-    return assemble_prompts(chunks, LIMITS, VOCAB, OBJECTIVES[objective])
+    return assemble_prompts(chunks, LIMITS, VOCAB_SIZE, OBJECTIVES[objective])
 
 
 def sampled_chunk(ids=((3, 7, 3, 9), (5, 5, 5, 5)), weights=((0.5, 0.25, 0, 0.25), (1, 0, 0, 0))):
@@ -178,7 +154,7 @@ def test_any_sampled_chunk_is_refused_or_names_each_weighted_token_once(ids, wei
 )
 def test_chunks_join_to_the_rows_they_were_cut_from(cuts, order):
     chunks, (ids, values, tails, entropies) = make_chunks(cuts=cuts)
-    others, _ = make_chunks(row=5, seed=1, cuts=cuts)
+    others, _ = make_chunks(prompt_index=5, seed=1, cuts=cuts)
     mixed = [*chunks, *others]
     order.shuffle(mixed)
     prompt = assemble(mixed)[0]
@@ -198,7 +174,7 @@ def test_gaps_and_overlaps_are_refused(kept):
 
 def test_different_support_sizes_are_refused():
     with pytest.raises(InvalidFieldError, match=r"K must be 4 .* got 3"):
-        assemble(make_chunks()[0] + make_chunks(row=1, support_size=3)[0])
+        assemble(make_chunks()[0] + make_chunks(prompt_index=1, support_size=3)[0])
 
 
 def changed(**fields):
@@ -232,7 +208,7 @@ def with_value(array, value):
     [
         (changed(prompt_index=-1), r"prompt_index: must be at least 0"),
         (changed(first_row=0), r"first_row: must be at least 1"),
-        (changed(token_ids=encode_int32(with_value(GOOD[0], VOCAB))), r"must be in \[0, 40\)"),
+        (changed(token_ids=encode_int32(with_value(GOOD[0], VOCAB_SIZE))), r"must be in \[0, 40\)"),
         (changed(token_ids=encode_int32(with_value(GOOD[0], -1))), r"must be in \[0, 40\)"),
         (changed(token_ids=encode_int32(np.full((2, 4), 7))), r"name a token twice, got 7 again"),
         (of_support(GOOD[0][:, :0]), r"K in \[1, 8\]"),

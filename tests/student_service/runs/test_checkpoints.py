@@ -13,7 +13,7 @@ from distill.errors import (
     NotFoundError,
 )
 from student_service.runs import checkpoints
-from student_service.runs.checkpoints import CheckpointStore, decode_manifest, encode_manifest
+from student_service.runs.checkpoints import CheckpointStore, format_manifest, parse_manifest
 
 INFO = {"name": "first", "step": 3, "sequence_number": 7, "weights_version": "run:6"}
 
@@ -154,7 +154,7 @@ def test_a_flipped_bit_anywhere_in_a_manifest_is_data_loss(store, tmp_path):
             content[position] ^= 1 << bit
             try:
                 # JSON may say the same in other letters: 1e9 and 1E9.
-                if decode_manifest(bytes(content), "first") != expected:
+                if parse_manifest(bytes(content), "first") != expected:
                     unnoticed.append((position, bit))
             except CorruptDataError:
                 pass
@@ -180,7 +180,7 @@ def test_a_changed_number_or_a_missing_key_of_a_manifest_is_data_loss(store, tmp
 def test_a_manifest_of_wrong_types_or_of_another_checkpoint_is_data_loss(store, tmp_path, fields):
     save(store)
     content = dict(store.manifest("run", "first")) | fields
-    manifest_of(tmp_path).write_text(encode_manifest(content))
+    manifest_of(tmp_path).write_text(format_manifest(content))
     with pytest.raises(
         CorruptDataError, match=next(iter(fields)) if "name" not in fields else "of 's"
     ):

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from distill.models.loading import load_model
+from distill.network.adapters import LoraSpec
 from student_service.training.trainer import Trainer
 from tests.student_service.batches import batch_of, distribution_example, token_example
-from tests.student_service.training.test_trainer import (
-    LORA,
+from tests.student_service.training.dense import (
     assert_trees_close,
     assert_trees_equal,
     moved_trainable,
     run,
 )
 from tests.support.tiny_models import write_tiny_model
+
+LORA = LoraSpec(rank=3, alpha=6.0, target_modules=("q_proj", "down_proj"), seed=5)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from student_service.edge.validation import parse_run_config
 from student_service.training.optimizer import AdamWSettings
 from student_service.training.trainer import Trainer
 from tests.student_service.batches import batch_of, ragged
-from tests.student_service.training.test_trainer import (
+from tests.student_service.training.dense import (
     assert_trees_close,
     dense_loss,
     moved_trainable,
