@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from benchmarks.workloads import ScoringLoad, TrainingLoad
 from distill.arrays import Int32Array
 from distill.engine.sampler import Sampler
-from distill.engine.samples import Sample, SampleJob
+from distill.engine.samples import SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import base_weights
 from distill.models.loading import LoadedModel
 from distill.network.adapters import ADAPTER_TARGETS, LoraSpec
 from distill.rows import Rows
+from distill.samples import Sample
 from student_service.training.batch import (
     LossSettings,
     NamedTokens,

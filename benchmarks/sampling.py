@@ -14,11 +14,12 @@ import jax
 import numpy as np
 
 from distill.engine.sampler import Sampler
-from distill.engine.samples import Sample, SampleJob
+from distill.engine.samples import SampleJob
 from distill.engine.weights import base_weights
 from distill.models.loading import LoadedModel, load_model
 from distill.network.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter, scale_adapter
 from distill.network.functional import Adapter
+from distill.samples import Sample
 
 
 @dataclass(frozen=True, kw_only=True)

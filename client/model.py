@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from client.formatting import Tokens, format_tokens
 from client.parsing import parse_completion, parse_rows
-from client.results import Completion
+from client.results import Sample
 from client.scores import assemble_scores
 from client.settings import SampledSupport, SamplingParams, ScoredPrompt, scoring
 from distill.rows import Rows
@@ -100,7 +100,7 @@ class Model(ABC):
         params: SamplingParams,
         *,
         timeout_seconds: float | None = None,
-    ) -> list[Completion]:
+    ) -> list[Sample]:
         """Sample completions, ordered by prompt and sample. Args are those of `stream_samples`."""
         streamed = self.stream_samples(prompts, params, timeout_seconds=timeout_seconds)
         return sorted(streamed, key=lambda sample: (sample.prompt_index, sample.sample_index))
@@ -111,7 +111,7 @@ class Model(ABC):
         params: SamplingParams,
         *,
         timeout_seconds: float | None = None,
-    ) -> Iterator[Completion]:
+    ) -> Iterator[Sample]:
         """Stream completions as they finish.
 
         Args:

@@ -8,16 +8,17 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from client.errors import BrokenStreamError
-from client.results import BatchResult, Completion, ExampleResult
+from client.results import BatchResult, ExampleResult, Sample
 from distill.enum_names import enum_name
 from distill.errors import InvalidFieldError
 from distill.rows import Rows
+from distill.samples import StopReason
 from distill.tensors import decode_floats, decode_int32
 from distill.tokenizer import TextTokenizer
 from distill.v1 import scoring_pb2, tensor_pb2, training_pb2
 from distill.wire import rows_from_message
 
-Parsed = TypeVar("Parsed", Completion, ExampleResult)
+Parsed = TypeVar("Parsed", Sample, ExampleResult)
 
 
 @contextmanager
@@ -49,17 +50,17 @@ def parse_rows(message: scoring_pb2.TopKChunk) -> Rows:
     return rows_from_message(message, "chunk")
 
 
-def parse_completion(message: scoring_pb2.SampledSequence) -> Completion:
+def parse_completion(message: scoring_pb2.SampledSequence) -> Sample:
     """A finished sample.
 
     Raises:
         BrokenStreamError: an array of a wrong rank, or no stop reason of the contract.
     """
     try:
-        stop_reason = enum_name(scoring_pb2.StopReason, message.stop_reason)
+        stop_reason = StopReason(enum_name(scoring_pb2.StopReason, message.stop_reason))
     except ValueError as error:
         raise BrokenStreamError(f"sequence.stop_reason: {error}") from None
-    return _parse(message, Completion, "sequence", stop_reason=stop_reason)
+    return _parse(message, Sample, "sequence", stop_reason=stop_reason)
 
 
 def parse_batch_result(message: training_pb2.BatchResult, *, replayed: bool = False) -> BatchResult:
@@ -68,10 +69,13 @@ def parse_batch_result(message: training_pb2.BatchResult, *, replayed: bool = Fa
     Raises:
         BrokenStreamError: an array of a wrong rank.
     """
+    examples = tuple(_parse(each, ExampleResult, "example") for each in message.examples)
+    # Their arrays are copied: kept twice, log-probs of large batches would fill the memory.
+    del message.examples[:]
     return BatchResult(
-        message=message,
+        totals=message,
         metrics={descriptor.name: value for descriptor, value in message.metrics.ListFields()},
-        examples=tuple(_parse(each, ExampleResult, "example") for each in message.examples),
+        examples=examples,
         replayed=replayed,
     )
 

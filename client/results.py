@@ -8,10 +8,10 @@ Letters: N tokens of a completion or target rows, K support size.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from client.errors import MismatchedPairError
-from distill.arrays import FloatArray, Int32Array
+from distill.arrays import FloatArray
+from distill.samples import Sample
 from distill.tokenizer import describe_mismatch
 from distill.v1 import training_pb2
 from distill.v1.scoring_pb2 import Limits, ModelInfo
@@ -22,40 +22,17 @@ __all__ = [
     "METRIC_NAMES",
     "BatchResult",
     "Checkpoint",
-    "Completion",
     "ExampleResult",
     "Limits",
     "ModelInfo",
     "OptimStepResponse",
     "Run",
+    "Sample",
     "check_pair",
 ]
 
 METRIC_NAMES = tuple(each.name for each in training_pb2.BatchMetrics.DESCRIPTOR.fields)
 """Names that `BatchResult.metrics` may hold; the proto says what each measures."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """A finished sample; fields as in the message `SampledSequence`."""
-
-    prompt_index: int
-    """Index of the prompt in the request."""
-
-    sample_index: int
-    """Index among the samples of its prompt."""
-
-    token_ids: Int32Array = field(metadata={"ranks": (1,)})
-    """Generated tokens, [N], the stop token included."""
-
-    log_probs: FloatArray = field(metadata={"ranks": (1,)})
-    """Log-probability of each generated token over the full vocabulary, [N]."""
-
-    stop_reason: str
-    """Why it ended: "stop" or "length"."""
-
-    text: str
-    """The decoded text without special tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +51,10 @@ class ExampleResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult:
-    """The result of a batch.
+    """The result of a batch."""
 
-    The scalars of the message are attributes: `loss`, `row_count`, `token_count`, `pulled_bytes`
-    and `seconds`.
-    """
-
-    message: training_pb2.BatchResult
-    """The answer as it came."""
+    totals: training_pb2.BatchResult
+    """The scalars of the answer: `loss`, `row_count`, `token_count`, `pulled_bytes`, `seconds`."""
 
     metrics: Mapping[str, float]
     """Means over the weighted rows, by the names of the message `BatchMetrics`. A metric that the
@@ -93,12 +66,10 @@ class BatchResult:
     replayed: bool = False
     """True when the answer repeats one given before (after a retry)."""
 
-    def __getattr__(self, name: str) -> Any:
-        """A field of the message. Called for what is no attribute of this class."""
-        # Without the check, an object that is being copied and has no message yet would recur.
-        if name.startswith("_") or name == "message":
-            raise AttributeError(name)
-        return getattr(self.message, name)
+    @property
+    def loss(self) -> float:
+        """Sum over the examples, after the reduction."""
+        return self.totals.loss
 
 
 def check_pair(teacher: ModelInfo, student: ModelInfo) -> None:

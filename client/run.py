@@ -13,6 +13,7 @@ from client.settings import AdamW, Batch, Example, PulledScoring, WeightsRef, ba
 from distill.enum_names import enum_value
 from distill.v1 import scoring_pb2, student_service_pb2_grpc, training_pb2
 from distill.v1 import student_service_pb2 as messages
+from distill.v1.training_pb2 import RunConfig
 
 Chunks = Iterable[scoring_pb2.TopKChunk]
 
@@ -41,6 +42,9 @@ class StudentRun:
     ) -> None:
         self.run_id = created.run_id
         self.created = created
+        # A copy: `created` is the caller's to look at, and to change.
+        self._config = RunConfig()
+        self._config.CopyFrom(created.config)
         self._connection = connection
         self._stub = stub
         self._sequence = MutationSequence(
@@ -99,8 +103,8 @@ class StudentRun:
         """
         batch = _batch(settings, len(examples), pull)
         # All parts are made before the call. A source that fails in the middle would end the
-        # stream, and a service may take a cancelled stream for a complete one. And a retry must
-        # send what the first attempt sent, whatever the caller does to its messages meanwhile.
+        # stream, and a service may take a cancelled stream for a complete one. The examples are
+        # copied, so that a retry sends what the first attempt sent; chunks are relayed as they are.
         sent = [messages.ForwardBackwardRequest(example=example) for example in examples]
         relayed = tuple(chunks)
         deadline = self._connection.deadline(timeout_seconds)
@@ -239,9 +243,7 @@ class StudentRun:
         return response.run
 
     def _take_over(self, deadline: Deadline) -> Run:
-        request = messages.CreateRunRequest(
-            run_id=self.run_id, config=self.created.config, take_over=True
-        )
+        request = messages.CreateRunRequest(run_id=self.run_id, config=self._config, take_over=True)
         response: messages.CreateRunResponse = self._connection.ask(
             self._stub.CreateRun, request, deadline
         )
@@ -269,6 +271,7 @@ def _batch(settings: Batch | None, example_count: int, pull: PulledScoring | Non
     batch = Batch()
     batch.CopyFrom(batch_settings() if settings is None else settings)
     batch.example_count = example_count
+    batch.ClearField("pull")
     if pull is not None:
         batch.pull.CopyFrom(pull)
     return batch

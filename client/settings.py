@@ -49,6 +49,7 @@ __all__ = [
     "WeightsRef",
     "base_weights",
     "batch_settings",
+    "check_distribution_objective",
     "distribution_example",
     "pulled_targets",
     "scored_prompt",
@@ -74,6 +75,13 @@ DISTRIBUTION_OBJECTIVES = (
 """Those that a teacher's distributions on the top K, or on candidates, are enough for."""
 
 
+def check_distribution_objective(name: str) -> None:
+    """Raises ValueError unless a teacher's distributions are enough for the objective."""
+    if name not in DISTRIBUTION_OBJECTIVES:
+        allowed = ", ".join(DISTRIBUTION_OBJECTIVES)
+        raise ValueError(f"objective: must be one of {allowed}, got {name!r}")
+
+
 def batch_settings(
     objective: str = "tail_bucket", *, reduction: str = "sum", **fields: Any
 ) -> Batch:
@@ -88,6 +96,9 @@ def batch_settings(
     Raises:
         ValueError: an objective or a reduction with another name, or no such field.
     """
+    for name in ("example_count", "pull"):
+        if name in fields:
+            raise ValueError(f"{name}: the run fills it in, from its own arguments")
     return Batch(
         objective=enum_value(Objective, objective, "objective"),
         reduction=enum_value(Reduction, reduction, "reduction"),

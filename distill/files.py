@@ -59,9 +59,19 @@ def put_in_place(aside: Path, path: Path) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object, indented and with a newline at its end.
 
-    A reader may see a part of it: files that must appear whole are for `write_durably`.
+    A reader may see a part of it: see `replace_json` and `write_durably`.
     """
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def replace_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object so that a reader sees the old file or the whole new one.
+
+    Any number of processes may write at once. It is not synced: for what a power cut may take.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    write_json(aside, content)
+    aside.replace(path)
 
 
 def parse_json_object(text: str | bytes) -> dict[str, Any]:

@@ -112,6 +112,17 @@ ARRAY_RANKS = {each.name: each.metadata["rank"] for each in fields(Rows) if each
 """Fields of `Rows` that are arrays, and their ranks: 2 is [R, K], 1 is [R]."""
 
 
+def check_next(rows: Rows, expected_row: int) -> int:
+    """Check that rows go on where the ones before them ended; where the next must begin.
+
+    Raises:
+        TilingError: they overlap or leave a gap.
+    """
+    if rows.first_row != expected_row:
+        raise TilingError(rows.prompt_index, expected_row, rows.first_row)
+    return rows.end_row
+
+
 def concatenate(parts: Sequence[Rows]) -> Rows:
     """The rows of consecutive parts of one prompt as one.
 
@@ -128,9 +139,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     first = parts[0]
     expected_row = first.first_row
     for part in parts:
-        if part.first_row != expected_row:
-            raise TilingError(first.prompt_index, expected_row, part.first_row)
-        expected_row = part.end_row
+        expected_row = check_next(part, expected_row)
     if len({part.draw_weights is None for part in parts}) > 1:
         raise ValueError(
             f"some parts of prompt {first.prompt_index} have draw weights and others have none"

@@ -67,7 +67,7 @@ def main() -> None:
             step = run.optim_step(AdamW(learning_rate=5e-4))
             print(
                 f"step {step.step}: KL {result.metrics['tail_bucket_kl']:.3f} nats over "
-                f"{result.row_count} tokens, gradient norm {step.gradient_norm:.2f}"
+                f"{result.totals.row_count} tokens, gradient norm {step.gradient_norm:.2f}"
             )
 
         (completion,) = student.under(run.run_id).sample(

@@ -46,6 +46,8 @@ accepted = set(accepted_file.read_text().splitlines())
 breaks = [json.loads(line) for line in breaks_file.read_text().splitlines()]
 refused = [each for each in breaks if f"{each['type']} {each['message']}" not in accepted]
 for each in refused:
-    print(f"{each['path']}:{each['start_line']}: {each['message']}", file=sys.stderr)
+    # A break that is a whole file has no place.
+    place = f"{each['path']}:{each['start_line']}: " if "path" in each else ""
+    print(f"{place}{each['message']}", file=sys.stderr)
 sys.exit(1 if refused else 0)
 SCRIPT

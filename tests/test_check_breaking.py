@@ -65,6 +65,14 @@ def test_any_other_rename_is_refused_by_name(checkout: Path) -> None:
     assert "prompt_index" not in result.stderr
 
 
+def test_a_file_that_is_gone_is_refused_by_name(checkout: Path) -> None:
+    (checkout / "protos/distill/v1/teacher_service.proto").unlink()
+    result = check(checkout)
+    assert result.returncode == 1
+    assert "teacher_service.proto" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_broken_proto_is_no_accepted_break(checkout: Path) -> None:
     (checkout / "protos/distill/v1/scoring.proto").write_text("no proto")
     assert check(checkout).returncode != 0

@@ -15,7 +15,7 @@ from client.commands.command import (
     positive_int,
     some_text,
 )
-from client.results import Completion
+from client.results import Sample
 from client.settings import SamplingParams, Tokens, WeightsRef
 from client.student import StudentClient
 from distill.tokenizer import TextTokenizer
@@ -95,7 +95,7 @@ def _execute(arguments: argparse.Namespace) -> None:
         print(completion.text)
 
 
-def _sample(arguments: argparse.Namespace) -> list[Completion]:
+def _sample(arguments: argparse.Namespace) -> list[Sample]:
     settings = SamplingParams(
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,

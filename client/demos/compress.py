@@ -25,10 +25,10 @@ from client.reports.report import (
     open_reporter,
     remove_files,
     tokens_per_second,
-    write_json,
 )
 from client.services.pair import LocalPair, Pair, open_pair
 from distill.errors import ModelError
+from distill.files import replace_json
 from distill.tokenizer import TextTokenizer
 
 TEACHER_NAME = "main"
@@ -60,7 +60,7 @@ def run_compress(settings: CompressSettings) -> dict[str, Any]:
     ):
         summary = _run_recipe(settings, corpus, pair, reporter, started)
     summary |= {"kept_layers": layers, "wall_seconds": time.monotonic() - started}
-    write_json(settings.out / "summary.json", summary)
+    replace_json(settings.out / "summary.json", summary)
     return summary
 
 

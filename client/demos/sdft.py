@@ -30,10 +30,10 @@ from client.reports.report import (
     open_reporter,
     remove_files,
     tokens_per_second,
-    write_json,
 )
 from client.services.pair import LocalPair, Pair, RunningPair, open_pair
 from client.settings import LoraConfig
+from distill.files import replace_json
 
 RESULT_FILES = ("summary.json", "metrics.jsonl", "curves.png")
 
@@ -90,7 +90,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         ) as pair,
     ):
         summary = _run_recipe(settings, pair, training, heldout, reporter, started)
-    write_json(settings.out / "summary.json", summary)
+    replace_json(settings.out / "summary.json", summary)
     return summary
 
 

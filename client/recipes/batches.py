@@ -171,8 +171,8 @@ def run_batch(
         )
         return Transfer(
             result=result,
-            target_bytes=result.pulled_bytes,
-            scoring_seconds=result.seconds.targets,
+            target_bytes=result.totals.pulled_bytes,
+            scoring_seconds=result.totals.seconds.targets,
         )
     meter = _Meter(link.client.stream_top_k_messages(batch.prompts, top_k, temperature=temperature))
     result = submit(chunks=meter)

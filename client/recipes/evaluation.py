@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client.data.datasets import Question
-from client.results import Completion
+from client.results import Sample
 
 ANSWER_FORMAT = re.compile(r"Answer: [^\n.]+\.")
 """One line of one sentence, and nothing else."""
@@ -25,7 +25,7 @@ class AnswerScores:
     """The answers, in the order of the questions."""
 
 
-def score_answers(questions: Sequence[Question], completions: Sequence[Completion]) -> AnswerScores:
+def score_answers(questions: Sequence[Question], completions: Sequence[Sample]) -> AnswerScores:
     """Compare answers with their demonstrations.
 
     An answer succeeds when all of it is `Answer: X.` with X in one line and without a full stop,

@@ -20,7 +20,7 @@ from client.data.datasets import Question
 from client.recipes.batches import TeacherLink
 from client.recipes.evaluation import AnswerScores, score_answers
 from client.recipes.sdft import PrivilegedPrompt, SdftSettings, compare_with_teacher
-from client.results import Completion
+from client.results import Sample
 from client.run import StudentRun
 from client.settings import SamplingParams
 from client.student import StudentClient
@@ -36,7 +36,7 @@ class Heldout:
     prompts: Sequence[PrivilegedPrompt]
     """Both sides' prompts of each question."""
 
-    teacher_answers: Sequence[Completion]
+    teacher_answers: Sequence[Sample]
     """The teacher's greedy answers under its privileged prompts."""
 
     teacher_scores: AnswerScores
@@ -103,7 +103,7 @@ def _kl(
     run: StudentRun,
     teacher: TeacherLink,
     heldout: Heldout,
-    completions: Sequence[Completion],
+    completions: Sequence[Sample],
     settings: SdftSettings,
 ) -> float:
     result = compare_with_teacher(

@@ -16,7 +16,7 @@ from client.recipes.batches import (
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
 from client.run import StudentRun
-from client.settings import AdamW, Tokens, batch_settings
+from client.settings import AdamW, Tokens, batch_settings, check_distribution_objective
 from distill.tokenizer import TextTokenizer
 
 
@@ -54,6 +54,9 @@ class OffPolicySettings:
 
     seed: int = 0
     """Of the order of the sequences."""
+
+    def __post_init__(self) -> None:
+        check_distribution_objective(self.objective)
 
 
 def train_off_policy(

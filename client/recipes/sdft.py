@@ -20,9 +20,15 @@ from client.recipes.batches import (
 )
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
-from client.results import BatchResult, Completion
+from client.results import BatchResult, Sample
 from client.run import StudentRun
-from client.settings import AdamW, SamplingParams, Tokens, batch_settings
+from client.settings import (
+    AdamW,
+    SamplingParams,
+    Tokens,
+    batch_settings,
+    check_distribution_objective,
+)
 from client.student import StudentClient
 
 
@@ -71,6 +77,9 @@ class SdftSettings:
 
     seed: int = 0
     """Of the order of the prompts and of the samples."""
+
+    def __post_init__(self) -> None:
+        check_distribution_objective(self.objective)
 
 
 def train_sdft(
@@ -142,7 +151,7 @@ def compare_with_teacher(
     run: StudentRun,
     teacher: TeacherLink,
     prompts: Sequence[PrivilegedPrompt],
-    completions: Sequence[Completion],
+    completions: Sequence[Sample],
     settings: SdftSettings,
 ) -> BatchResult:
     """Compare the run's present weights with the teacher on given completions.
@@ -169,7 +178,7 @@ def sample_completions(
     settings: SdftSettings,
     *,
     seed: int,
-) -> list[Completion]:
+) -> list[Sample]:
     """Sample one completion of each student prompt from the run's present weights."""
     sampling = SamplingParams(
         max_tokens=settings.max_completion_tokens,
@@ -180,7 +189,7 @@ def sample_completions(
 
 
 def pair_completions(
-    prompts: Sequence[PrivilegedPrompt], completions: Sequence[Completion]
+    prompts: Sequence[PrivilegedPrompt], completions: Sequence[Sample]
 ) -> list[AlignedSequence]:
     """Put each completion behind both of its prompts."""
     return [

@@ -1,7 +1,6 @@
 """What a person sees of a run: progress, a summary, files with the numbers, curves."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,13 +126,6 @@ def remove_files(directory: Path, names: Sequence[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name in names:
         (directory / name).unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object so that a reader sees the whole file or none."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def append_json_line(path: Path, content: Mapping[str, Any]) -> None:

@@ -15,10 +15,11 @@ from distill.engine.decode_slots import DecodeSlots
 from distill.engine.decoding_functions import DecodingFunctions
 from distill.engine.device_queue import Rest
 from distill.engine.prompt_reader import PromptReader
-from distill.engine.samples import GrowingSample, Sample, SampleEnds, SampleJob, growing_samples
+from distill.engine.samples import GrowingSample, SampleEnds, SampleJob, growing_samples
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel
 from distill.network.functional import Cache, head_kernel, init_cache
+from distill.samples import Sample
 
 _MAX_BATCH = 32
 """Sequences that advance together: the weights are read once per step for all of them."""

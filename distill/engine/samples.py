@@ -2,19 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 import numpy as np
 
 from distill.arrays import FloatArray, Int32Array
+from distill.samples import Sample, StopReason
 from distill.tokenizer import TextTokenizer
-
-
-class StopReason(Enum):
-    """Why a sample ended."""
-
-    STOP = "a stop token or a stop string"
-    LENGTH = "max_tokens, or the model's longest context"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,29 +48,6 @@ class SampleJob:
     def sample_count(self) -> int:
         """Samples of all prompts."""
         return len(self.prompts) * self.samples_per_prompt
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A finished sample; fields as in the message SampledSequence."""
-
-    prompt_index: int
-    """Index of the prompt in the job."""
-
-    sample_index: int
-    """Index among the samples of that prompt."""
-
-    token_ids: Int32Array
-    """[N], the stop token included."""
-
-    log_probs: FloatArray
-    """[N], over the full vocabulary after temperature."""
-
-    stop_reason: StopReason
-    """Why it ended."""
-
-    text: str
-    """Of the tokens, without the special ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,11 @@
 """What a service says about its model."""
 
-from typing import TypeVar
-
-from google.protobuf.message import Message
-
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel
 from distill.network.config import ModelConfig
 from distill.network.functional import head_kernel
+from distill.rpc.messages import message_from
 from distill.v1 import scoring_pb2
-
-MessageT = TypeVar("MessageT", bound=Message)
 
 
 def describe_model(
@@ -28,10 +23,8 @@ def describe_model(
         compute_dtype=_compute_dtype(model),
         weights_version=model.weights_version,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        limits=_from_attributes(scoring_pb2.Limits, limits),
-        tokenizer=(
-            _from_attributes(scoring_pb2.Tokenizer, tokenizer) if include_tokenizer else None
-        ),
+        limits=message_from(scoring_pb2.Limits, limits),
+        tokenizer=(message_from(scoring_pb2.Tokenizer, tokenizer) if include_tokenizer else None),
     )
 
 
@@ -59,9 +52,3 @@ def request_limits(
 
 def _compute_dtype(model: LoadedModel) -> str:
     return str(head_kernel(model.config, model.parameters).dtype)
-
-
-def _from_attributes(message_type: type[MessageT], source: object) -> MessageT:
-    """A message of which every field is the source's attribute of the same name."""
-    names = [field.name for field in message_type.DESCRIPTOR.fields]
-    return message_type(**{name: getattr(source, name) for name in names})

@@ -1,7 +1,8 @@
 """Sampling requests to jobs, and samples to messages."""
 
 from distill.arrays import Int32Array
-from distill.engine.samples import Sample, SampleJob, StopReason
+from distill.engine.samples import SampleJob
+from distill.enum_names import enum_value
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.rpc.checks import (
@@ -11,7 +12,8 @@ from distill.rpc.checks import (
     check_temperature,
     parse_token_ids,
 )
-from distill.tensors import encode_floats, encode_int32
+from distill.rpc.messages import message_from
+from distill.samples import Sample
 from distill.v1 import scoring_pb2
 
 _MAX_INT32 = 2**31 - 1
@@ -20,11 +22,6 @@ _MAX_STOPS = 64
 """Most stop token ids, and most stop strings: each is compared with every token."""
 
 _MAX_STOP_STRING_BYTES = 1024
-
-_STOP_REASONS = {
-    StopReason.STOP: scoring_pb2.STOP_REASON_STOP,
-    StopReason.LENGTH: scoring_pb2.STOP_REASON_LENGTH,
-}
 
 
 def parse_sampling(
@@ -77,14 +74,8 @@ def parse_sampling(
 
 def format_sample(sample: Sample) -> scoring_pb2.SampledSequence:
     """The wire form of a sample."""
-    return scoring_pb2.SampledSequence(
-        prompt_index=sample.prompt_index,
-        sample_index=sample.sample_index,
-        token_ids=encode_int32(sample.token_ids),
-        log_probs=encode_floats(sample.log_probs),
-        stop_reason=_STOP_REASONS[sample.stop_reason],
-        text=sample.text,
-    )
+    stop_reason = enum_value(scoring_pb2.StopReason, sample.stop_reason, "stop_reason")
+    return message_from(scoring_pb2.SampledSequence, sample, stop_reason=stop_reason)
 
 
 def _parse_prompts(

@@ -4,7 +4,6 @@ A service's `main` parses its arguments with `distill.rpc.options` and calls `se
 """
 
 import errno
-import json
 import logging
 import os
 import signal
@@ -15,7 +14,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 
@@ -23,6 +21,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from distill.errors import ModelError
+from distill.files import replace_json
 from distill.limits import MAX_MESSAGE_BYTES
 from distill.rpc.options import ServerOptions
 from distill.rpc.status import ErrorInterceptor
@@ -159,7 +158,7 @@ def serve(
     stop_signal.end_start()
     server.start(service)
     if options.ready_file is not None:
-        _write_ready_file(options.ready_file, server.address)
+        replace_json(options.ready_file, {"address": server.address, "pid": os.getpid()})
     seconds = time.monotonic() - started
     _LOGGER.info(
         "serving %s at %s, started in %.1f s", service.description, server.address, seconds
@@ -208,13 +207,6 @@ def _stop_at_end_of_stdin() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="stdin-watch", daemon=True).start()
-
-
-def _write_ready_file(path: Path, address: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"address": address, "pid": os.getpid()}) + "\n")
-    # A rename: a reader sees the whole file or none.
-    temporary.replace(path)
 
 
 def _join_address(host: str, port: int) -> str:

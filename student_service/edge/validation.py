@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 
 import numpy as np
 
+from distill.enum_names import enum_name
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.network.adapters import LoraSpec, check_targets, layer_targets, model_targets
@@ -90,7 +91,7 @@ def parse_loss(batch: training_pb2.Batch, limits: RequestLimits) -> LossSettings
     if batch.objective not in training_pb2.Objective.values() or not batch.objective:
         names = ", ".join(training_pb2.Objective.keys()[1:])
         raise InvalidFieldError("batch.objective", f"must be one of {names}, got {batch.objective}")
-    name = training_pb2.Objective.Name(batch.objective).removeprefix("OBJECTIVE_").lower()
+    name = enum_name(training_pb2.Objective, batch.objective)
     temperature = batch.temperature if batch.HasField("temperature") else 1.0
     check_temperature("batch.temperature", temperature)
     if batch.reduction not in training_pb2.Reduction.values():
@@ -166,5 +167,4 @@ def parse_normalization(normalization: int) -> str:
     if normalization not in names:
         known = ", ".join(names.values())
         raise InvalidFieldError("normalization", f"must be one of {known}, got {normalization}")
-    name = names[normalization].removeprefix("GRADIENT_NORMALIZATION_").lower()
-    return "none" if name == "unspecified" else name
+    return enum_name(training_pb2.GradientNormalization, normalization) if normalization else "none"

@@ -21,11 +21,12 @@ from distill.errors import (
 
 Answer = TypeVar("Answer")
 
-WINDOW = 64
-"""Answers kept for repetition, and how far ahead of the last applied number a request may be."""
+IN_FLIGHT_LIMIT = 64
+"""Requests of a run that may be on their way at once: so far ahead of the last applied number may
+one be, and so many answers are kept for repetition."""
 
 ANSWER_BYTES = 16 << 20
-"""Bound on the kept answers of a run, the latest not counted. Enough for a whole window of answers
+"""Bound on the kept answers of a run, the latest not counted. Enough for 64 answers
 without log-probs and row losses, which can make a single one as large as a message may be."""
 
 
@@ -58,7 +59,7 @@ class Sequencer:
         *,
         last: int = 0,
         epoch: int = 1,
-        window: int = WINDOW,
+        in_flight_limit: int = IN_FLIGHT_LIMIT,
         waiting_slots: threading.Semaphore | None = None,
         measure: Callable[[Any], int] = lambda _: 0,
         answer_bytes: int = ANSWER_BYTES,
@@ -66,15 +67,15 @@ class Sequencer:
         """Args:
         last: the last applied sequence number.
         epoch: of the first writer.
-        window: answers kept, and how far ahead a request may be.
+        in_flight_limit: how far ahead a request may be, and answers kept.
         waiting_slots: bounds the requests that wait for their turn; the sequencers of a service
-            share one. None: as many as the window allows.
+            share one. None: as many as may be in flight.
         measure: bytes of an answer.
         answer_bytes: bound on the answers that are kept, the latest not counted.
         """
         self._changed = threading.Condition()
-        self._window = window
-        self._waiting_slots = waiting_slots or threading.Semaphore(window)
+        self._in_flight_limit = in_flight_limit
+        self._waiting_slots = waiting_slots or threading.Semaphore(in_flight_limit)
         self._last = last
         self._epoch = epoch
         self._in_flight: bytes | None = None
@@ -167,7 +168,7 @@ class Sequencer:
         Raises:
             SequenceConflictError: fenced epoch, or the number was used for something else.
             AlreadyAppliedError: applied so long ago that the answer is gone.
-            WrongStateError: further ahead than the window.
+            WrongStateError: further ahead than the limit.
             BusyError: too many requests wait for their turn already.
             CallEndedError: the caller left before its turn.
             DeadlineError: the predecessors did not arrive in time.
@@ -236,9 +237,9 @@ class Sequencer:
             )
         if self._closed and number > self._last and self._in_flight != ticket.digest:
             raise SequenceConflictError("mutation.run_id: the run was deleted")
-        if number > self._last + self._window:
+        if number > self._last + self._in_flight_limit:
             raise WrongStateError(
-                f"mutation.sequence_number: must be at most {self._last + self._window} "
+                f"mutation.sequence_number: must be at most {self._last + self._in_flight_limit} "
                 f"(the last applied is {self._last}), got {number}"
             )
         if number > self._last:
@@ -269,5 +270,5 @@ class Sequencer:
     def _forget_answers(self) -> None:
         """Forget the oldest answers until both their count and their bytes leave room for one."""
         total = sum(kept.byte_count for kept in self._answers.values())
-        while len(self._answers) >= self._window or total > self._answer_bytes:
+        while len(self._answers) >= self._in_flight_limit or total > self._answer_bytes:
             total -= self._answers.popitem(last=False)[1].byte_count

@@ -1,7 +1,7 @@
 """AdamW through optax. The settings of a step are arrays. Pure."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -28,6 +28,7 @@ ABOVE_0 = Interval("finite and greater than 0", lambda value: 0 < value < np.inf
 BELOW_1 = Interval("in [0, 1)", lambda value: 0 <= value < 1)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class AdamWSettings:
     """AdamW (https://arxiv.org/abs/1711.05101) for one step. The fields are those of the message
@@ -62,14 +63,12 @@ class StepOutcome(NamedTuple):
     "update_norm" of the change of the parameters."""
 
 
-Hyperparameters: TypeAlias = Mapping[str, jax.Array]
-"""AdamW's settings by name, as arrays: another learning rate must not compile another program."""
-
-
-def as_arrays(settings: AdamWSettings) -> Hyperparameters:
-    """The settings as arguments of a compiled step."""
-    values = {**asdict(settings), "max_gradient_norm": settings.max_gradient_norm or np.inf}
-    return {name: jnp.float32(value) for name, value in values.items()}
+def as_arrays(settings: AdamWSettings) -> AdamWSettings:
+    """The settings as arguments of a compiled step: float32 scalars, with an infinite norm where
+    none is set. Another learning rate compiles no other program."""
+    clip = np.inf if settings.max_gradient_norm is None else settings.max_gradient_norm
+    arrays: AdamWSettings = jax.tree.map(jnp.float32, replace(settings, max_gradient_norm=clip))
+    return arrays
 
 
 def initial_moments(trainable: Trainable) -> optax.OptState:
@@ -77,11 +76,11 @@ def initial_moments(trainable: Trainable) -> optax.OptState:
     return _adamw(as_arrays(AdamWSettings(learning_rate=0.0))).init(trainable)
 
 
-def _adamw(settings: Hyperparameters) -> optax.GradientTransformation:
+def _adamw(settings: AdamWSettings) -> optax.GradientTransformation:
     return optax.chain(
-        optax.scale_by_adam(b1=settings["beta1"], b2=settings["beta2"], eps=settings["epsilon"]),
-        optax.add_decayed_weights(settings["weight_decay"]),
-        optax.scale_by_learning_rate(settings["learning_rate"]),
+        optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon),
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.scale_by_learning_rate(settings.learning_rate),
     )
 
 
@@ -90,14 +89,14 @@ def adamw_step(
     optimizer_state: optax.OptState,
     gradient_sum: Trainable,
     normalizer: jax.Array,
-    hyperparameters: Hyperparameters,
+    settings: AdamWSettings,
 ) -> StepOutcome:
-    """One step on gradient_sum / normalizer. The caller compiles it."""
+    """One step on gradient_sum / normalizer. The caller compiles it; `settings` are `as_arrays`."""
     gradients = jax.tree.map(lambda leaf: leaf / normalizer, gradient_sum)
     norm = optax.tree.norm(gradients)
-    factor = jnp.minimum(1.0, hyperparameters["max_gradient_norm"] / norm)
+    factor = jnp.minimum(1.0, settings.max_gradient_norm / norm)
     clipped = jax.tree.map(lambda leaf: leaf * factor, gradients)
-    updates, new_state = _adamw(hyperparameters).update(clipped, optimizer_state, trainable)
+    updates, new_state = _adamw(settings).update(clipped, optimizer_state, trainable)
     return StepOutcome(
         trainable=optax.apply_updates(trainable, updates),
         optimizer_state=new_state,

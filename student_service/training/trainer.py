@@ -168,7 +168,9 @@ class Trainer:
         )
         norms = {name: float(norm) for name, norm in outcome.norms.items()}
         if not np.isfinite(list(norms.values())).all():
-            described = ", ".join(f"{name} {norm}" for name, norm in norms.items())
+            described = ", ".join(
+                f"{name.replace('_', ' ')} {norm}" for name, norm in norms.items()
+            )
             raise NonFiniteGradientError(
                 f"the step is not finite: {described}; the run is unchanged"
             )

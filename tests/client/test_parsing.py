@@ -64,7 +64,7 @@ def test_an_absent_metric_is_a_key_error_and_an_absent_array_none() -> None:
 
 def test_scalars_of_a_batch_result_are_attributes_and_nothing_else_is() -> None:
     result = parse_batch_result(training_pb2.BatchResult(loss=2.0, row_count=3), replayed=True)
-    assert (result.loss, result.row_count, result.replayed) == (2.0, 3, True)
+    assert (result.loss, result.totals.row_count, result.replayed) == (2.0, 3, True)
     assert copy.deepcopy(result) == result
     with pytest.raises(AttributeError, match="los"):
         _ = result.los

@@ -36,10 +36,10 @@ def test_inline_chunks_reach_the_student_unread(
     assert chunks == sent
     assert not header.batch.HasField("pull")
     assert examples[0].distribution_targets.prompt_offset == 4
-    assert result.row_count == 3
+    assert result.totals.row_count == 3
     assert result.metrics["tail_bucket_kl"] == 3.0
     assert "top_k_overlap" not in result.metrics
-    assert (result.loss, result.seconds.compute) == (3.0, 0.5)
+    assert (result.loss, result.totals.seconds.compute) == (3.0, 0.5)
     assert result.examples[0].log_probs is None
 
 

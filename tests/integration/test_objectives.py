@@ -131,7 +131,7 @@ def test_an_exact_head_of_all_but_one_token_gives_the_dense_cross_entropy(studen
         batch_settings(),
         pull=pulled_targets("main", batch.prompts, top_k=VOCAB),
     )
-    entropy = dense.metrics["teacher_entropy"] * dense.row_count
+    entropy = dense.metrics["teacher_entropy"] * dense.totals.row_count
     assert sampled.loss == pytest.approx(dense.loss + entropy, rel=1e-4)
     assert sampled.metrics["teacher_entropy"] == pytest.approx(dense.metrics["teacher_entropy"])
 

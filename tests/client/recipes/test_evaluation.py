@@ -3,13 +3,13 @@ import pytest
 
 from client.data.datasets import Question
 from client.recipes.evaluation import score_answers
-from client.results import Completion
+from client.results import Sample
 
 PARIS = Question(question="What is the capital of France?", demonstration="Answer: Paris.")
 
 
-def completion(text: str, stop_reason: str = "stop") -> Completion:
-    return Completion(
+def completion(text: str, stop_reason: str = "stop") -> Sample:
+    return Sample(
         prompt_index=0,
         sample_index=0,
         token_ids=np.zeros(1, np.int32),

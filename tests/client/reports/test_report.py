@@ -11,8 +11,8 @@ from client.reports.report import (
     draw_curves,
     open_reporter,
     tokens_per_second,
-    write_json,
 )
+from distill.files import replace_json
 
 
 def metrics(step: int, *, sampled: int = 10, kl: float | None = 0.5) -> StepMetrics:
@@ -87,8 +87,8 @@ def test_metrics_are_lines_of_json(tmp_path: Path) -> None:
 
 
 def test_a_summary_is_replaced_whole(tmp_path: Path) -> None:
-    write_json(tmp_path / "s.json", {"a": 1})
-    write_json(tmp_path / "s.json", {"b": 2})
+    replace_json(tmp_path / "s.json", {"a": 1})
+    replace_json(tmp_path / "s.json", {"b": 2})
     assert json.loads((tmp_path / "s.json").read_text()) == {"b": 2}
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from distill.arrays import Int32Array
 from distill.engine.device_queue import DeviceQueue
 from distill.engine.sampler import Sampler
-from distill.engine.samples import Sample, SampleJob
+from distill.engine.samples import SampleJob
 from distill.engine.scoring_scheduler import ScoringScheduler
 from distill.engine.weights import ModelWeights
 from distill.limits import RequestLimits
 from distill.models.loading import LoadedModel, load_model
 from distill.network.functional import Adapter, head_weights, hidden_states
+from distill.samples import Sample
 from tests.distill.engine.fake_scoring import FakeScorer, Scheduling
 from tests.distill.engine.sampling_laws import RunJob
 from tests.support.waiting import WAIT_SECONDS

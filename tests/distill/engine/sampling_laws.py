@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.engine.samples import Sample, SampleJob
+from distill.engine.samples import SampleJob
+from distill.samples import Sample
 
 DenseLogits = Callable[..., NDArray[np.float64]]
 

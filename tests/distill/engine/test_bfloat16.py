@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from distill.engine.sampler import Sampler
-from distill.engine.samples import Sample, SampleJob
+from distill.engine.samples import SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import base_weights
 from distill.kernels.profile import device_profile
 from distill.models.loading import LoadedModel, load_model
+from distill.samples import Sample
 
 ROUNDING = 2.0**-6
 """Of the length of a row of log-probs: a bfloat16 has 8 bits, and each layer rounds a few times.

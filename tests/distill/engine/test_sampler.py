@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from distill.arrays import Int32Array
-from distill.engine.samples import SampleJob, StopReason
+from distill.engine.samples import SampleJob
 from distill.engine.scorer import Scorer
 from distill.engine.scoring_jobs import ScoreJob
 from distill.engine.weights import ModelWeights
 from distill.models.loading import LoadedModel
+from distill.samples import StopReason
 from tests.distill.engine.sampling_laws import DenseLogits, RunJob, assert_same
 
 

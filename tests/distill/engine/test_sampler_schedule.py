@@ -15,10 +15,11 @@ from distill.engine.cache_budget import CacheBudget
 from distill.engine.decoding import BLOCK_STEPS
 from distill.engine.device_queue import DeviceQueue, Rest
 from distill.engine.sampler import Sampler
-from distill.engine.samples import Sample, SampleJob
+from distill.engine.samples import SampleJob
 from distill.engine.weights import ModelWeights
 from distill.kernels.profile import device_profile
 from distill.models.loading import LoadedModel
+from distill.samples import Sample
 from tests.distill.engine.sampling_laws import DenseLogits, RunJob, assert_same
 
 

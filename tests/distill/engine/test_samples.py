@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from distill.engine.samples import GrowingSample, SampleEnds, SampleJob, StopReason, growing_samples
+from distill.engine.samples import GrowingSample, SampleEnds, SampleJob, growing_samples
 from distill.models.loading import LoadedModel
+from distill.samples import StopReason
 
 
 def grown(

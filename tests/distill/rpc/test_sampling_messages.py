@@ -6,10 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from distill.engine.samples import Sample, SampleJob, StopReason
+from distill.engine.samples import SampleJob
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
 from distill.rpc.sampling_messages import format_sample, parse_sampling
+from distill.samples import Sample, StopReason
 from distill.tensors import decode_floats, decode_int32, encode_int32
 from distill.v1 import scoring_pb2, tensor_pb2
 

@@ -63,14 +63,14 @@ def test_failed_operation_does_not_consume_its_number():
     assert apply(sequencer, 1, lambda: "corrected", content="corrected") == ("corrected", False)
 
 
-def test_number_beyond_the_window_is_refused_and_names_the_last():
-    sequencer = Sequencer(window=4)
+def test_number_beyond_the_limit_is_refused_and_names_the_last():
+    sequencer = Sequencer(in_flight_limit=4)
     with pytest.raises(WrongStateError, match=r"at most 4 .the last applied is 0., got 5"):
         apply(sequencer, 5)
 
 
 def test_answer_that_is_no_longer_kept_is_reported_as_applied():
-    sequencer = Sequencer(window=2)
+    sequencer = Sequencer(in_flight_limit=2)
     for number in (1, 2, 3):
         apply(sequencer, number)
     with pytest.raises(AlreadyAppliedError, match="already applied"):
