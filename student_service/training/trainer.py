@@ -168,9 +168,8 @@ class Trainer:
         )
         norms = {name: float(norm) for name, norm in outcome.norms.items()}
         if not np.isfinite(list(norms.values())).all():
-            described = ", ".join(
-                f"{name.replace('_', ' ')} {norm}" for name, norm in norms.items()
-            )
+            values = (f"{name.replace('_', ' ')} {norm}" for name, norm in norms.items())
+            described = ", ".join(values)
             raise NonFiniteGradientError(
                 f"the step is not finite: {described}; the run is unchanged"
             )
