@@ -1,4 +1,4 @@
-"""Bad requests are refused before any compute, with the field, the limit and the value."""
+"""What the edge makes of examples and settings; limits, names and settings that it refuses."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
-from distill.tensors import encode_floats, encode_int32
+from distill.tensors import encode_int32
 from distill.v1 import tensor_pb2, training_pb2
 from student_service.edge.examples import ExampleParser, NamedTokens
 from student_service.edge.validation import (
@@ -21,6 +21,7 @@ from student_service.edge.validation import (
 )
 from student_service.training.batch import LossSettings
 from tests.support.tiny_models import tiny_config
+from tests.support.training_messages import policy_example, token_example
 
 VOCAB = 100
 LIMITS = RequestLimits(max_sequence_tokens=16, max_top_k=8, max_sequences=3, max_request_tokens=40)
@@ -30,110 +31,9 @@ PPO = LossSettings(objective="ppo")
 SAMPLED = LossSettings(objective="sampled")
 
 
-def token_example(shape=(4,), *, length=6, token_ids=None, offset=0, **values):
-    """`values` are the fields of TokenTargets that hold floats."""
-    ids = np.ones(shape, np.int32) if token_ids is None else np.asarray(token_ids)
-    given = {name: value for name, value in values.items() if value is not None}
-    return training_pb2.Example(
-        input_tokens=encode_int32(np.arange(length)),
-        target_offset=offset,
-        token_targets=training_pb2.TokenTargets(
-            token_ids=encode_int32(ids),
-            **{name: encode_floats(np.asarray(value, np.float32)) for name, value in given.items()},
-        ),
-    )
-
-
-def policy_example(shape=(4,), **values):
-    """Advantages of 1 and old log-probs of -1 unless said otherwise."""
-    values = {"advantages": np.ones(shape), "old_log_probs": -np.ones(shape)} | values
-    return token_example(shape, **values)
-
-
-def distribution_example(*, length=6, offset=1, row_weights=None, **rows):
-    rows = {"prompt_index": 0, "prompt_offset": 3, "row_count": 4} | rows
-    return training_pb2.Example(
-        input_tokens=encode_int32(np.arange(length)),
-        target_offset=offset,
-        distribution_targets=training_pb2.DistributionTargets(**rows),
-        row_weights=None if row_weights is None else encode_floats(np.asarray(row_weights)),
-    )
-
-
 def parse_all(examples, loss=CROSS_ENTROPY):
     parser = ExampleParser(loss, LIMITS, VOCAB)
     return [parser.parse(example, index) for index, example in enumerate(examples)]
-
-
-@pytest.mark.parametrize("first", [(4,), (4, 1)])
-def test_mixed_ranks_in_a_batch_are_refused_in_either_order(first):
-    second = (4, 1) if first == (4,) else (4,)
-    with pytest.raises(InvalidFieldError, match=r"examples\[1\].*as in the examples before it"):
-        parse_all([token_example(first), token_example(second)])
-
-
-def test_different_support_sizes_in_a_batch_are_refused():
-    with pytest.raises(InvalidFieldError, match=r"examples\[1\].*K must be 3 .* got 2"):
-        parse_all([token_example((4, 3)), token_example((4, 2))])
-
-
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        (token_example(weights=np.ones((4, 1))), r"weights.shape: must be that of the token ids"),
-        (token_example(weights=np.ones(3)), r"weights.shape: must be that of the token ids \[4\]"),
-        (token_example(weights=[1, np.nan, 1, 1]), r"weights: must be finite, got nan"),
-        (token_example(weights=[1, np.inf, 1, 1]), r"weights: must be finite, got inf"),
-        (token_example(token_ids=[1, 2, 3, 100]), r"token_ids: must be in \[0, 100\), got 100"),
-        (token_example(token_ids=[1, 2, -3, 1]), r"token_ids: must be in \[0, 100\), got -3"),
-        (token_example((0,)), r"token_ids: must not be empty"),
-        (token_example((4, 0)), r"token_ids: must not be empty"),
-        (token_example((4, 9)), r"K must be in \[1, 8\], got 9"),
-        (token_example((2, 2, 1)), r"must have 1 or 2 dimensions, got 3"),
-        (token_example(length=0), r"input_tokens: must have at least 1 token"),
-        (token_example(length=3), r"target_offset.*at most -1 for 3 input tokens"),
-        (token_example(offset=3), r"target_offset.*at most 2 for 6 input tokens, got 3"),
-        (token_example(offset=-1), r"target_offset: must be at least 0"),
-        (distribution_example(), r"must be token_targets for the objective cross_entropy"),
-        (training_pb2.Example(input_tokens=encode_int32(np.arange(3))), r"got None"),
-    ],
-)
-def test_bad_examples_of_named_tokens_are_refused(example, message):
-    with pytest.raises(InvalidFieldError, match=message):
-        parse_all([example])
-
-
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        (token_example(advantages=np.ones(4)), r"advantages: the objective cross_entropy does not"),
-        (token_example(old_log_probs=np.zeros(4)), r"old_log_probs: the objective cross_entropy"),
-    ],
-)
-def test_advantages_are_refused_where_weights_are_wanted(example, message):
-    with pytest.raises(InvalidFieldError, match=message):
-        parse_all([example])
-
-
-@pytest.mark.parametrize("objective", ["importance_sampling", "ppo", "cispo"])
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        (policy_example(advantages=None), r"advantages: must be given for the objective"),
-        (policy_example(old_log_probs=None), r"old_log_probs: must be given for the objective"),
-        (policy_example(weights=np.ones(4)), r"weights: the objective \w+ does not use it"),
-        (policy_example(advantages=np.ones(3)), r"advantages.shape: must be .* \[4\], got \[3\]"),
-        (policy_example(old_log_probs=-np.ones((4, 1))), r"old_log_probs.shape: must be .*\[4\]"),
-        (policy_example(advantages=[1, np.nan, 1, 1]), r"advantages: must be finite, got nan"),
-        (policy_example(old_log_probs=[-1, -np.inf, 0, 0]), r"old_log_probs: must be finite, got"),
-        (policy_example(old_log_probs=[-1, np.nan, 0, 0]), r"old_log_probs: must be finite, got"),
-        (policy_example(old_log_probs=[-1, 0.5, 0, 0]), r"old_log_probs: must be at most .* 0.5"),
-        (distribution_example(), r"must be token_targets for the objective"),
-    ],
-)
-def test_bad_examples_of_advantages_are_refused(objective, example, message):
-    with pytest.raises(InvalidFieldError, match=message):
-        parse_all([example], LossSettings(objective=objective))
 
 
 def test_advantages_and_old_log_probs_reach_the_batch_in_the_shape_of_the_ids():
@@ -145,34 +45,6 @@ def test_advantages_and_old_log_probs_reach_the_batch_in_the_shape_of_the_ids():
     np.testing.assert_array_equal(example.targets.old_log_probs, -advantages)
 
 
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        (token_example(), r"must be distribution_targets for the objective tail_bucket"),
-        (distribution_example(row_count=0), r"row_count: must be at least 1, got 0"),
-        (distribution_example(row_count=2**31 - 1), r"row_count: must be at most the 6 input"),
-        (distribution_example(prompt_offset=0), r"prompt_offset: must be at least 1, got 0"),
-        (distribution_example(prompt_index=-1), r"prompt_index: must be at least 0, got -1"),
-        (distribution_example(row_weights=[1.0]), r"row_weights.shape: must be \[4\]"),
-        (distribution_example(row_weights=[1, 1, np.nan, 1.0]), r"row_weights: must be finite"),
-        (distribution_example(offset=3), r"target_offset"),
-    ],
-)
-def test_bad_examples_of_distributions_are_refused(example, message):
-    with pytest.raises(InvalidFieldError, match=message):
-        parse_all([example], TAIL_BUCKET)
-
-
-@pytest.mark.parametrize("shape", [[-1], [-2, -2], [2, 3], [1 << 62, 1 << 62], [4, -1]])
-def test_shapes_that_do_not_match_the_values_are_refused(shape):
-    example = token_example()
-    example.token_targets.token_ids.CopyFrom(
-        tensor_pb2.Int32Tensor(shape=shape, values=[1, 1, 1, 1])
-    )
-    with pytest.raises(InvalidFieldError, match=r"token_ids.shape"):
-        parse_all([example])
-
-
 def test_limits_name_themselves_and_the_value():
     with pytest.raises(LimitExceededError, match="must be at most 16, got 17"):
         parse_all([token_example(length=17)])
@@ -180,35 +52,6 @@ def test_limits_name_themselves_and_the_value():
         parse_all([token_example(length=16)] * 3)
     with pytest.raises(LimitExceededError, match="example_count: must be at most 3, got 4"):
         parse_loss(training_pb2.Batch(objective=1, example_count=4), LIMITS)
-
-
-@pytest.mark.parametrize(
-    ("batch", "field"),
-    [
-        ({"objective": 0}, "objective"),
-        ({"objective": 77}, "objective"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"reduction": 9}, "reduction"),
-        ({"objective": 9, "jsd_beta": 1.01}, "jsd_beta: must be in .*got 1.01"),
-        ({"objective": 9, "jsd_beta": -0.5}, "jsd_beta: must be in .*got -0.5"),
-        ({"objective": 9, "jsd_beta": float("nan")}, "jsd_beta: must be in .*got nan"),
-        ({"objective": 5, "jsd_beta": 0.5}, "jsd_beta: the objective tail_bucket does not use it"),
-        ({"objective": 12, "clip_low": 1.5}, "clip_low: must be at most clip_high, which is 1.2"),
-        ({"objective": 12, "clip_low": -0.1}, "clip_low: must be finite and at least 0"),
-        ({"objective": 13, "clip_high": float("inf")}, "clip_high: must be finite"),
-        ({"objective": 13, "clip_high": float("nan")}, "clip_high: must be finite"),
-        ({"objective": 13, "clip_low": 5.0}, "clip_low: must be at most clip_high, which is 4"),
-        ({"objective": 11, "clip_high": 2.0}, "clip_high: the objective importance_sampling does"),
-        ({"objective": 9, "clip_low": 0.0}, "clip_low: the objective jsd does not use it"),
-        ({"example_count": 0}, "example_count"),
-        ({"example_count": -1}, "example_count"),
-    ],
-)
-def test_bad_batch_headers_are_refused(batch, field):
-    with pytest.raises(InvalidFieldError, match=f"batch.{field}"):
-        parse_loss(training_pb2.Batch(**({"objective": 1, "example_count": 1} | batch)), LIMITS)
 
 
 def test_absent_settings_of_an_objective_take_their_documented_defaults():
