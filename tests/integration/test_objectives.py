@@ -19,6 +19,7 @@ from client.settings import (
     TokenExample,
 )
 from tests.integration.batches import LORA, VOCAB, move, tokens
+from tests.support.suites import slow
 
 REVERSE = BatchSettings(objective=Objective.REVERSE_TAIL_BUCKET)
 PREFIXES = [(tokens(100 + seed, 4 + seed), tokens(200 + seed, 15 - 2 * seed)) for seed in range(3)]
@@ -78,7 +79,7 @@ def test_a_teacher_equal_to_the_student_has_no_reverse_kl_and_no_gradient(
     assert same_step.gradient_norm < 1e-4 * other_step.gradient_norm
 
 
-@pytest.mark.parametrize("objective", [Objective.REVERSE_TAIL_BUCKET, Objective.JSD])
+@pytest.mark.parametrize("objective", [Objective.REVERSE_TAIL_BUCKET, slow(Objective.JSD)])
 def test_pulled_and_relayed_candidates_train_alike_bit_for_bit(
     teacher, student, run_name, objective
 ):
@@ -177,7 +178,7 @@ def test_draws_are_the_same_pulled_and_relayed_alone_and_together(teacher, stude
         )
 
 
-@pytest.mark.parametrize("objective", [Objective.IMPORTANCE_SAMPLING, Objective.PPO])
+@pytest.mark.parametrize("objective", [Objective.PPO, slow(Objective.IMPORTANCE_SAMPLING)])
 def test_samples_of_the_run_itself_have_a_ratio_of_one(student, run_name, objective):
     run = student.create_run(run_name, lora=LORA)
     move(run)

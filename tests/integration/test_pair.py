@@ -19,6 +19,7 @@ from client.settings import (
     Weights,
 )
 from tests.integration.batches import LORA, VOCAB, aligned, completions, move, tokens
+from tests.support.suites import slow
 
 RESULTS = {"return_log_probs": True, "return_row_losses": True}
 
@@ -71,7 +72,10 @@ def test_log_probs_are_those_of_the_scored_completion_under_the_student_prefix(
 
 @pytest.mark.parametrize(
     "objective",
-    [Objective.RENORMALIZED, Objective.TRUNCATED, Objective.SUPPORT, Objective.TAIL_BUCKET],
+    [
+        Objective.TAIL_BUCKET,
+        *map(slow, (Objective.RENORMALIZED, Objective.TRUNCATED, Objective.SUPPORT)),
+    ],
 )
 def test_pulled_and_inline_targets_give_the_same_gradient_bit_for_bit(
     teacher, student, run_name, objective
@@ -161,7 +165,7 @@ def test_split_batch_accumulates_to_the_whole(student, run_name):
     assert steps[0].gradient_norm == pytest.approx(steps[1].gradient_norm, rel=1e-5)
 
 
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("lora", [pytest.param(LORA, id="lora"), slow(None, id="full")])
 def test_step_after_loading_a_checkpoint_is_bitwise_the_step_after_saving_it(
     student, run_name, lora
 ):
