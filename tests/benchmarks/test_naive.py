@@ -20,6 +20,7 @@ from benchmarks.naive import NaiveScorer, NaiveTrainer, training_sequences
 from benchmarks.naive_model import naive_weights
 from benchmarks.workloads import scoring_load, training_load
 from distill.models.loading import LoadedModel
+from tests.support.suites import slow
 
 LENGTHS = (9, 33, 21)
 TOLERANCE = 1e-4
@@ -61,9 +62,9 @@ def test_scoring_alone_gives_what_scoring_together_gives(tiny_model: LoadedModel
     ("is_lora", "is_hard"),
     [
         (True, False),
-        (False, True),
-        pytest.param(True, True, marks=pytest.mark.slow),
-        pytest.param(False, False, marks=pytest.mark.slow),
+        slow(False, True),
+        slow(True, True),
+        slow(False, False),
     ],
 )
 def test_naive_losses_and_gradients_are_ours(tiny_model: LoadedModel, is_lora: bool, is_hard: bool):

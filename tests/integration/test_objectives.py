@@ -16,6 +16,7 @@ from client.settings import (
     with_candidates,
 )
 from tests.integration.batches import LORA, VOCAB, move, tokens
+from tests.support.suites import slow
 
 REVERSE = batch_settings("reverse_tail_bucket")
 PREFIXES = [(tokens(100 + seed, 4 + seed), tokens(200 + seed, 15 - 2 * seed)) for seed in range(3)]
@@ -74,7 +75,7 @@ def test_a_teacher_equal_to_the_student_has_no_reverse_kl_and_no_gradient(
     assert same_step.gradient_norm < 1e-4 * other_step.gradient_norm
 
 
-@pytest.mark.parametrize("objective", ["reverse_tail_bucket", "jsd"])
+@pytest.mark.parametrize("objective", ["reverse_tail_bucket", slow("jsd")])
 def test_pulled_and_relayed_candidates_train_alike_bit_for_bit(
     teacher, student, run_name, objective
 ):
@@ -169,7 +170,7 @@ def test_draws_are_the_same_pulled_and_relayed_alone_and_together(teacher, stude
         )
 
 
-@pytest.mark.parametrize("objective", ["importance_sampling", "ppo"])
+@pytest.mark.parametrize("objective", ["ppo", slow("importance_sampling")])
 def test_samples_of_the_run_itself_have_a_ratio_of_one(student, run_name, objective):
     run = student.create_run(run_name, lora=LORA)
     move(run)

@@ -16,6 +16,7 @@ from client.settings import (
     token_example,
 )
 from tests.integration.batches import LORA, VOCAB, aligned, completions, move, tokens
+from tests.support.suites import slow
 
 RESULTS = {"return_log_probs": True, "return_row_losses": True}
 
@@ -68,7 +69,7 @@ def test_log_probs_are_those_of_the_scored_completion_under_the_student_prefix(
 
 @pytest.mark.parametrize(
     "objective",
-    ["renormalized", "truncated", "support", "tail_bucket"],
+    ["tail_bucket", *map(slow, ("renormalized", "truncated", "support"))],
 )
 def test_pulled_and_inline_targets_give_the_same_gradient_bit_for_bit(
     teacher, student, run_name, objective
@@ -156,7 +157,7 @@ def test_split_batch_accumulates_to_the_whole(student, run_name):
     assert steps[0].gradient_norm == pytest.approx(steps[1].gradient_norm, rel=1e-5)
 
 
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("lora", [pytest.param(LORA, id="lora"), slow(None, id="full")])
 def test_step_after_loading_a_checkpoint_is_bitwise_the_step_after_saving_it(
     student, run_name, lora
 ):

@@ -13,14 +13,15 @@ from client.settings import LoraConfig, batch_settings, token_example
 from distill.limits import MAX_MESSAGE_BYTES
 from distill.models.loading import load_model
 from distill.network.functional import head_kernel, hidden_states
-from distill.tensors import encode_floats, encode_int32
-from distill.v1 import scoring_pb2, student_service_pb2_grpc, tensor_pb2, training_pb2
+from distill.tensors import encode_int32
+from distill.v1 import scoring_pb2, student_service_pb2_grpc, training_pb2
 from distill.v1 import student_service_pb2 as pb
-from tests.integration.batches import LORA, VOCAB, move, tokens
+from tests.integration.batches import LORA, move, tokens
+from tests.support.hazards import HAZARDS
+from tests.support.training_messages import forward_backward_parts
 from tests.support.waiting import wait_until
 
 CROSS_ENTROPY = training_pb2.OBJECTIVE_CROSS_ENTROPY
-TAIL_BUCKET = training_pb2.OBJECTIVE_TAIL_BUCKET
 
 
 @pytest.fixture
@@ -39,51 +40,23 @@ def create(stub, run_name, **fields):
     return stub.CreateRun(pb.CreateRunRequest(run_id=run_name, config=config, **fields)).run
 
 
-def hard(seed=0, shape=(9,), weights=None, offset=0):
+def hard(seed=0):
     ids = tokens(seed, 10)
-    targets = ids[1:] if shape == (9,) else np.resize(ids, shape)
     return training_pb2.Example(
         input_tokens=encode_int32(ids[:-1]),
-        target_offset=offset,
-        token_targets=training_pb2.TokenTargets(
-            token_ids=encode_int32(targets),
-            weights=None if weights is None else encode_floats(np.asarray(weights, np.float32)),
-        ),
+        token_targets=training_pb2.TokenTargets(token_ids=encode_int32(ids[1:])),
     )
 
 
-def distributed(**rows):
-    rows = {"prompt_index": 0, "prompt_offset": 1, "row_count": 2} | rows
-    return training_pb2.Example(
-        input_tokens=encode_int32(tokens(0, 5)),
-        distribution_targets=training_pb2.DistributionTargets(**rows),
+def parts(header, examples):
+    return forward_backward_parts(examples, mutation=header, objective=CROSS_ENTROPY)
+
+
+def send(stub, header, request):
+    stream = forward_backward_parts(
+        request.examples, request.chunks, mutation=header, **request.batch
     )
-
-
-def chunk(log_probs, token_ids=((1, 2), (3, 4)), **fields):
-    log_probs = np.asarray(log_probs, np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tails = np.log(np.maximum(1 - np.exp(log_probs).sum(-1), 0))
-    fields = {"first_row": 1} | fields
-    return scoring_pb2.TopKChunk(
-        token_ids=encode_int32(np.asarray(token_ids)),
-        log_probs=encode_floats(log_probs),
-        prompt_log_probs=encode_floats(tails),
-        tail_log_probs=encode_floats(tails),
-        entropies=encode_floats(np.ones(len(log_probs))),
-        **fields,
-    )
-
-
-def parts(header, examples, chunks=(), objective=CROSS_ENTROPY, **batch):
-    batch = {"objective": objective, "example_count": len(examples)} | batch
-    yield pb.ForwardBackwardRequest(
-        header=pb.ForwardBackwardHeader(mutation=header, batch=training_pb2.Batch(**batch))
-    )
-    for example in examples:
-        yield pb.ForwardBackwardRequest(example=example)
-    for piece in chunks:
-        yield pb.ForwardBackwardRequest(chunk=piece)
+    return stub.ForwardBackward(stream)
 
 
 def refused(call):
@@ -92,69 +65,29 @@ def refused(call):
     return parse_error(caught.value)
 
 
-def shaped(example, shape):
-    example.token_targets.token_ids.CopyFrom(
-        tensor_pb2.Int32Tensor(shape=shape, values=example.token_targets.token_ids.values)
-    )
-    return example
+# One of each kind: tests/student_service/edge goes through all of them.
+SENT_HAZARDS = [
+    "mixed 1-D then 2-D",
+    "overflowing shape product",
+    "NaN weight",
+    "id V",
+    "temperature 0.0 for cross_entropy",
+    "fewer examples than said",
+    "-inf log-prob",
+    "id beyond V in a chunk",
+    "chunk twice",
+]
 
 
-HALVES = np.log([[0.5, 0.25], [0.5, 0.25]])
-
-HAZARDS = {
-    "mixed 1-D then 2-D": ([hard(), hard(shape=(9, 1))], [], {}),
-    "mixed 2-D then 1-D": ([hard(shape=(9, 1)), hard()], [], {}),
-    "different K": ([hard(shape=(9, 2)), hard(shape=(9, 3))], [], {}),
-    "weights of another shape": ([hard(weights=np.ones((9, 1)))], [], {}),
-    "NaN weight": ([hard(weights=[np.nan] * 9)], [], {}),
-    "infinite weight": ([hard(weights=[np.inf] * 9)], [], {}),
-    "no examples": ([], [], {}),
-    "fewer examples than said": ([hard()], [], {"example_count": 2}),
-    "negative dimension": ([shaped(hard(), [-1])], [], {}),
-    "shape product": ([shaped(hard(), [3, 4])], [], {}),
-    "overflowing shape product": ([shaped(hard(), [1 << 62, 1 << 62])], [], {}),
-    "three dimensions": ([shaped(hard(), [3, 3, 1])], [], {}),
-    "zero-length input": ([training_pb2.Example(input_tokens=encode_int32(np.zeros(0)))], [], {}),
-    "rows beyond the input": ([hard(offset=1)], [], {}),
-    "unknown objective": ([hard()], [], {"objective": 0}),
-    "zero temperature": ([hard()], [], {"temperature": 0.0}),
-    "tokens for a distribution objective": ([hard()], [], {"objective": TAIL_BUCKET}),
-    "distribution without chunks": ([distributed()], [], {"objective": TAIL_BUCKET}),
-    "chunks nobody asked for": ([hard()], [chunk(HALVES)], {}),
-    "NaN log-prob": ([distributed()], [chunk(HALVES * np.nan)], {"objective": TAIL_BUCKET}),
-    "positive log-prob": ([distributed()], [chunk(-HALVES)], {"objective": TAIL_BUCKET}),
-    "-inf log-prob": ([distributed()], [chunk(HALVES * np.inf)], {"objective": TAIL_BUCKET}),
-    "id beyond V in a chunk": (
-        [distributed()],
-        [chunk(HALVES, token_ids=((1, VOCAB), (3, 4)))],
-        {"objective": TAIL_BUCKET},
-    ),
-    "negative id in a chunk": (
-        [distributed()],
-        [chunk(HALVES, token_ids=((1, -2), (3, 4)))],
-        {"objective": TAIL_BUCKET},
-    ),
-    "chunk twice": ([distributed()], [chunk(HALVES)] * 2, {"objective": TAIL_BUCKET}),
-    "rows beyond the chunks": (
-        [distributed(row_count=3)],
-        [chunk(HALVES)],
-        {"objective": TAIL_BUCKET},
-    ),
-}
-
-
-@pytest.mark.parametrize("hazard", sorted(HAZARDS))
-def test_hazards_are_invalid_arguments_that_change_nothing(stub, run_name, hazard):
-    examples, chunks, batch = HAZARDS[hazard]
+def test_hazards_are_invalid_arguments_that_change_nothing(stub, run_name):
     create(stub, run_name)
     stub.ForwardBackward(parts(mutation(run_name), [hard()]))
     before = stub.GetRun(pb.GetRunRequest(run_id=run_name))
-    error = refused(
-        lambda: stub.ForwardBackward(parts(mutation(run_name, 2), examples, chunks, **batch))
-    )
-    assert error.code == "INVALID_ARGUMENT"
-    assert error.field
-    assert stub.GetRun(pb.GetRunRequest(run_id=run_name)) == before
+    for name in SENT_HAZARDS:
+        hazard = HAZARDS[name]
+        error = refused(lambda wrong=hazard.request: send(stub, mutation(run_name, 2), wrong))
+        assert (error.code, error.field) == ("INVALID_ARGUMENT", hazard.field), name
+        assert stub.GetRun(pb.GetRunRequest(run_id=run_name)) == before, name
     # The number is free, and the gradient sum is what it was.
     step = stub.OptimStep(
         pb.OptimStepRequest(

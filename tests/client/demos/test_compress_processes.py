@@ -63,6 +63,7 @@ def test_a_pruned_student_learns_and_leaves_as_a_model(
     assert processes_with(str(out)) == []
 
 
+@pytest.mark.slow  # as test_sdft_processes.py checks of the other demo
 def test_ctrl_c_while_training_leaves_no_process(arguments: list[str], tmp_path: Path) -> None:
     interrupt_while_training(arguments, tmp_path / "out")
 

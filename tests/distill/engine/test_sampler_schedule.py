@@ -21,6 +21,7 @@ from distill.kernels.profile import device_profile
 from distill.models.loading import LoadedModel
 from distill.samples import Sample
 from tests.distill.engine.sampling_laws import DenseLogits, RunJob, assert_same
+from tests.support.suites import slow
 
 
 def test_pieces_are_bounded_and_a_cancelled_job_generates_no_further_block(
@@ -96,12 +97,15 @@ def test_a_stream_of_random_jobs_compiles_few_programs(
     assert sampler.compile_count <= 32
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("temperature", "batches"), [(1.0, (8,)), slow(0.0, (2, 8, 32)), slow(1.0, (2, 32))]
+)
 def test_refilled_rows_hold_what_each_sample_would_be_alone(
     monkeypatch: pytest.MonkeyPatch,
     model: LoadedModel,
     run_job: RunJob,
     temperature: float,
+    batches: tuple[int, ...],
 ) -> None:
     generator = np.random.default_rng(3)
     prompts = [
@@ -119,7 +123,7 @@ def test_refilled_rows_hold_what_each_sample_would_be_alone(
     monkeypatch.setattr("distill.engine.sampler._MAX_BATCH", 1)
     alone = run_job(job)
     assert len({len(sample.token_ids) for sample in alone.values()}) >= 4
-    for most in (2, 8, 32):
+    for most in batches:
         monkeypatch.setattr("distill.engine.sampler._MAX_BATCH", most)
         for index, sample in run_job(job).items():
             assert_same(sample, alone[index])

@@ -20,6 +20,7 @@ from distill.network.functional import (
 )
 from tests.distill.network.test_functional import random_model
 from tests.support.parity_cases import TINY_CASES
+from tests.support.suites import slow
 from tests.support.tiny_models import tiny_config
 
 NEW = ("qwen2", "mistral", "smollm3", "gemma3", "qwen3-moe-mixed")
@@ -29,11 +30,9 @@ LENGTH, PROMPT = 60, 50
 
 @pytest.mark.parametrize(
     "name",
-    # What the others have, but for a bias and one window everywhere.
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in ("qwen2", "mistral") else ())
-        for name in NEW
-    ],
+    # Windows, two rotary bases, layers without positions. The others have a bias, one window
+    # everywhere, and experts, which tests of their own check in caches and packs.
+    ["gemma3", "smollm3", *map(slow, ("qwen2", "mistral", "qwen3-moe-mixed"))],
 )
 def test_cache_and_pack_give_the_states_of_the_sequence_alone(name: str) -> None:
     case = TINY_CASES[name]

@@ -19,6 +19,7 @@ from distill.network.functional import (
     hidden_states,
     init_cache,
 )
+from tests.support.suites import slow
 from tests.support.tiny_models import LLAMA3_ROPE, tiny_config
 
 forward = jax.jit(hidden_states, static_argnums=0, static_argnames="remat")
@@ -30,7 +31,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=["llama", slow("qwen3")])
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     return CONFIGS[request.param]
 

@@ -13,6 +13,7 @@ from distill.network.adapters import LoraSpec, init_adapter, layer_targets
 from distill.network.functional import build_graph, hidden_states
 from tests.distill.network.test_functional import random_model
 from tests.support.devices import only_cpu
+from tests.support.suites import slow
 from tests.support.tiny_models import tiny_config
 
 LAYERS, TOKENS = 3, 40
@@ -22,6 +23,7 @@ CONFIGS = {
     "experts": tiny_config("qwen3_moe", layer_count=LAYERS),
     "delta net": tiny_config("qwen3_5_text", layer_count=2 * LAYERS),
 }
+NOT_DENSE = ("experts", "delta net")
 ROUNDING = {"attention": 0.02, "experts": 0.03, "delta net": 0.15}
 """Of a gradient of two periods, by its length: over twice what bfloat16 was measured to cost
 (0.008, 0.011, 0.064). In the last, whose memory carries errors on, JAX's own gradient of
@@ -83,9 +85,8 @@ def test_scoring_in_bfloat16_widens_no_stack_of_weights(model):
     ("name", "dtype"),
     [
         ("attention", "float32"),
-        *((name, "bfloat16") for name in CONFIGS),
-        pytest.param("experts", "float32", marks=pytest.mark.slow),
-        pytest.param("delta net", "float32", marks=pytest.mark.slow),
+        ("attention", "bfloat16"),
+        *(slow(name, dtype) for name in NOT_DENSE for dtype in ("float32", "bfloat16")),
     ],
 )
 def test_training_an_adapter_keeps_no_copy_of_the_weights_beside_it(name, dtype):
@@ -97,7 +98,7 @@ def test_training_an_adapter_keeps_no_copy_of_the_weights_beside_it(name, dtype)
 
 
 @only_cpu
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["attention", *map(slow, NOT_DENSE)])
 def test_training_an_adapter_in_bfloat16_writes_residuals_as_bits(name):
     _, text = gradient_program(name, "bfloat16")
     stacks = {dtype for dtype, shape in written(text) if shape[0] == LAYERS and TOKENS in shape}
@@ -106,10 +107,7 @@ def test_training_an_adapter_in_bfloat16_writes_residuals_as_bits(name):
     assert "bf16" not in stacks
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == "attention" else pytest.mark.slow) for name in CONFIGS],
-)
+@pytest.mark.parametrize("name", ["attention", *map(slow, NOT_DENSE)])
 def test_wider_weights_are_cast_where_they_are_used_and_get_gradients_of_their_own_dtype(name):
     # Two periods are a loop already, and each one more rounds the gradient once more.
     config = replace(CONFIGS[name], layer_count=2 * len(CONFIGS[name].period))

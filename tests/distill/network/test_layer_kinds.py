@@ -25,6 +25,7 @@ from distill.network.functional import (
     init_cache,
 )
 from distill.network.layer_kinds import LayerKind, shortest_period
+from tests.support.suites import slow
 from tests.support.tiny_models import tiny_config, write_tiny_model
 
 A, B = LayerKind(name="a"), LayerKind(name="b")
@@ -67,8 +68,8 @@ IDS = jnp.asarray(np.random.default_rng(1).integers(0, 512, (2, 9)), jnp.int32)
     "name",
     [
         "aab",
-        pytest.param("ab", marks=pytest.mark.slow),
-        pytest.param("abbaab", marks=pytest.mark.slow),
+        slow("ab"),
+        slow("abbaab"),
     ],
 )
 def test_states_and_gradients_are_those_of_one_stack(name: str, one_kind: Any) -> None:
@@ -92,7 +93,7 @@ def test_states_and_gradients_are_those_of_one_stack(name: str, one_kind: Any) -
     )
 
 
-@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("in_parts", [True, slow(False)])
 def test_cached_states_are_those_of_the_whole_whichever_way_the_stack_is_cut(
     in_parts: bool, one_kind: Any
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from distill.network import packed_attention as module
 from distill.network.packed_attention import packed_attention
 from distill.network.packing import Segments, rows_as_segments, window_segments
+from tests.support.suites import slow
 
 HEADS, GROUPS, WIDTH = 6, 2, 8
 
@@ -50,7 +51,7 @@ PACKS = {
 
 
 @pytest.mark.parametrize("name", PACKS)
-@pytest.mark.parametrize("block_slots", [8, 16, 256])
+@pytest.mark.parametrize("block_slots", [16, slow(8), slow(256)])
 def test_values_and_gradients_equal_dense_attention(name, block_slots, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_SLOTS", block_slots)
     segments = segments_of(PACKS[name])

@@ -10,13 +10,14 @@ from distill.v1 import scoring_pb2, training_pb2
 from distill.v1 import student_service_pb2 as pb
 from student_service.edge.batch_stream import BatchReader
 from student_service.edge.teacher_pool import TeacherPool
-from tests.student_service.messages import (
-    VOCAB_SIZE,
+from tests.support.training_messages import (
     distribution_example,
+    forward_backward_parts,
     make_chunks,
     token_example,
 )
 
+VOCAB = 40
 LIMITS = RequestLimits(max_sequence_tokens=64, max_top_k=8)
 
 
@@ -28,35 +29,15 @@ def teachers():
 
 
 def read(teachers, examples, chunks=(), *, limits=LIMITS, **batch):
-    batch = {
-        "objective": training_pb2.OBJECTIVE_TAIL_BUCKET,
-        "example_count": len(examples),
-    } | batch
-    header = pb.ForwardBackwardHeader(batch=training_pb2.Batch(**batch))
-    parts = [
-        pb.ForwardBackwardRequest(header=header),
-        *(pb.ForwardBackwardRequest(example=example) for example in examples),
-        *(pb.ForwardBackwardRequest(chunk=chunk) for chunk in chunks),
-    ]
-    reader = BatchReader(iter(parts), limits, VOCAB_SIZE)
+    batch = {"objective": training_pb2.OBJECTIVE_TAIL_BUCKET} | batch
+    reader = BatchReader(forward_backward_parts(examples, chunks, **batch), limits, VOCAB)
     return reader.batch(reader.header().batch, teachers)
 
 
 def test_stream_must_start_with_its_header():
     for parts in ([], [pb.ForwardBackwardRequest(example=token_example())]):
         with pytest.raises(InvalidFieldError, match="first message must be the header"):
-            BatchReader(iter(parts), LIMITS, VOCAB_SIZE).header()
-
-
-@pytest.mark.parametrize("example_count", [2, 3])
-def test_missing_examples_are_counted(teachers, example_count):
-    with pytest.raises(InvalidFieldError, match=f"says {example_count} examples.*after 1"):
-        read(teachers, [distribution_example()], example_count=example_count)
-
-
-def test_example_after_the_last_is_refused(teachers):
-    with pytest.raises(InvalidFieldError, match="only chunks follow"):
-        read(teachers, [distribution_example()] * 2, example_count=1)
+            BatchReader(iter(parts), LIMITS, VOCAB).header()
 
 
 def test_bytes_of_all_messages_together_are_limited(teachers):

@@ -22,6 +22,7 @@ from tests.student_service.training.dense import (
     moved_trainable,
     run,
 )
+from tests.support.suites import slow
 from tests.support.tiny_models import write_tiny_model
 
 LORA = LoraSpec(rank=3, alpha=6.0, target_modules=("q_proj", "down_proj"), seed=5)
@@ -43,7 +44,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(params=["lora", "full"])
+@pytest.fixture(params=["lora", slow("full")])
 def lora(request):
     return LORA if request.param == "lora" else None
 
@@ -67,10 +68,10 @@ def test_bfloat16_gradients_are_those_of_float32_but_for_rounding(tmp_path, trai
     ("lora", "objective", "sequence_mean"),
     [
         ("lora", "tail_bucket", False),
-        ("full", "cross_entropy", True),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            slow(*case)
             for case in (
+                ("full", "cross_entropy", True),
                 ("lora", "cross_entropy", True),
                 ("lora", "cross_entropy", False),
                 ("lora", "tail_bucket", True),
@@ -309,7 +310,8 @@ def test_results_of_an_example_do_not_depend_on_what_is_packed_beside_it(model, 
     assert_trees_close(together.gradients, total, relative=1e-5)
 
 
-def test_a_stream_of_ragged_batches_compiles_few_programs_and_a_warm_step_none(model):
+@pytest.mark.parametrize("batch_count", [20, slow(200)])
+def test_a_stream_of_ragged_batches_compiles_few_programs_and_a_warm_step_none(model, batch_count):
     trainer = Trainer(model, token_budget=1024, remat=False)
     trainable = trainer.initial_trainable(LORA)
 
@@ -337,11 +339,11 @@ def test_a_stream_of_ragged_batches_compiles_few_programs_and_a_warm_step_none(m
             AdamWSettings(learning_rate=1e-3),
         )
 
-    for seed in range(200):
+    for seed in range(batch_count):
         step(seed)
     assert trainer.compile_count <= 12
     before = trainer.compile_count
-    for seed in range(0, 200, 20):
+    for seed in range(0, batch_count, max(1, batch_count // 10)):
         step(seed)
     assert trainer.compile_count == before
 

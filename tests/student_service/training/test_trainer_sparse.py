@@ -21,6 +21,7 @@ from tests.student_service.training.dense import (
     moved_trainable,
     run,
 )
+from tests.support.suites import slow
 from tests.support.tiny_models import tiny_config, write_tiny_model
 
 LORA = LoraSpec(rank=3, alpha=6.0, target_modules=("k_proj", "o_proj"), seed=5)
@@ -39,9 +40,7 @@ def trainer(model):
     return Trainer(model, token_budget=256, remat=False)
 
 
-@pytest.mark.parametrize(
-    "lora", [pytest.param(LORA, marks=pytest.mark.slow, id="lora"), pytest.param(None, id="full")]
-)
+@pytest.mark.parametrize("lora", [slow(LORA, id="lora"), pytest.param(None, id="full")])
 def test_gradient_of_a_ragged_batch_equals_the_dense_one(model, trainer, lora):
     """Packed beside others, the tokens of an example choose the same experts as alone."""
     # Two examples: the reference compiles the model once for each.
@@ -59,7 +58,7 @@ def test_gradient_of_a_ragged_batch_equals_the_dense_one(model, trainer, lora):
             assert (jnp.abs(projection["kernel"]).max((-1, -2)) > 0).all()
 
 
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("lora", [slow(LORA, id="lora"), pytest.param(None, id="full")])
 def test_steps_lower_the_loss(model, trainer, lora):
     batch = batch_of(ragged(np.random.default_rng(1), model.config.vocab_size))
     trainable = trainer.initial_trainable(lora)
