@@ -57,7 +57,7 @@ def own_log_probs(
     return [np.concatenate(chunks) for chunks in parts]
 
 
-def test_prompts_with_a_common_beginning_are_scored_as_if_alone(
+def test_prompts_with_a_shared_prefix_are_scored_as_if_alone(
     scorer: Scorer, recurrent_weights: ModelWeights
 ) -> None:
     context = tokens(33, seed=0)

@@ -169,7 +169,7 @@ def test_an_adapter_changes_the_scores_as_it_changes_the_model(
     assert np.abs(adapted["log_probs"] - base["log_probs"]).max() > 0.01
 
 
-def test_a_shared_beginning_is_computed_once_and_changes_nothing(
+def test_a_shared_prefix_is_computed_once_and_changes_nothing(
     model: LoadedModel, weights: ModelWeights
 ) -> None:
     scorer = Scorer(model)
