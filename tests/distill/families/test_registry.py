@@ -9,7 +9,8 @@ from distill.engine.decoding import place_prompt
 from distill.engine.layer_parts import decode_parts
 from distill.engine.packs import PackWriter
 from distill.engine.weights import ModelWeights
-from distill.families.registry import FAMILIES, model_weight_entries
+from distill.errors import ModelError
+from distill.families.registry import FAMILIES, hf_config, model_weight_entries
 from distill.models.hf_weights import leaves
 from distill.network.functional import (
     build_graph,
@@ -83,3 +84,11 @@ def test_every_parameter_has_a_tensor_and_every_tensor_a_place(name: str) -> Non
 
 def test_every_family_has_a_case_against_transformers() -> None:
     assert {case.family for case in TINY_CASES.values()} == set(FAMILIES)
+
+
+def test_an_unknown_family_is_refused_by_name() -> None:
+    config = tiny_config("mamba", tied_head=True)
+    with pytest.raises(ModelError, match="'mamba' is not supported; supported: llama, qwen2"):
+        model_weight_entries(config)
+    with pytest.raises(ModelError, match="'mamba' is not supported; supported: llama, qwen2"):
+        hf_config(config)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.errors import InvalidFieldError, ModelError
+from distill.errors import InvalidFieldError
 from distill.network.adapters import ADAPTER_TARGETS, LoraSpec, init_adapter, scale_adapter
 from distill.network.config import ModelConfig
 from distill.network.functional import (
@@ -262,8 +262,3 @@ def test_wrong_adapter_is_refused_by_field(
     spec = LoraSpec(rank=rank, alpha=1.0, target_modules=targets, seed=0)
     with pytest.raises(InvalidFieldError, match=problem):
         init_adapter(CONFIGS["llama"], spec, "float32")
-
-
-def test_unknown_family_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="'mamba' is not supported; supported: llama, qwen2"):
-        build_graph(tiny_config("mamba", tied_head=True), "float32")
