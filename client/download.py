@@ -9,11 +9,14 @@ from typing import BinaryIO
 from client.errors import BrokenStreamError
 from distill.v1 import student_service_pb2
 
+_DESCRIPTIONS = ("adapter_config.json", "config.json")
+"""Every export has one of these."""
+
 
 def write_files(
     pieces: Iterable[student_service_pb2.ExportWeightsResponse], directory: Path
 ) -> list[Path]:
-    """Write streamed files into a directory that appears whole; an existing one is replaced.
+    """Write streamed files into a directory that appears whole; an earlier export is replaced.
 
     Args:
         pieces: pieces of files; those of a file come in order and leave no gap.
@@ -24,7 +27,9 @@ def write_files(
 
     Raises:
         BrokenStreamError: a gap, a file that is cut short, no file, or a name that is a path.
+        FileExistsError: the directory holds something other than an earlier export.
     """
+    _check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -36,6 +41,15 @@ def write_files(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return sorted(directory.iterdir())
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Refuse to replace what no export made."""
+    is_export = any((directory / name).is_file() for name in _DESCRIPTIONS)
+    if directory.exists() and not is_export and (directory.is_file() or any(directory.iterdir())):
+        raise FileExistsError(
+            f"{str(directory)!r} holds files and is no earlier export: name another directory"
+        )
 
 
 def _write_pieces(

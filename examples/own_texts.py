@@ -15,6 +15,7 @@ from client.errors import ClientError
 from client.recipes.batches import Targets, TeacherLink
 from client.recipes.metrics import StepMetrics
 from client.recipes.off_policy import OffPolicySettings, tokenize_corpus, train_off_policy
+from client.results import check_pair
 from client.settings import LoraConfig
 from client.student import StudentClient
 from client.teacher import TeacherClient
@@ -31,7 +32,12 @@ def main() -> None:
     parser.add_argument("--run", default="mine", help="name of the run; default: %(default)s")
     parser.add_argument("--steps", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--max-tokens", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("out/mine"), help="default: %(default)s")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/mine"),
+        help="where the adapter goes, in the place of an earlier one; default: %(default)s",
+    )
     arguments = parser.parse_args()
 
     with (
@@ -39,7 +45,12 @@ def main() -> None:
         StudentClient(arguments.student_address) as student,
     ):
         texts = [text for text in arguments.texts.read_text().split("\n\n") if text.strip()]
-        run = student.create_run(arguments.run, lora=LoraConfig(rank=16))
+        check_pair(teacher.model_info(), student.model_info())
+        run = student.create_run(arguments.run, lora=LoraConfig(rank=16))  # or attach to it
+        # Runs live in the student's memory. After a restart a new one goes on where it was saved.
+        saved = run.list_checkpoints()
+        if run.created.step == 0 and saved:
+            run.load_checkpoint(saved[-1].name)
         train_off_policy(
             run=run,
             teacher=TeacherLink(client=teacher, name="main", targets=Targets.PULL),

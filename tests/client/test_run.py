@@ -98,6 +98,7 @@ def test_export_replaces_the_directory_whole(
 ) -> None:
     target = tmp_path / "deep" / "adapter"
     target.mkdir(parents=True)
+    (target / "adapter_config.json").write_bytes(b"{}")
     (target / "stale.bin").write_bytes(b"old")
     fake_student.export_pieces = [
         export_piece("a.bin", 0, b"abc", 5),
@@ -108,6 +109,18 @@ def test_export_replaces_the_directory_whole(
     assert [file.name for file in files] == ["a.bin", "empty.json"]
     assert (target / "a.bin").read_bytes() == b"abcde"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_directory_that_no_export_made_is_not_replaced(
+    run: StudentRun, fake_student: FakeStudent, tmp_path: Path
+) -> None:
+    fake_student.export_pieces = [export_piece("a.bin", 0, b"abc", 3)]
+    (tmp_path / "notes").mkdir()
+    run.export_weights(tmp_path / "notes")  # it was empty
+    (tmp_path / "notes" / "a.bin").rename(tmp_path / "notes" / "thesis.txt")
+    with pytest.raises(FileExistsError, match="holds files and is no earlier export"):
+        run.export_weights(tmp_path / "notes")
+    assert (tmp_path / "notes" / "thesis.txt").is_file()
 
 
 @pytest.mark.parametrize(
