@@ -88,8 +88,8 @@ def test_pulled_and_inline_targets_give_the_same_gradient_bit_for_bit(
         examples, settings, chunks=teacher.stream_top_k_messages(prompts, 5)
     )
     assert first.loss == second.loss
-    assert first.pulled_bytes > 0
-    assert second.pulled_bytes == 0
+    assert first.totals.pulled_bytes > 0
+    assert second.totals.pulled_bytes == 0
     steps = [run.optim_step(adamw) for run in (pulled, inline)]
     assert steps[0].gradient_norm == steps[1].gradient_norm
     probe = [tokens(1, 30)]

@@ -310,7 +310,7 @@ def test_results_of_an_example_do_not_depend_on_what_is_packed_beside_it(model, 
     assert_trees_close(together.gradients, total, relative=1e-5)
 
 
-@pytest.mark.parametrize("batch_count", [20, slow(200)])
+@pytest.mark.parametrize("batch_count", [6, slow(200)])
 def test_a_stream_of_ragged_batches_compiles_few_programs_and_a_warm_step_none(model, batch_count):
     trainer = Trainer(model, token_budget=1024, remat=False)
     trainable = trainer.initial_trainable(LORA)
