@@ -221,10 +221,13 @@ class StudentRun:
     ) -> list[Path]:
         """Write the weights as files: a PEFT adapter, or the whole model for a full run.
 
-        The directory appears whole or not at all; an existing one is replaced.
+        The directory appears whole or not at all; an earlier export there is replaced.
 
         Returns:
             The files.
+
+        Raises:
+            FileExistsError: the directory holds files and no earlier export.
         """
         request = messages.ExportWeightsRequest(run_id=self.run_id, weights=weights)
         pieces = self._connection.ask_stream(self._stub.ExportWeights, request, timeout_seconds)
