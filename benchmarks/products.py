@@ -1,4 +1,4 @@
-"""Measures the products of ADR 4 again: `.venv/bin/python docs/adr/0004_products.py`.
+"""Measures the products of ADR 4 again: `.venv/bin/python -m benchmarks.products`.
 
 For each product it prints GFLOP/s and milliseconds, of the quickest of REPEATS calls.
 """
@@ -23,11 +23,11 @@ def cast_float32(left: jax.Array, right: jax.Array) -> jax.Array:
 def seconds(function: Callable[..., jax.Array], *inputs: jax.Array) -> float:
     """Of the quickest call."""
     compiled = jax.jit(function)
-    jax.block_until_ready(compiled(*inputs))
+    compiled(*inputs).block_until_ready()  # compiles
     times = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        jax.block_until_ready(compiled(*inputs))
+        compiled(*inputs).block_until_ready()
         times.append(time.perf_counter() - started)
     return min(times)
 
@@ -81,4 +81,5 @@ def main() -> None:
         )
 
 
-main()
+if __name__ == "__main__":
+    main()
