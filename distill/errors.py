@@ -4,6 +4,7 @@ The mapping lives in `distill.rpc.status`; this module knows no gRPC, so that th
 can raise these without importing a transport.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -17,11 +18,19 @@ class DistillError(Exception):
     """Name of the gRPC status code."""
 
     reason: ClassVar[str] = "INTERNAL"
-    """Stable, machine-readable reason, UPPER_SNAKE_CASE (google.rpc.ErrorInfo.reason)."""
+    """Stable, machine-readable reason: a name of the enum `ErrorReason` without its prefix."""
+
+    retry_seconds: ClassVar[float | None] = None
+    """When the same request may succeed (google.rpc.RetryInfo). None: it will not by itself."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Details for programs (google.rpc.ErrorInfo.metadata)."""
+        return {}
 
 
 class InvalidFieldError(DistillError):
@@ -34,6 +43,12 @@ class InvalidFieldError(DistillError):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+
+
+class IncompleteStreamError(InvalidFieldError):
+    """A client stream ended before the part that says so; a broken connection looks like that."""
+
+    reason = "INCOMPLETE_STREAM"
 
 
 class LimitExceededError(DistillError):
@@ -49,12 +64,37 @@ class LimitExceededError(DistillError):
         self.limit = limit
         self.value = value
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Field, limit and value."""
+        return {"field": self.field, "limit": str(self.limit), "value": str(self.value)}
+
 
 class BusyError(DistillError):
     """Every request slot, or every place to wait, of the service is taken."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "TOO_MANY_REQUESTS"
+    retry_seconds = 0.5
+
+
+class HeldBytesError(BusyError):
+    """The requests in progress hold as many bytes as the service was started for."""
+
+    reason = "TOO_MANY_BYTES"
+
+    def __init__(self, limit: int, value: int) -> None:
+        super().__init__(
+            f"the requests in progress may hold {limit} bytes together, and with this one they "
+            f"would hold {value}"
+        )
+        self.limit = limit
+        self.value = value
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Limit and value."""
+        return {"limit": str(self.limit), "value": str(self.value)}
 
 
 class NotFoundError(DistillError):
@@ -78,17 +118,74 @@ class WrongStateError(DistillError):
     reason = "WRONG_STATE"
 
 
+class NoGradientError(WrongStateError):
+    """A step without a weighted row in the gradient sum."""
+
+    reason = "NO_GRADIENT"
+
+
 class NonFiniteGradientError(WrongStateError):
     """The batch has a NaN or infinite gradient; the gradient sum is untouched."""
 
     reason = "NON_FINITE_GRADIENT"
 
 
-class SequenceConflictError(DistillError):
-    """A sequence number was reused for another request, or the writer was fenced."""
+class TooFarAheadError(WrongStateError):
+    """A sequence number further ahead of the last applied one than may be in flight."""
+
+    reason = "TOO_FAR_AHEAD"
+
+
+class TokenizerMismatchError(WrongStateError):
+    """The teacher names tokens differently than the student."""
+
+    reason = "MISMATCHED_PAIR"
+
+
+class StorageError(DistillError):
+    """Files cannot be written, read or removed; nothing was changed."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "STORAGE_FAILED"
+
+
+class StorageFullError(StorageError):
+    """The disk is full; nothing was changed."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "STORAGE_FULL"
+
+
+class SequenceReusedError(DistillError):
+    """A sequence number was used, or is in flight, with other content."""
 
     code = "ABORTED"
-    reason = "SEQUENCE_CONFLICT"
+    reason = "SEQUENCE_REUSED"
+
+
+class WriterFencedError(DistillError):
+    """The epoch is not the current one: another writer has the run."""
+
+    code = "ABORTED"
+    reason = "WRITER_FENCED"
+
+    def __init__(self, field: str, *, current: int, got: int) -> None:
+        super().__init__(
+            f"{field}: the current epoch is {current}, got {got}: another writer took over"
+        )
+        self.current = current
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The current epoch."""
+        return {"writer_epoch": str(self.current)}
+
+
+class RunDeletedError(DistillError):
+    """The run was deleted while the request waited."""
+
+    code = "ABORTED"
+    reason = "RUN_DELETED"
 
 
 class AlreadyAppliedError(DistillError):
@@ -120,7 +217,7 @@ class CorruptDataError(DistillError):
 
 
 class UnavailableError(DistillError):
-    """The service, or a service it depends on, cannot answer now; the only error to retry."""
+    """The service, or a service it depends on, cannot answer now."""
 
     code = "UNAVAILABLE"
     reason = "UNAVAILABLE"

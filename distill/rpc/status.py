@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from distill.errors import BusyError, DistillError, InvalidFieldError, LimitExceededError
+from distill.errors import BusyError, DistillError, InvalidFieldError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def to_status(error: BaseException) -> status_pb2.Status:
     )
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=ERROR_DOMAIN, metadata=_metadata(error)
+            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
         )
     ]
     if isinstance(error, InvalidFieldError):
@@ -51,6 +51,10 @@ def to_status(error: BaseException) -> status_pb2.Status:
             field=_shortened(error.field), description=_shortened(error.problem)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(error.retry_seconds * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
@@ -66,12 +70,6 @@ def _shortened(text: str) -> str:
     end = f"… ({len(text)} characters)"
     kept = encoded[: MAX_TEXT_BYTES - len(end.encode())]
     return kept.decode("utf-8", errors="ignore") + end
-
-
-def _metadata(error: DistillError) -> dict[str, str]:
-    if isinstance(error, LimitExceededError):
-        return {"field": error.field, "limit": str(error.limit), "value": str(error.value)}
-    return {}
 
 
 class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types

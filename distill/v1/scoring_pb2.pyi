@@ -101,7 +101,9 @@ class Scoring(google.protobuf.message.Message):
     `max_top_k`. 0 with `candidates`, whose shape says it.
     """
     temperature: builtins.float
-    """Divides the logits before the log-softmax; greater than 0. Absent: 1."""
+    """Divides the logits before the log-softmax; finite and at least 1e-6.
+    Absent: 1.
+    """
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScoredPrompt]:
         """The prompts; a chunk names its prompt by the index in this list."""
@@ -185,6 +187,15 @@ class TopKChunk(google.protobuf.message.Message):
     [score_from, T) exactly once. Chunks of different prompts may interleave.
     All log-probabilities are normalised over the full vocabulary after
     temperature.
+
+    A service sends every field that applies. A chunk that a client relays to
+    ForwardBackward needs `token_ids`, `log_probs`, and what its objective reads:
+    the tail for the objectives over K + 1 outcomes (TAIL_BUCKET,
+    REVERSE_TAIL_BUCKET, JSD), the draw weights for SAMPLED. The rest may be
+    absent, as it is in the top-K of other servers; metrics that need it are then
+    absent too. What is there is checked: log-probs are finite and at most 1e-3,
+    and the probabilities of support and tail add up to 1 within 1e-2 (to at most
+    that without a tail).
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -218,7 +229,9 @@ class TopKChunk(google.protobuf.message.Message):
 
     @property
     def prompt_log_probs(self) -> distill.v1.tensor_pb2.FloatTensor:
-        """Log-probability of the prompt's own token at each row, shape [P]."""
+        """Log-probability of the prompt's own token at each row, shape [P]. Training
+        does not read it.
+        """
 
     @property
     def tail_log_probs(self) -> distill.v1.tensor_pb2.FloatTensor:
@@ -228,7 +241,9 @@ class TopKChunk(google.protobuf.message.Message):
 
     @property
     def entropies(self) -> distill.v1.tensor_pb2.FloatTensor:
-        """Entropy of the full distribution in nats, shape [P]."""
+        """Entropy of the full distribution in nats, shape [P]; at least 0. Only a
+        metric reads it.
+        """
 
     @property
     def draw_weights(self) -> distill.v1.tensor_pb2.FloatTensor:
@@ -275,7 +290,9 @@ class SamplingParams(google.protobuf.message.Message):
     max_tokens: builtins.int
     """Most tokens to generate per sample; at least 1."""
     temperature: builtins.float
-    """Divides the logits; 0 takes the most probable token. Absent: 1."""
+    """Divides the logits; 0 takes the most probable token, any other value is at
+    least 1e-6. Absent: 1.
+    """
     top_k: builtins.int
     """Keep only the k most probable tokens. Absent: no such limit."""
     top_p: builtins.float
@@ -517,6 +534,9 @@ class Limits(google.protobuf.message.Message):
     MAX_SEQUENCES_FIELD_NUMBER: builtins.int
     MAX_REQUEST_TOKENS_FIELD_NUMBER: builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: builtins.int
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
+    MAX_IN_FLIGHT_MUTATIONS_FIELD_NUMBER: builtins.int
+    MAX_HELD_BYTES_FIELD_NUMBER: builtins.int
     max_sequence_tokens: builtins.int
     """Longest sequence, in tokens."""
     max_top_k: builtins.int
@@ -526,7 +546,23 @@ class Limits(google.protobuf.message.Message):
     max_request_tokens: builtins.int
     """Most tokens in one request, over all its sequences."""
     max_request_bytes: builtins.int
-    """Most bytes of one request, over all messages of a client stream."""
+    """Most bytes of one request, over all messages of a client stream. Each
+    message counts 512 bytes more than its own, for what it costs in memory.
+    """
+    max_message_bytes: builtins.int
+    """Most bytes of one message, of requests and answers alike. gRPC itself
+    refuses one of more than twice that, without ErrorInfo. Results that would
+    not fit are refused before they are computed.
+    """
+    max_in_flight_mutations: builtins.int
+    """A mutation's sequence number may be ahead of the last applied one by at most
+    this, and so many answers are kept for repetition. 0: a teacher, which has
+    no mutations.
+    """
+    max_held_bytes: builtins.int
+    """Most bytes that all requests in progress hold together, counted as in
+    `max_request_bytes`, with the distributions that the student pulls for them.
+    """
     def __init__(
         self,
         *,
@@ -535,7 +571,10 @@ class Limits(google.protobuf.message.Message):
         max_sequences: builtins.int = ...,
         max_request_tokens: builtins.int = ...,
         max_request_bytes: builtins.int = ...,
+        max_message_bytes: builtins.int = ...,
+        max_in_flight_mutations: builtins.int = ...,
+        max_held_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_request_bytes", b"max_request_bytes", "max_request_tokens", b"max_request_tokens", "max_sequence_tokens", b"max_sequence_tokens", "max_sequences", b"max_sequences", "max_top_k", b"max_top_k"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_held_bytes", b"max_held_bytes", "max_in_flight_mutations", b"max_in_flight_mutations", "max_message_bytes", b"max_message_bytes", "max_request_bytes", b"max_request_bytes", "max_request_tokens", b"max_request_tokens", "max_sequence_tokens", b"max_sequence_tokens", "max_sequences", b"max_sequences", "max_top_k", b"max_top_k"]) -> None: ...
 
 Global___Limits: typing_extensions.TypeAlias = Limits

@@ -46,6 +46,7 @@ class StudentServiceGetModelInfoResponse(google.protobuf.message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     TEACHERS_FIELD_NUMBER: builtins.int
+    LORA_TARGET_MODULES_FIELD_NUMBER: builtins.int
     @property
     def model(self) -> distill.v1.scoring_pb2.ModelInfo:
         """The base model and the limits."""
@@ -54,14 +55,19 @@ class StudentServiceGetModelInfoResponse(google.protobuf.message.Message):
     def teachers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the teachers the service was started with."""
 
+    @property
+    def lora_target_modules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What `LoraConfig.target_modules` may name for this model."""
+
     def __init__(
         self,
         *,
         model: distill.v1.scoring_pb2.ModelInfo | None = ...,
         teachers: collections.abc.Iterable[builtins.str] | None = ...,
+        lora_target_modules: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "teachers", b"teachers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lora_target_modules", b"lora_target_modules", "model", b"model", "teachers", b"teachers"]) -> None: ...
 
 Global___StudentServiceGetModelInfoResponse: typing_extensions.TypeAlias = StudentServiceGetModelInfoResponse
 
@@ -74,6 +80,8 @@ class CreateRunRequest(google.protobuf.message.Message):
     RUN_ID_FIELD_NUMBER: builtins.int
     CONFIG_FIELD_NUMBER: builtins.int
     TAKE_OVER_FIELD_NUMBER: builtins.int
+    EXPECTED_WRITER_EPOCH_FIELD_NUMBER: builtins.int
+    ATTACH_ID_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Name: 1 to 64 of [A-Za-z0-9._-], no leading dot."""
     take_over: builtins.bool
@@ -81,6 +89,17 @@ class CreateRunRequest(google.protobuf.message.Message):
     writer epoch is raised once nothing is in flight, and requests of the
     earlier writer are ABORTED. The answer's last_sequence_number is therefore
     final for all that the earlier writer sent.
+    """
+    expected_writer_epoch: builtins.int
+    """Only with `take_over`: take the run over from this epoch's writer alone.
+    ABORTED (WRITER_FENCED) when another epoch is current.
+    """
+    attach_id: builtins.str
+    """Names this attempt to create or to take over, so that it can be repeated
+    when its answer is lost: a repetition gets the epoch that the first one
+    gave, and raises none. 1 to 64 of [A-Za-z0-9._-], no leading dot, never used
+    before for this run, such as a UUID. The last 64 of a run are remembered.
+    Empty: a repetition takes over once more.
     """
     @property
     def config(self) -> distill.v1.training_pb2.RunConfig:
@@ -92,9 +111,12 @@ class CreateRunRequest(google.protobuf.message.Message):
         run_id: builtins.str = ...,
         config: distill.v1.training_pb2.RunConfig | None = ...,
         take_over: builtins.bool = ...,
+        expected_writer_epoch: builtins.int | None = ...,
+        attach_id: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["config", b"config", "run_id", b"run_id", "take_over", b"take_over"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_expected_writer_epoch", b"_expected_writer_epoch", "config", b"config", "expected_writer_epoch", b"expected_writer_epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_expected_writer_epoch", b"_expected_writer_epoch", "attach_id", b"attach_id", "config", b"config", "expected_writer_epoch", b"expected_writer_epoch", "run_id", b"run_id", "take_over", b"take_over"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_expected_writer_epoch", b"_expected_writer_epoch"]) -> typing.Literal["expected_writer_epoch"] | None: ...
 
 Global___CreateRunRequest: typing_extensions.TypeAlias = CreateRunRequest
 
@@ -105,6 +127,11 @@ class CreateRunResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RUN_FIELD_NUMBER: builtins.int
+    WRITER_EPOCH_FIELD_NUMBER: builtins.int
+    writer_epoch: builtins.int
+    """The epoch to write with. It is not the run's current one when this answer
+    repeats that of an attempt whose writer was fenced since.
+    """
     @property
     def run(self) -> distill.v1.training_pb2.Run:
         """The run."""
@@ -113,9 +140,10 @@ class CreateRunResponse(google.protobuf.message.Message):
         self,
         *,
         run: distill.v1.training_pb2.Run | None = ...,
+        writer_epoch: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run", "writer_epoch", b"writer_epoch"]) -> None: ...
 
 Global___CreateRunResponse: typing_extensions.TypeAlias = CreateRunResponse
 
@@ -244,6 +272,7 @@ class ForwardBackwardRequest(google.protobuf.message.Message):
     HEADER_FIELD_NUMBER: builtins.int
     EXAMPLE_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
     @property
     def header(self) -> Global___ForwardBackwardHeader:
         """First message of the stream."""
@@ -256,16 +285,21 @@ class ForwardBackwardRequest(google.protobuf.message.Message):
     def chunk(self) -> distill.v1.scoring_pb2.TopKChunk:
         """Relayed from a teacher as it came."""
 
+    @property
+    def end(self) -> distill.v1.training_pb2.BatchEnd:
+        """Last message of the stream."""
+
     def __init__(
         self,
         *,
         header: Global___ForwardBackwardHeader | None = ...,
         example: distill.v1.training_pb2.Example | None = ...,
         chunk: distill.v1.scoring_pb2.TopKChunk | None = ...,
+        end: distill.v1.training_pb2.BatchEnd | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "example", b"example", "header", b"header", "part", b"part"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "example", b"example", "header", b"header", "part", b"part"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "example", "chunk"] | None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "example", b"example", "header", b"header", "part", b"part"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "example", b"example", "header", b"header", "part", b"part"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "example", "chunk", "end"] | None: ...
 
 Global___ForwardBackwardRequest: typing_extensions.TypeAlias = ForwardBackwardRequest
 
@@ -330,6 +364,7 @@ class ForwardRequest(google.protobuf.message.Message):
     HEADER_FIELD_NUMBER: builtins.int
     EXAMPLE_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
     @property
     def header(self) -> Global___ForwardHeader:
         """First message of the stream."""
@@ -342,16 +377,21 @@ class ForwardRequest(google.protobuf.message.Message):
     def chunk(self) -> distill.v1.scoring_pb2.TopKChunk:
         """Relayed from a teacher as it came."""
 
+    @property
+    def end(self) -> distill.v1.training_pb2.BatchEnd:
+        """Last message of the stream."""
+
     def __init__(
         self,
         *,
         header: Global___ForwardHeader | None = ...,
         example: distill.v1.training_pb2.Example | None = ...,
         chunk: distill.v1.scoring_pb2.TopKChunk | None = ...,
+        end: distill.v1.training_pb2.BatchEnd | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "example", b"example", "header", b"header", "part", b"part"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "example", b"example", "header", b"header", "part", b"part"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "example", "chunk"] | None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "example", b"example", "header", b"header", "part", b"part"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "example", b"example", "header", b"header", "part", b"part"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "example", "chunk", "end"] | None: ...
 
 Global___ForwardRequest: typing_extensions.TypeAlias = ForwardRequest
 
@@ -475,6 +515,57 @@ class OptimStepResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["gradient_norm", b"gradient_norm", "normalizer", b"normalizer", "replayed", b"replayed", "step", b"step", "update_norm", b"update_norm", "weights_version", b"weights_version"]) -> None: ...
 
 Global___OptimStepResponse: typing_extensions.TypeAlias = OptimStepResponse
+
+@typing.final
+class DiscardGradientRequest(google.protobuf.message.Message):
+    """Drops the gradient sum."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MUTATION_FIELD_NUMBER: builtins.int
+    @property
+    def mutation(self) -> distill.v1.training_pb2.Mutation:
+        """Exactly-once header."""
+
+    def __init__(
+        self,
+        *,
+        mutation: distill.v1.training_pb2.Mutation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["mutation", b"mutation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["mutation", b"mutation"]) -> None: ...
+
+Global___DiscardGradientRequest: typing_extensions.TypeAlias = DiscardGradientRequest
+
+@typing.final
+class DiscardGradientResponse(google.protobuf.message.Message):
+    """What was dropped."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DISCARDED_BATCHES_FIELD_NUMBER: builtins.int
+    DISCARDED_ROWS_FIELD_NUMBER: builtins.int
+    DISCARDED_EXAMPLES_FIELD_NUMBER: builtins.int
+    REPLAYED_FIELD_NUMBER: builtins.int
+    discarded_batches: builtins.int
+    """Batches that were in the sum."""
+    discarded_rows: builtins.int
+    """Weighted target rows in it."""
+    discarded_examples: builtins.int
+    """Examples in it."""
+    replayed: builtins.bool
+    """True when this answer repeats one given before."""
+    def __init__(
+        self,
+        *,
+        discarded_batches: builtins.int = ...,
+        discarded_rows: builtins.int = ...,
+        discarded_examples: builtins.int = ...,
+        replayed: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["discarded_batches", b"discarded_batches", "discarded_examples", b"discarded_examples", "discarded_rows", b"discarded_rows", "replayed", b"replayed"]) -> None: ...
+
+Global___DiscardGradientResponse: typing_extensions.TypeAlias = DiscardGradientResponse
 
 @typing.final
 class StudentServiceSampleRequest(google.protobuf.message.Message):

@@ -30,8 +30,9 @@ class StudentServiceStub(object):
 
     Every request that changes a run carries a Mutation: it is applied exactly
     once, in sequence order. Errors are google.rpc.Status with ErrorInfo, and
-    BadRequest where a field is at fault; a refused request changes nothing and
-    does not consume its sequence number.
+    BadRequest where a field is at fault; `ErrorReason` lists the reasons and says
+    which to retry. A refused request changes nothing and does not consume its
+    sequence number.
     """
 
     def __init__(self, channel):
@@ -80,6 +81,11 @@ class StudentServiceStub(object):
                 request_serializer=distill_dot_v1_dot_student__service__pb2.OptimStepRequest.SerializeToString,
                 response_deserializer=distill_dot_v1_dot_student__service__pb2.OptimStepResponse.FromString,
                 _registered_method=True)
+        self.DiscardGradient = channel.unary_unary(
+                '/distill.v1.StudentService/DiscardGradient',
+                request_serializer=distill_dot_v1_dot_student__service__pb2.DiscardGradientRequest.SerializeToString,
+                response_deserializer=distill_dot_v1_dot_student__service__pb2.DiscardGradientResponse.FromString,
+                _registered_method=True)
         self.Sample = channel.unary_stream(
                 '/distill.v1.StudentService/Sample',
                 request_serializer=distill_dot_v1_dot_student__service__pb2.StudentServiceSampleRequest.SerializeToString,
@@ -117,8 +123,9 @@ class StudentServiceServicer(object):
 
     Every request that changes a run carries a Mutation: it is applied exactly
     once, in sequence order. Errors are google.rpc.Status with ErrorInfo, and
-    BadRequest where a field is at fault; a refused request changes nothing and
-    does not consume its sequence number.
+    BadRequest where a field is at fault; `ErrorReason` lists the reasons and says
+    which to retry. A refused request changes nothing and does not consume its
+    sequence number.
     """
 
     def GetModelInfo(self, request, context):
@@ -131,8 +138,8 @@ class StudentServiceServicer(object):
 
     def CreateRun(self, request, context):
         """Creates a run. Repeating the call with the same configuration returns the
-        run as it is; with another, ALREADY_EXISTS. One more run than the service
-        was started for is RESOURCE_EXHAUSTED.
+        run as it is, or takes it over; with another, ALREADY_EXISTS. One more run
+        than the service was started for is RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,7 +171,10 @@ class StudentServiceServicer(object):
     def ForwardBackward(self, request_iterator, context):
         """Adds the gradient of a batch to the run's gradient sum. The stream is one
         header, then exactly `example_count` examples, then the chunks that the
-        examples refer to unless the header names a teacher to pull them from.
+        examples refer to, then the end. With a header that names a teacher to pull
+        from there is neither a chunk nor need for an end. A stream that ends before
+        is INVALID_ARGUMENT (INCOMPLETE_STREAM): a connection that broke looks like
+        the end of a stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,7 +189,16 @@ class StudentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def OptimStep(self, request, context):
-        """Applies the gradient sum with AdamW and clears it.
+        """Applies the gradient sum with AdamW and clears it. Without a weighted row in
+        the sum, FAILED_PRECONDITION (NO_GRADIENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardGradient(self, request, context):
+        """Drops the gradient sum. For whoever goes on with a run and finds a gradient
+        there that another script left; without one it does nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -274,6 +293,11 @@ def add_StudentServiceServicer_to_server(servicer, server):
                     request_deserializer=distill_dot_v1_dot_student__service__pb2.OptimStepRequest.FromString,
                     response_serializer=distill_dot_v1_dot_student__service__pb2.OptimStepResponse.SerializeToString,
             ),
+            'DiscardGradient': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardGradient,
+                    request_deserializer=distill_dot_v1_dot_student__service__pb2.DiscardGradientRequest.FromString,
+                    response_serializer=distill_dot_v1_dot_student__service__pb2.DiscardGradientResponse.SerializeToString,
+            ),
             'Sample': grpc.unary_stream_rpc_method_handler(
                     servicer.Sample,
                     request_deserializer=distill_dot_v1_dot_student__service__pb2.StudentServiceSampleRequest.FromString,
@@ -317,8 +341,9 @@ class StudentService(object):
 
     Every request that changes a run carries a Mutation: it is applied exactly
     once, in sequence order. Errors are google.rpc.Status with ErrorInfo, and
-    BadRequest where a field is at fault; a refused request changes nothing and
-    does not consume its sequence number.
+    BadRequest where a field is at fault; `ErrorReason` lists the reasons and says
+    which to retry. A refused request changes nothing and does not consume its
+    sequence number.
     """
 
     @staticmethod
@@ -527,6 +552,33 @@ class StudentService(object):
             '/distill.v1.StudentService/OptimStep',
             distill_dot_v1_dot_student__service__pb2.OptimStepRequest.SerializeToString,
             distill_dot_v1_dot_student__service__pb2.OptimStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardGradient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/distill.v1.StudentService/DiscardGradient',
+            distill_dot_v1_dot_student__service__pb2.DiscardGradientRequest.SerializeToString,
+            distill_dot_v1_dot_student__service__pb2.DiscardGradientResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -153,6 +153,22 @@ _StudentServiceOptimStepType = typing_extensions.TypeVar(
     ],
 )
 
+_StudentServiceDiscardGradientType = typing_extensions.TypeVar(
+    '_StudentServiceDiscardGradientType',
+    grpc.UnaryUnaryMultiCallable[
+        distill.v1.student_service_pb2.DiscardGradientRequest,
+        distill.v1.student_service_pb2.DiscardGradientResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        distill.v1.student_service_pb2.DiscardGradientRequest,
+        distill.v1.student_service_pb2.DiscardGradientResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        distill.v1.student_service_pb2.DiscardGradientRequest,
+        distill.v1.student_service_pb2.DiscardGradientResponse,
+    ],
+)
+
 _StudentServiceSampleType = typing_extensions.TypeVar(
     '_StudentServiceSampleType',
     grpc.UnaryStreamMultiCallable[
@@ -249,13 +265,14 @@ _StudentServiceExportWeightsType = typing_extensions.TypeVar(
     ],
 )
 
-class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _StudentServiceCreateRunType, _StudentServiceGetRunType, _StudentServiceListRunsType, _StudentServiceDeleteRunType, _StudentServiceForwardBackwardType, _StudentServiceForwardType, _StudentServiceOptimStepType, _StudentServiceSampleType, _StudentServiceStreamTopKType, _StudentServiceSaveCheckpointType, _StudentServiceLoadCheckpointType, _StudentServiceListCheckpointsType, _StudentServiceExportWeightsType]):
+class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _StudentServiceCreateRunType, _StudentServiceGetRunType, _StudentServiceListRunsType, _StudentServiceDeleteRunType, _StudentServiceForwardBackwardType, _StudentServiceForwardType, _StudentServiceOptimStepType, _StudentServiceDiscardGradientType, _StudentServiceSampleType, _StudentServiceStreamTopKType, _StudentServiceSaveCheckpointType, _StudentServiceLoadCheckpointType, _StudentServiceListCheckpointsType, _StudentServiceExportWeightsType]):
     """Trains runs on distributions, samples from them and saves them.
 
     Every request that changes a run carries a Mutation: it is applied exactly
     once, in sequence order. Errors are google.rpc.Status with ErrorInfo, and
-    BadRequest where a field is at fault; a refused request changes nothing and
-    does not consume its sequence number.
+    BadRequest where a field is at fault; `ErrorReason` lists the reasons and says
+    which to retry. A refused request changes nothing and does not consume its
+    sequence number.
     """
 
     @typing.overload
@@ -291,6 +308,10 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
         grpc.UnaryUnaryMultiCallable[
             distill.v1.student_service_pb2.OptimStepRequest,
             distill.v1.student_service_pb2.OptimStepResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            distill.v1.student_service_pb2.DiscardGradientRequest,
+            distill.v1.student_service_pb2.DiscardGradientResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             distill.v1.student_service_pb2.StudentServiceSampleRequest,
@@ -352,6 +373,10 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
             distill.v1.student_service_pb2.OptimStepRequest,
             distill.v1.student_service_pb2.OptimStepResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            distill.v1.student_service_pb2.DiscardGradientRequest,
+            distill.v1.student_service_pb2.DiscardGradientResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             distill.v1.student_service_pb2.StudentServiceSampleRequest,
             distill.v1.student_service_pb2.StudentServiceSampleResponse,
@@ -385,8 +410,8 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
 
     CreateRun: _StudentServiceCreateRunType
     """Creates a run. Repeating the call with the same configuration returns the
-    run as it is; with another, ALREADY_EXISTS. One more run than the service
-    was started for is RESOURCE_EXHAUSTED.
+    run as it is, or takes it over; with another, ALREADY_EXISTS. One more run
+    than the service was started for is RESOURCE_EXHAUSTED.
     """
 
     GetRun: _StudentServiceGetRunType
@@ -404,7 +429,10 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
     ForwardBackward: _StudentServiceForwardBackwardType
     """Adds the gradient of a batch to the run's gradient sum. The stream is one
     header, then exactly `example_count` examples, then the chunks that the
-    examples refer to unless the header names a teacher to pull them from.
+    examples refer to, then the end. With a header that names a teacher to pull
+    from there is neither a chunk nor need for an end. A stream that ends before
+    is INVALID_ARGUMENT (INCOMPLETE_STREAM): a connection that broke looks like
+    the end of a stream.
     """
 
     Forward: _StudentServiceForwardType
@@ -413,7 +441,14 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
     """
 
     OptimStep: _StudentServiceOptimStepType
-    """Applies the gradient sum with AdamW and clears it."""
+    """Applies the gradient sum with AdamW and clears it. Without a weighted row in
+    the sum, FAILED_PRECONDITION (NO_GRADIENT).
+    """
+
+    DiscardGradient: _StudentServiceDiscardGradientType
+    """Drops the gradient sum. For whoever goes on with a run and finds a gradient
+    there that another script left; without one it does nothing.
+    """
 
     Sample: _StudentServiceSampleType
     """Streams samples as they finish."""
@@ -473,6 +508,10 @@ StudentServiceAsyncStub: typing_extensions.TypeAlias = StudentServiceStub[
         distill.v1.student_service_pb2.OptimStepRequest,
         distill.v1.student_service_pb2.OptimStepResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        distill.v1.student_service_pb2.DiscardGradientRequest,
+        distill.v1.student_service_pb2.DiscardGradientResponse,
+    ],
     grpc.aio.UnaryStreamMultiCallable[
         distill.v1.student_service_pb2.StudentServiceSampleRequest,
         distill.v1.student_service_pb2.StudentServiceSampleResponse,
@@ -504,8 +543,9 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
 
     Every request that changes a run carries a Mutation: it is applied exactly
     once, in sequence order. Errors are google.rpc.Status with ErrorInfo, and
-    BadRequest where a field is at fault; a refused request changes nothing and
-    does not consume its sequence number.
+    BadRequest where a field is at fault; `ErrorReason` lists the reasons and says
+    which to retry. A refused request changes nothing and does not consume its
+    sequence number.
     """
 
     @abc.abstractmethod
@@ -525,8 +565,8 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[distill.v1.student_service_pb2.CreateRunResponse, collections.abc.Awaitable[distill.v1.student_service_pb2.CreateRunResponse]]:
         """Creates a run. Repeating the call with the same configuration returns the
-        run as it is; with another, ALREADY_EXISTS. One more run than the service
-        was started for is RESOURCE_EXHAUSTED.
+        run as it is, or takes it over; with another, ALREADY_EXISTS. One more run
+        than the service was started for is RESOURCE_EXHAUSTED.
         """
 
     @abc.abstractmethod
@@ -564,7 +604,10 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[distill.v1.student_service_pb2.ForwardBackwardResponse, collections.abc.Awaitable[distill.v1.student_service_pb2.ForwardBackwardResponse]]:
         """Adds the gradient of a batch to the run's gradient sum. The stream is one
         header, then exactly `example_count` examples, then the chunks that the
-        examples refer to unless the header names a teacher to pull them from.
+        examples refer to, then the end. With a header that names a teacher to pull
+        from there is neither a chunk nor need for an end. A stream that ends before
+        is INVALID_ARGUMENT (INCOMPLETE_STREAM): a connection that broke looks like
+        the end of a stream.
         """
 
     @abc.abstractmethod
@@ -583,7 +626,19 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
         request: distill.v1.student_service_pb2.OptimStepRequest,
         context: _ServicerContext,
     ) -> typing.Union[distill.v1.student_service_pb2.OptimStepResponse, collections.abc.Awaitable[distill.v1.student_service_pb2.OptimStepResponse]]:
-        """Applies the gradient sum with AdamW and clears it."""
+        """Applies the gradient sum with AdamW and clears it. Without a weighted row in
+        the sum, FAILED_PRECONDITION (NO_GRADIENT).
+        """
+
+    @abc.abstractmethod
+    def DiscardGradient(
+        self,
+        request: distill.v1.student_service_pb2.DiscardGradientRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[distill.v1.student_service_pb2.DiscardGradientResponse, collections.abc.Awaitable[distill.v1.student_service_pb2.DiscardGradientResponse]]:
+        """Drops the gradient sum. For whoever goes on with a run and finds a gradient
+        there that another script left; without one it does nothing.
+        """
 
     @abc.abstractmethod
     def Sample(

@@ -29,9 +29,8 @@ class TeacherServiceStub(object):
     """Scores prompts under a fixed model.
 
     Errors are google.rpc.Status with ErrorInfo, and BadRequest where a field is
-    at fault. INVALID_ARGUMENT: a bad field, found before any compute.
-    RESOURCE_EXHAUSTED: a limit of ModelInfo. UNAVAILABLE: the service is
-    draining; the only status to retry.
+    at fault; `ErrorReason` lists the reasons and says which to retry. A bad field
+    is found before any compute.
     """
 
     def __init__(self, channel):
@@ -61,9 +60,8 @@ class TeacherServiceServicer(object):
     """Scores prompts under a fixed model.
 
     Errors are google.rpc.Status with ErrorInfo, and BadRequest where a field is
-    at fault. INVALID_ARGUMENT: a bad field, found before any compute.
-    RESOURCE_EXHAUSTED: a limit of ModelInfo. UNAVAILABLE: the service is
-    draining; the only status to retry.
+    at fault; `ErrorReason` lists the reasons and says which to retry. A bad field
+    is found before any compute.
     """
 
     def GetModelInfo(self, request, context):
@@ -119,9 +117,8 @@ class TeacherService(object):
     """Scores prompts under a fixed model.
 
     Errors are google.rpc.Status with ErrorInfo, and BadRequest where a field is
-    at fault. INVALID_ARGUMENT: a bad field, found before any compute.
-    RESOURCE_EXHAUSTED: a limit of ModelInfo. UNAVAILABLE: the service is
-    draining; the only status to retry.
+    at fault; `ErrorReason` lists the reasons and says which to retry. A bad field
+    is found before any compute.
     """
 
     @staticmethod

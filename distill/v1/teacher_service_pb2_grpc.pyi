@@ -77,9 +77,8 @@ class TeacherServiceStub(typing.Generic[_TeacherServiceGetModelInfoType, _Teache
     """Scores prompts under a fixed model.
 
     Errors are google.rpc.Status with ErrorInfo, and BadRequest where a field is
-    at fault. INVALID_ARGUMENT: a bad field, found before any compute.
-    RESOURCE_EXHAUSTED: a limit of ModelInfo. UNAVAILABLE: the service is
-    draining; the only status to retry.
+    at fault; `ErrorReason` lists the reasons and says which to retry. A bad field
+    is found before any compute.
     """
 
     @typing.overload
@@ -145,9 +144,8 @@ class TeacherServiceServicer(metaclass=abc.ABCMeta):
     """Scores prompts under a fixed model.
 
     Errors are google.rpc.Status with ErrorInfo, and BadRequest where a field is
-    at fault. INVALID_ARGUMENT: a bad field, found before any compute.
-    RESOURCE_EXHAUSTED: a limit of ModelInfo. UNAVAILABLE: the service is
-    draining; the only status to retry.
+    at fault; `ErrorReason` lists the reasons and says which to retry. A bad field
+    is found before any compute.
     """
 
     @abc.abstractmethod

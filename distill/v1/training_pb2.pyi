@@ -182,9 +182,13 @@ class Mutation(google.protobuf.message.Message):
     A run has one sequence, from 1, over all that changes it. Requests may be in
     flight together and arrive in any order; they apply in sequence order.
     A repeated number with the same content gets the first answer back; with
-    other content, ABORTED; when the answer is no longer kept, OUT_OF_RANGE.
-    A number too far ahead is FAILED_PRECONDITION; one that would have to wait
-    while too many requests of the service wait already is RESOURCE_EXHAUSTED.
+    other content, ABORTED (SEQUENCE_REUSED); when the answer is no longer kept,
+    OUT_OF_RANGE. Content is the same when it means the same: a default that is
+    spelled out, or chunks that are cut elsewhere, make no difference.
+    A number ahead of the last applied one by more than
+    `Limits.max_in_flight_mutations` (64) is FAILED_PRECONDITION
+    (TOO_FAR_AHEAD); one that would have to wait while too many requests of the
+    service wait already is RESOURCE_EXHAUSTED with RetryInfo.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -195,7 +199,7 @@ class Mutation(google.protobuf.message.Message):
     run_id: builtins.str
     """Name of the run."""
     writer_epoch: builtins.int
-    """The epoch that CreateRun returned; another one is ABORTED."""
+    """The epoch that CreateRun returned; another one is ABORTED (WRITER_FENCED)."""
     sequence_number: builtins.int
     """Position in the run's sequence, from 1."""
     def __init__(
@@ -227,8 +231,12 @@ class LoraConfig(google.protobuf.message.Message):
     """Seed of the initial weights. Absent: 0."""
     @property
     def target_modules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Projections that get an adapter, of q_proj, k_proj, v_proj, o_proj,
-        gate_proj, up_proj, down_proj, lm_head. Empty: all but lm_head.
+        """Projections that get an adapter. Every family has lm_head and, in its layers
+        of attention, q_proj, k_proj, v_proj and o_proj; in its dense MLPs
+        gate_proj, up_proj and down_proj (the experts of a sparse model have none);
+        in layers of gated delta-net (qwen3_5) in_proj_qkv, in_proj_z, in_proj_b,
+        in_proj_a and out_proj. GetModelInfo lists those of the served model.
+        Empty: all but lm_head.
         """
 
     def __init__(
@@ -321,7 +329,9 @@ class Run(google.protobuf.message.Message):
     trainable_parameter_count: builtins.int
     """Number of trainable parameters."""
     weights_version: builtins.str
-    """Identifies the current weights."""
+    """Names the current weights, and no others: also after the run was deleted or
+    lost and made again under its name, and on a service that started anew.
+    """
     @property
     def config(self) -> Global___RunConfig:
         """What it trains."""
@@ -420,7 +430,7 @@ class Batch(google.protobuf.message.Message):
     objective: Global___Objective.ValueType
     """The objective."""
     temperature: builtins.float
-    """Divides the student's logits; greater than 0. Absent: 1."""
+    """Divides the student's logits; finite and at least 1e-6. Absent: 1."""
     reduction: Global___Reduction.ValueType
     """How the rows of an example add up."""
     example_count: builtins.int
@@ -473,8 +483,29 @@ class Batch(google.protobuf.message.Message):
 Global___Batch: typing_extensions.TypeAlias = Batch
 
 @typing.final
+class BatchEnd(google.protobuf.message.Message):
+    """Closes a batch: everything that belongs to it has been sent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHUNK_COUNT_FIELD_NUMBER: builtins.int
+    chunk_count: builtins.int
+    """Number of chunks in the stream; another count is INVALID_ARGUMENT."""
+    def __init__(
+        self,
+        *,
+        chunk_count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk_count", b"chunk_count"]) -> None: ...
+
+Global___BatchEnd: typing_extensions.TypeAlias = BatchEnd
+
+@typing.final
 class PulledScoring(google.protobuf.message.Message):
-    """A scoring request that the student sends to a teacher itself."""
+    """A scoring request that the student sends to a teacher itself. An error of the
+    teacher comes back with its own status, ErrorInfo and RetryInfo, and the paths
+    of its fields below `header.batch.pull`.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -640,7 +671,7 @@ class AdamW(google.protobuf.message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: builtins.int
     MAX_GRADIENT_NORM_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
-    """Learning rate, at least 0."""
+    """Learning rate, at least 0. Always given."""
     beta1: builtins.float
     """Decay of the first moment, in [0, 1). Absent: 0.9."""
     beta2: builtins.float
@@ -656,21 +687,23 @@ class AdamW(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        learning_rate: builtins.float = ...,
+        learning_rate: builtins.float | None = ...,
         beta1: builtins.float | None = ...,
         beta2: builtins.float | None = ...,
         epsilon: builtins.float | None = ...,
         weight_decay: builtins.float | None = ...,
         max_gradient_norm: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_epsilon", b"_epsilon", "_max_gradient_norm", b"_max_gradient_norm", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "max_gradient_norm", b"max_gradient_norm", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_epsilon", b"_epsilon", "_max_gradient_norm", b"_max_gradient_norm", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "weight_decay", b"weight_decay"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_epsilon", b"_epsilon", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_epsilon", b"_epsilon", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "weight_decay", b"weight_decay"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beta1", b"_beta1"]) -> typing.Literal["beta1"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beta2", b"_beta2"]) -> typing.Literal["beta2"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_epsilon", b"_epsilon"]) -> typing.Literal["epsilon"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_gradient_norm", b"_max_gradient_norm"]) -> typing.Literal["max_gradient_norm"] | None: ...
     @typing.overload

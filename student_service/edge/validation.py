@@ -72,8 +72,9 @@ def parse_adamw(adamw: training_pb2.AdamW) -> AdamWSettings:
     """
     values: dict[str, float] = {}
     for each in fields(AdamWSettings):
-        is_optional = each.default is not MISSING
-        if is_optional and not adamw.HasField(each.name):  # type: ignore[arg-type] # equal names
+        if not adamw.HasField(each.name):  # type: ignore[arg-type] # equal names
+            if each.default is MISSING:
+                raise InvalidFieldError(f"adamw.{each.name}", "must be given")
             continue
         value = getattr(adamw, each.name)
         _check_interval(f"adamw.{each.name}", value, each.metadata["interval"])

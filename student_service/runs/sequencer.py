@@ -15,8 +15,10 @@ from distill.errors import (
     BusyError,
     CallEndedError,
     DeadlineError,
-    SequenceConflictError,
-    WrongStateError,
+    RunDeletedError,
+    SequenceReusedError,
+    TooFarAheadError,
+    WriterFencedError,
 )
 
 Answer = TypeVar("Answer")
@@ -109,7 +111,7 @@ class Sequencer:
         Raises:
             DeadlineError: what is in flight did not end in time.
             CallEndedError: the caller left before that.
-            SequenceConflictError: the run was deleted before that.
+            RunDeletedError: the run was deleted before that.
         """
         with self._changed:
             ended = self._changed.wait_for(
@@ -120,7 +122,7 @@ class Sequencer:
             if not ended:
                 raise DeadlineError("a mutation is still in flight")
             if self._closed:
-                raise SequenceConflictError("run_id: the run was deleted")
+                raise RunDeletedError("run_id: the run was deleted")
             self._epoch += 1
             self._changed.notify_all()
             return self._epoch
@@ -166,9 +168,11 @@ class Sequencer:
             The answer, and whether it repeats one given before.
 
         Raises:
-            SequenceConflictError: fenced epoch, or the number was used for something else.
+            WriterFencedError: another epoch than the current one.
+            SequenceReusedError: the number was used, or is in flight, with other content.
+            RunDeletedError: the run was deleted.
             AlreadyAppliedError: applied so long ago that the answer is gone.
-            WrongStateError: further ahead than the limit.
+            TooFarAheadError: further ahead than the limit.
             BusyError: too many requests wait for their turn already.
             CallEndedError: the caller left before its turn.
             DeadlineError: the predecessors did not arrive in time.
@@ -200,7 +204,7 @@ class Sequencer:
             )
         is_next = ticket.sequence_number == self._last + 1
         if is_next and self._in_flight not in (None, ticket.digest):
-            raise SequenceConflictError(
+            raise SequenceReusedError(
                 f"mutation.sequence_number: {ticket.sequence_number} is in flight with other "
                 "content"
             )
@@ -231,14 +235,13 @@ class Sequencer:
     def _find_answer(self, ticket: Ticket) -> object | None:
         number = ticket.sequence_number
         if ticket.writer_epoch != self._epoch:
-            raise SequenceConflictError(
-                f"mutation.writer_epoch: the current epoch is {self._epoch}, got "
-                f"{ticket.writer_epoch}: another writer took over"
+            raise WriterFencedError(
+                "mutation.writer_epoch", current=self._epoch, got=ticket.writer_epoch
             )
         if self._closed and number > self._last and self._in_flight != ticket.digest:
-            raise SequenceConflictError("mutation.run_id: the run was deleted")
+            raise RunDeletedError("mutation.run_id: the run was deleted")
         if number > self._last + self._in_flight_limit:
-            raise WrongStateError(
+            raise TooFarAheadError(
                 f"mutation.sequence_number: must be at most {self._last + self._in_flight_limit} "
                 f"(the last applied is {self._last}), got {number}"
             )
@@ -251,7 +254,7 @@ class Sequencer:
             )
         kept = self._answers[number]
         if kept.digest != ticket.digest:
-            raise SequenceConflictError(
+            raise SequenceReusedError(
                 f"mutation.sequence_number: {number} was already used for other content"
             )
         return kept.answer

@@ -2,7 +2,12 @@
 
 # ruff: noqa: ARG002 - gRPC calls a servicer with both arguments
 
-from distill.errors import SequenceConflictError, UnavailableError, WrongStateError
+from distill.errors import (
+    SequenceReusedError,
+    UnavailableError,
+    WriterFencedError,
+    WrongStateError,
+)
 from distill.v1 import student_service_pb2, student_service_pb2_grpc, training_pb2
 from tests.client.fake_model import COMPLETION, fake_model_info, fake_tokenizer, sample, score
 
@@ -40,11 +45,13 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
 
     def _apply(self, mutation, content: bytes, operation):
         if mutation.writer_epoch != self.epoch:
-            raise SequenceConflictError("mutation.writer_epoch: another writer took over")
+            raise WriterFencedError(
+                "mutation.writer_epoch", current=self.epoch, got=mutation.writer_epoch
+            )
         if mutation.sequence_number in self.answers:
             digest, answer = self.answers[mutation.sequence_number]
             if digest != content:
-                raise SequenceConflictError("mutation.sequence_number: other content")
+                raise SequenceReusedError("mutation.sequence_number: other content")
             repeated = type(answer)()
             repeated.CopyFrom(answer)
             repeated.replayed = True

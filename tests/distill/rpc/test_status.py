@@ -123,7 +123,7 @@ def details(call: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]
         bad_request = error_details_pb2.BadRequest()
         if detail.Unpack(bad_request):
             fields = [violation.field for violation in bad_request.field_violations]
-        else:
+        elif not detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             assert detail.Unpack(info)
     return info, fields
 
@@ -218,7 +218,7 @@ CODES = {
     errors.AlreadyExistsError("x"): "ALREADY_EXISTS",
     errors.WrongStateError("x"): "FAILED_PRECONDITION",
     errors.NonFiniteGradientError("x"): "FAILED_PRECONDITION",
-    errors.SequenceConflictError("x"): "ABORTED",
+    errors.SequenceReusedError("x"): "ABORTED",
     errors.AlreadyAppliedError("x"): "OUT_OF_RANGE",
     errors.DeadlineError("x"): "DEADLINE_EXCEEDED",
     errors.CorruptDataError("x"): "DATA_LOSS",

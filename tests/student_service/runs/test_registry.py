@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.errors import LimitExceededError, NotFoundError, SequenceConflictError
+from distill.errors import LimitExceededError, NotFoundError, WriterFencedError
 from distill.network.adapters import LoraSpec
 from student_service.runs.checkpoints import CheckpointStore
 from student_service.runs.registry import RunRegistry
@@ -56,5 +56,5 @@ def test_deletions_are_forgotten_in_the_end_and_their_writers_stay_fenced(regist
         again = create(registry, name)
         assert again.sequencer.epoch > epochs[name]
         earlier = Ticket(writer_epoch=epochs[name], sequence_number=1, digest=b"late")
-        with pytest.raises(SequenceConflictError, match="another writer"):
+        with pytest.raises(WriterFencedError, match="another writer"):
             again.sequencer.execute(earlier, lambda: "applied", timeout_seconds=1)

@@ -12,7 +12,9 @@ from distill.errors import (
     CallEndedError,
     DeadlineError,
     InvalidFieldError,
-    SequenceConflictError,
+    RunDeletedError,
+    SequenceReusedError,
+    WriterFencedError,
     WrongStateError,
 )
 from student_service.runs.sequencer import Sequencer, Ticket
@@ -47,7 +49,7 @@ def test_repetition_gets_the_first_answer_and_runs_nothing():
 def test_reused_number_with_other_content_is_refused():
     sequencer = Sequencer()
     apply(sequencer, 1)
-    with pytest.raises(SequenceConflictError, match="other content"):
+    with pytest.raises(SequenceReusedError, match="other content"):
         apply(sequencer, 1, content="something else")
 
 
@@ -172,7 +174,7 @@ def test_take_over_fences_the_writer_before():
     sequencer = Sequencer()
     apply(sequencer, 1)
     assert sequencer.take_over() == 2
-    with pytest.raises(SequenceConflictError, match="current epoch is 2, got 1"):
+    with pytest.raises(WriterFencedError, match="current epoch is 2, got 1"):
         apply(sequencer, 2)
     assert apply(sequencer, 2, epoch=2) == ("done", False)
 
@@ -207,7 +209,7 @@ def test_take_over_fences_a_request_that_already_waits():
     def wait_for_predecessor():
         try:
             apply(sequencer, 2)
-        except SequenceConflictError as error:
+        except WriterFencedError as error:
             errors.append(error)
 
     thread = threading.Thread(target=wait_for_predecessor)
@@ -233,7 +235,7 @@ def test_duplicate_in_flight_waits_for_the_one_answer():
     for thread in threads:
         thread.start()
     started.wait(5)
-    with pytest.raises(SequenceConflictError, match="in flight with other content"):
+    with pytest.raises(SequenceReusedError, match="in flight with other content"):
         apply(sequencer, 1, content="something else")
     release.set()
     for thread in threads:
@@ -263,9 +265,9 @@ def test_deleted_run_refuses_everything_but_the_repeated_deletion():
     for thread in threads:
         thread.join(5)
     assert sorted(answers) == [("deleted", False), ("deleted", True)]
-    with pytest.raises(SequenceConflictError, match="deleted"):
+    with pytest.raises(RunDeletedError, match="deleted"):
         apply(sequencer, 2)
-    with pytest.raises(SequenceConflictError, match="deleted"):
+    with pytest.raises(RunDeletedError, match="deleted"):
         sequencer.take_over()
 
 
