@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from distill.errors import InvalidFieldError, LimitExceededError
-from distill.limits import RequestLimits
+from distill.errors import IncompleteStreamError, InvalidFieldError, LimitExceededError
+from distill.limits import MESSAGE_OVERHEAD_BYTES, RequestLimits
 from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
 from distill.v1 import scoring_pb2, student_service_pb2, training_pb2
 from student_service.edge.examples import CheckedExample, ExampleParser, PromptRows
@@ -17,6 +17,9 @@ from student_service.training.batch import LossSettings
 RequestT = TypeVar(
     "RequestT", student_service_pb2.ForwardBackwardRequest, student_service_pb2.ForwardRequest
 )
+
+ENDED = "nothing"
+"""Stands for the part that follows the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +57,12 @@ class BatchReader(Generic[RequestT]):
         """The first message's header, of the stream's own type.
 
         Raises:
+            IncompleteStreamError: there is no message.
             InvalidFieldError: the stream does not start with a header.
         """
-        first = self._next()
-        if first is None or first.WhichOneof("part") != "header":
-            got = "nothing" if first is None else first.WhichOneof("part")
-            raise InvalidFieldError("part", f"the first message must be the header, got {got}")
+        kind, first = self._part("before its header")
+        if kind != "header":
+            raise InvalidFieldError("part", f"the first message must be the header, got {kind}")
         return first.header
 
     def batch(self, batch: training_pb2.Batch, teachers: TeacherPool) -> ReceivedBatch:
@@ -70,6 +73,7 @@ class BatchReader(Generic[RequestT]):
             teachers: which the header may name.
 
         Raises:
+            IncompleteStreamError: the stream ended before everything had come.
             InvalidFieldError: a bad field, or parts missing or out of order.
             LimitExceededError: more than the service accepts.
         """
@@ -82,28 +86,21 @@ class BatchReader(Generic[RequestT]):
         parser = ExampleParser(loss, self._limits, self._vocab_size)
         examples = []
         for index in range(batch.example_count):
-            request = self._next()
-            if request is None or request.WhichOneof("part") != "example":
-                got = "the end" if request is None else request.WhichOneof("part")
+            kind, request = self._part(f"after {index} of {batch.example_count} examples")
+            if kind != "example":
                 raise InvalidFieldError(
                     "part",
-                    f"the header says {batch.example_count} examples, got {got} after {index}",
+                    f"the header says {batch.example_count} examples, got {kind} after {index}",
                 )
             examples.append(parser.parse(request.example, index))
             digest.update(_digest(request.example))
-        chunks = []
-        while (request := self._next()) is not None:
-            if request.WhichOneof("part") != "chunk":
-                raise InvalidFieldError(
-                    "part",
-                    f"only chunks follow the {batch.example_count} examples, got "
-                    f"{request.WhichOneof('part')}",
-                )
-            chunks.append(request.chunk)
         needs_chunks = any(isinstance(example.targets, PromptRows) for example in examples)
-        if chunks and (pulls or not needs_chunks):
-            reason = "the header names a teacher" if pulls else "the examples name their targets"
-            raise InvalidFieldError("chunk", f"no chunk may follow: {reason}")
+        chunks = []
+        for chunk in self._chunks(batch):
+            if pulls or not needs_chunks:
+                reason = "the header names a teacher" if pulls else "the examples name their tokens"
+                raise InvalidFieldError("chunks[0]", f"no chunk may follow: {reason}")
+            chunks.append(chunk)
         if pulls:
             _check_pulled_rows(examples, batch.pull.scoring)
         # Sorted: when the client repeats the request, its chunks may interleave in another order.
@@ -117,15 +114,68 @@ class BatchReader(Generic[RequestT]):
             digest=digest.digest(),
         )
 
-    def _next(self) -> RequestT | None:
-        request = next(self._requests, None)
-        if request is not None:
-            self._bytes += request.ByteSize()
-            if self._bytes > self._limits.max_request_bytes:
-                raise LimitExceededError(
-                    "request bytes", self._limits.max_request_bytes, self._bytes
+    def _chunks(self, batch: training_pb2.Batch) -> Iterator[scoring_pb2.TopKChunk]:
+        """The chunks that follow the examples, up to the end of the batch.
+
+        Only the end part tells a whole stream from one whose connection broke, because gRPC ends
+        the iterator for both. A batch that pulls is whole with its last example.
+        """
+        chunk_count = 0
+        while True:
+            received = f"after {batch.example_count} examples and {chunk_count} chunks"
+            kind, request = self._part(received, may_end=batch.HasField("pull"))
+            if kind == "chunk":
+                yield request.chunk
+                chunk_count += 1
+                continue
+            if kind not in ("end", ENDED):
+                raise InvalidFieldError(
+                    "part",
+                    f"only chunks and the end follow the {batch.example_count} examples, "
+                    f"got {kind}",
                 )
-        return request
+            if kind == "end":
+                self._check_end(request.end, chunk_count)
+            return
+
+    def _check_end(self, end: training_pb2.BatchEnd, chunk_count: int) -> None:
+        if end.chunk_count != chunk_count:
+            raise InvalidFieldError(
+                "end.chunk_count",
+                f"must be the number of chunks in the stream, which is {chunk_count}, "
+                f"got {end.chunk_count}",
+            )
+        kind, _ = self._part("after its end part", may_end=True)
+        if kind != ENDED:
+            raise InvalidFieldError("part", f"nothing may follow the end, got {kind}")
+
+    def _part(self, received: str, *, may_end: bool = False) -> tuple[str, Any]:
+        """The next message and which part it holds.
+
+        Args:
+            received: what came before it, for the error.
+            may_end: give `ENDED` where the stream has no further message.
+
+        Raises:
+            IncompleteStreamError: the stream ended, and may not.
+            InvalidFieldError: a message without a part.
+            LimitExceededError: more bytes than the service accepts.
+        """
+        request = next(self._requests, None)
+        if request is None:
+            if may_end:
+                return ENDED, None
+            raise IncompleteStreamError(
+                "end",
+                f"the stream ended {received}: the connection broke, or the part that closes the "
+                "batch was not sent. Send all of it again",
+            )
+        self._bytes += request.ByteSize() + MESSAGE_OVERHEAD_BYTES
+        if self._bytes > self._limits.max_request_bytes:
+            raise LimitExceededError(
+                "request", self._limits.max_request_bytes, self._bytes, unit="bytes"
+            )
+        return request.WhichOneof("part") or "no part", request
 
 
 def _digest(message: "training_pb2.Example | scoring_pb2.TopKChunk") -> bytes:
