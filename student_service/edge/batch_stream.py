@@ -1,15 +1,22 @@
 """Reads a client stream of header, examples and chunks into a checked batch."""
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from distill.errors import IncompleteStreamError, InvalidFieldError, LimitExceededError
 from distill.limits import MESSAGE_OVERHEAD_BYTES, RequestLimits
-from distill.ops.objectives import OBJECTIVES, ObjectiveSpec
+from distill.ops.objectives import OBJECTIVES
+from distill.rows import Rows
 from distill.v1 import scoring_pb2, student_service_pb2, training_pb2
+from student_service.edge.chunks import assemble_prompts
+from student_service.edge.digests import value_digest
 from student_service.edge.examples import CheckedExample, ExampleParser, PromptRows
+from student_service.edge.pulled_scoring import (
+    check_pulled_rows,
+    check_pulled_support,
+    understood_scoring,
+)
 from student_service.edge.teacher_pool import TeacherPool
 from student_service.edge.validation import parse_loss
 from student_service.training.batch import LossSettings
@@ -24,7 +31,7 @@ ENDED = "nothing"
 
 @dataclass(frozen=True, kw_only=True)
 class ReceivedBatch:
-    """A batch as it was sent: its examples are checked, its chunks are not yet."""
+    """A batch as it was sent: everything in it is checked."""
 
     loss: LossSettings
     """What is minimised."""
@@ -35,11 +42,12 @@ class ReceivedBatch:
     examples: tuple[CheckedExample, ...]
     """As many as the header said."""
 
-    chunks: tuple[scoring_pb2.TopKChunk, ...]
-    """Relayed by the client; empty when a teacher has them or the examples need none."""
+    prompts: Mapping[int, Rows]
+    """The rows that the client relayed, by prompt; empty when a teacher has them or the examples
+    need none."""
 
     digest: bytes
-    """Digest of everything but the header's mutation and the order of the chunks."""
+    """Of what the batch means: everything but the header's mutation."""
 
 
 class BatchReader(Generic[RequestT]):
@@ -81,8 +89,7 @@ class BatchReader(Generic[RequestT]):
         pulls = batch.HasField("pull")
         if pulls:
             teachers.check_name(batch.pull.teacher, "batch.pull.teacher")
-            _check_pulled_support(batch.pull.scoring, OBJECTIVES[loss.objective])
-        digest = hashlib.sha256(batch.SerializeToString(deterministic=True))
+            check_pulled_support(batch.pull.scoring, OBJECTIVES[loss.objective])
         parser = ExampleParser(loss, self._limits, self._vocab_size)
         examples = []
         for index in range(batch.example_count):
@@ -93,7 +100,6 @@ class BatchReader(Generic[RequestT]):
                     f"the header says {batch.example_count} examples, got {kind} after {index}",
                 )
             examples.append(parser.parse(request.example, index))
-            digest.update(_digest(request.example))
         needs_chunks = any(isinstance(example.targets, PromptRows) for example in examples)
         chunks = []
         for chunk in self._chunks(batch):
@@ -102,16 +108,16 @@ class BatchReader(Generic[RequestT]):
                 raise InvalidFieldError("chunks[0]", f"no chunk may follow: {reason}")
             chunks.append(chunk)
         if pulls:
-            _check_pulled_rows(examples, batch.pull.scoring)
-        # Sorted: when the client repeats the request, its chunks may interleave in another order.
-        for chunk_digest in sorted(map(_digest, chunks)):
-            digest.update(chunk_digest)
+            check_pulled_rows(examples, batch.pull.scoring)
+        prompts = assemble_prompts(
+            chunks, self._limits, self._vocab_size, OBJECTIVES[loss.objective]
+        )
         return ReceivedBatch(
             loss=loss,
             batch=batch,
             examples=tuple(examples),
-            chunks=tuple(chunks),
-            digest=digest.digest(),
+            prompts=prompts,
+            digest=_digest(loss, batch, examples, prompts),
         )
 
     def _chunks(self, batch: training_pb2.Batch) -> Iterator[scoring_pb2.TopKChunk]:
@@ -178,41 +184,16 @@ class BatchReader(Generic[RequestT]):
         return request.WhichOneof("part") or "no part", request
 
 
-def _digest(message: "training_pb2.Example | scoring_pb2.TopKChunk") -> bytes:
-    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
-
-
-def _check_pulled_support(scoring: scoring_pb2.Scoring, objective: ObjectiveSpec) -> None:
-    """Refuse a kind of support that the objective cannot use, before the teacher computes it."""
-    is_sampled = scoring.HasField("sampled")
-    if is_sampled != objective.needs_draw_weights:
-        wanted = "must be" if objective.needs_draw_weights else "must not be"
-        raise InvalidFieldError(
-            "batch.pull.scoring.support",
-            f"{wanted} sampled for the objective {objective.name}, got "
-            f"{scoring.WhichOneof('support') or 'top_k'}",
-        )
-
-
-def _check_pulled_rows(examples: list[CheckedExample], scoring: scoring_pb2.Scoring) -> None:
-    """Refuse rows that the scoring request will not return, before the teacher computes any."""
-    for index, example in enumerate(examples):
-        rows = example.targets
-        if not isinstance(rows, PromptRows):
-            raise InvalidFieldError("batch.pull", "the examples name their targets themselves")
-        field = f"examples[{index}].distribution_targets"
-        if rows.prompt_index >= len(scoring.prompts):
-            raise InvalidFieldError(
-                f"{field}.prompt_index",
-                f"must be in [0, {len(scoring.prompts)}), got {rows.prompt_index}",
-            )
-        prompt = scoring.prompts[rows.prompt_index]
-        first = prompt.score_from if prompt.HasField("score_from") else 1
-        last = len(prompt.token_ids.values)
-        end = rows.prompt_offset + rows.row_count
-        if rows.prompt_offset < first or end > last:
-            raise InvalidFieldError(
-                f"{field}.prompt_offset",
-                f"rows [{rows.prompt_offset}, {end}) are wanted, but the scoring request asks for "
-                f"[{first}, {last})",
-            )
+def _digest(
+    loss: LossSettings,
+    batch: training_pb2.Batch,
+    examples: Sequence[CheckedExample],
+    prompts: Mapping[int, Rows],
+) -> bytes:
+    """Digest of a batch. When the client repeats it, its chunks may interleave in another order or
+    be cut elsewhere; what they say of each prompt is the same."""
+    options = {name: getattr(batch, name) for name in ("return_log_probs", "return_row_losses")}
+    pull = None
+    if batch.HasField("pull"):
+        pull = (batch.pull.teacher, understood_scoring(batch.pull.scoring))
+    return value_digest((loss, options, examples, prompts, pull))

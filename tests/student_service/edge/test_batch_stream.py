@@ -18,6 +18,7 @@ from tests.support.training_messages import (
     distribution_example,
     forward_backward_parts,
     make_chunks,
+    policy_example,
     token_example,
 )
 
@@ -27,7 +28,7 @@ LIMITS = RequestLimits(max_sequence_tokens=64, max_top_k=8)
 
 @pytest.fixture
 def teachers():
-    pool = TeacherPool({"main": "127.0.0.1:1"}, tokenizer_fingerprint="x")
+    pool = TeacherPool(dict.fromkeys(("main", "other"), "127.0.0.1:1"), tokenizer_fingerprint="x")
     yield pool
     pool.close()
 
@@ -137,27 +138,78 @@ def test_bytes_of_all_messages_and_what_each_costs_beside_them_are_limited(teach
         read(teachers, examples, chunks, limits=replace(LIMITS, max_request_bytes=total - 1))
 
 
-def test_digest_knows_the_content_and_not_the_order_of_chunks(teachers):
-    chunks = make_chunks(cuts=(4, 8))[0]
+@given(cuts=st.sets(st.integers(1, 11), max_size=5).map(sorted), order=st.randoms())
+def test_digest_knows_the_rows_of_prompts_and_not_how_chunks_bring_them(cuts, order):
+    examples = [distribution_example(), distribution_example(prompt_index=1)]
+
+    def digest(chunks):
+        return read(None, examples, chunks).digest
+
+    known = digest(make_chunks()[0] + make_chunks(prompt_index=1)[0])
+    chunks = make_chunks(cuts=cuts)[0] + make_chunks(prompt_index=1, cuts=cuts)[0]
+    order.shuffle(chunks)
+    assert digest(chunks) == known
+    assert digest(make_chunks(seed=1)[0] + make_chunks(prompt_index=1)[0]) != known
+    assert digest(make_chunks(row_count=11)[0] + make_chunks(prompt_index=1)[0]) != known
+
+
+def test_digest_knows_examples_settings_and_options(teachers):
+    chunks = make_chunks()[0]
     examples = [distribution_example(), distribution_example(prompt_offset=4)]
-    digest = read(teachers, examples, chunks).digest
-    assert read(teachers, examples, chunks[::-1]).digest == digest
-    assert read(teachers, examples[::-1], chunks).digest != digest
-    assert read(teachers, examples, chunks[:2]).digest != digest
-    assert read(teachers, examples, chunks, temperature=2.0).digest != digest
+    others = [
+        read(teachers, examples, chunks),
+        read(teachers, examples[::-1], chunks),
+        read(teachers, examples[:1], chunks),
+        read(teachers, [examples[0], distribution_example(row_weights=[1, 2, 1, 1])], chunks),
+        read(teachers, examples, chunks, temperature=2.0),
+        read(teachers, examples, chunks, reduction=training_pb2.REDUCTION_SEQUENCE_MEAN),
+        read(teachers, examples, chunks, objective=training_pb2.OBJECTIVE_RENORMALIZED),
+        read(teachers, examples, chunks, return_log_probs=True),
+        read(teachers, examples, chunks, return_row_losses=True),
+        read(teachers, examples, pull=pulled(support_size=5)),
+        read(teachers, examples, pull=pulled()),
+        read(teachers, examples, pull=pulled(teacher="other")),
+    ]
+    assert len({received.digest for received in others}) == len(others)
 
 
-def pulled(score_from=3, length=12, teacher="main"):
+def test_digest_is_the_same_where_a_default_is_spelled_out(teachers):
+    chunks = make_chunks()[0]
+    for fields, spelled in [
+        ({}, {"temperature": 1.0, "reduction": training_pb2.REDUCTION_SUM}),
+        ({"objective": training_pb2.OBJECTIVE_JSD}, {"jsd_beta": 0.5}),
+    ]:
+        plain = read(teachers, [distribution_example()], chunks, **fields)
+        weighted = [distribution_example(row_weights=np.ones(4, np.float32))]
+        assert read(teachers, weighted, chunks, **fields, **spelled).digest == plain.digest
+    for make, fields, spelled in [
+        (token_example, {"objective": training_pb2.OBJECTIVE_CROSS_ENTROPY}, {}),
+        (
+            policy_example,
+            {"objective": training_pb2.OBJECTIVE_PPO},
+            {"clip_low": 0.8, "clip_high": 1.2},
+        ),
+    ]:
+        weights = {"weights": np.ones(4)} if make is token_example else {}
+        plain = read(teachers, [make()], **fields)
+        assert read(teachers, [make(**weights)], **fields, **spelled).digest == plain.digest
+    hard, soft = token_example((4,)), token_example((4, 1))
+    objective = training_pb2.OBJECTIVE_CROSS_ENTROPY
+    digests = {read(teachers, [each], objective=objective).digest for each in (hard, soft)}
+    assert len(digests) == 2  # their results have other shapes
+
+
+def pulled(score_from=3, length=12, teacher="main", support_size=4):
     prompt = scoring_pb2.ScoredPrompt(
         token_ids=encode_int32(np.arange(length)), score_from=score_from
     )
-    scoring = scoring_pb2.Scoring(prompts=[prompt], top_k=4)
+    scoring = scoring_pb2.Scoring(prompts=[prompt], top_k=support_size)
     return training_pb2.PulledScoring(teacher=teacher, scoring=scoring)
 
 
 def test_rows_that_the_pull_will_not_return_are_refused_before_it(teachers):
     received = read(teachers, [distribution_example(prompt_offset=8)], pull=pulled())
-    assert received.chunks == ()
+    assert received.prompts == {}
     for offset in (2, 9):
         with pytest.raises(InvalidFieldError, match=r"asks for \[3, 12\)"):
             read(teachers, [distribution_example(prompt_offset=offset)], pull=pulled())
