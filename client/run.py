@@ -116,6 +116,8 @@ class StudentRun:
             yield from sent
             for chunk in relayed:
                 yield messages.ForwardBackwardRequest(chunk=chunk)
+            end = training_pb2.BatchEnd(chunk_count=len(relayed))
+            yield messages.ForwardBackwardRequest(end=end)
 
         def mutate(header: training_pb2.Mutation) -> messages.ForwardBackwardResponse:
             response: messages.ForwardBackwardResponse = self._connection.call(
@@ -152,6 +154,8 @@ class StudentRun:
             yield from sent
             for chunk in relayed:
                 yield messages.ForwardRequest(chunk=chunk)
+            end = training_pb2.BatchEnd(chunk_count=len(relayed))
+            yield messages.ForwardRequest(end=end)
 
         response = self._connection.call(
             lambda timeout: self._stub.Forward(parts(), timeout=timeout),

@@ -111,7 +111,7 @@ def forward_backward_parts(
     mutation: training_pb2.Mutation | None = None,
     **batch,
 ) -> Iterator[pb.ForwardBackwardRequest]:
-    """The messages of a stream; `batch` are fields of its header's batch."""
+    """The messages of a stream up to its end; `batch` are fields of its header's batch."""
     batch = {"example_count": len(examples)} | batch
     header = pb.ForwardBackwardHeader(mutation=mutation, batch=training_pb2.Batch(**batch))
     yield pb.ForwardBackwardRequest(header=header)
@@ -119,3 +119,4 @@ def forward_backward_parts(
         yield pb.ForwardBackwardRequest(example=example)
     for chunk in chunks:
         yield pb.ForwardBackwardRequest(chunk=chunk)
+    yield pb.ForwardBackwardRequest(end=training_pb2.BatchEnd(chunk_count=len(chunks)))

@@ -9,7 +9,8 @@ from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
 from distill.tensors import encode_floats, encode_int32
-from student_service.edge.distributions import assemble_prompts, attach_targets
+from student_service.edge.chunks import assemble_prompts
+from student_service.edge.distributions import attach_targets
 from student_service.edge.examples import CheckedExample, PromptRows
 from tests.support.training_messages import (
     VOCAB_SIZE,
