@@ -102,9 +102,9 @@ class StudentRun:
             ServiceError: the service refused; nothing changed.
         """
         batch = _batch(settings, len(examples), pull)
-        # All parts are made before the call. A source that fails in the middle would end the
-        # stream, and a service may take a cancelled stream for a complete one. The examples are
-        # copied, so that a retry sends what the first attempt sent; chunks are relayed as they are.
+        # All parts are made before the call, so that a source that fails does so before anything is
+        # sent. The examples are copied, so that a retry sends what the first attempt sent; chunks
+        # are relayed as they are.
         sent = [messages.ForwardBackwardRequest(example=example) for example in examples]
         relayed = tuple(chunks)
         deadline = self._connection.deadline(timeout_seconds)
@@ -116,6 +116,8 @@ class StudentRun:
             yield from sent
             for chunk in relayed:
                 yield messages.ForwardBackwardRequest(chunk=chunk)
+            if pull is None:
+                yield messages.ForwardBackwardRequest(end=_end(relayed))
 
         def mutate(header: training_pb2.Mutation) -> messages.ForwardBackwardResponse:
             response: messages.ForwardBackwardResponse = self._connection.call(
@@ -152,6 +154,8 @@ class StudentRun:
             yield from sent
             for chunk in relayed:
                 yield messages.ForwardRequest(chunk=chunk)
+            if pull is None:
+                yield messages.ForwardRequest(end=_end(relayed))
 
         response = self._connection.call(
             lambda timeout: self._stub.Forward(parts(), timeout=timeout),
@@ -278,3 +282,8 @@ def _batch(settings: Batch | None, example_count: int, pull: PulledScoring | Non
     if pull is not None:
         batch.pull.CopyFrom(pull)
     return batch
+
+
+def _end(chunks: Sequence[scoring_pb2.TopKChunk]) -> training_pb2.BatchEnd:
+    """Says that the stream is whole: to a service, a connection that broke looks like its end."""
+    return training_pb2.BatchEnd(chunk_count=len(chunks))

@@ -3,6 +3,7 @@
 # ruff: noqa: ARG002 - gRPC calls a servicer with both arguments
 
 from distill.errors import (
+    IncompleteStreamError,
     SequenceReusedError,
     UnavailableError,
     WriterFencedError,
@@ -113,6 +114,10 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         examples = [part.example for part in parts if part.WhichOneof("part") == "example"]
         chunks = [part.chunk for part in parts if part.WhichOneof("part") == "chunk"]
         assert len(examples) == header.batch.example_count
+        if not header.batch.HasField("pull"):
+            if parts[-1].WhichOneof("part") != "end":
+                raise IncompleteStreamError("end", "the stream ended before it")
+            assert parts[-1].end.chunk_count == len(chunks)
         self.batches.append((header, examples, chunks))
         content = b"".join(part.SerializeToString(deterministic=True) for part in parts)
         row_count = sum(example.distribution_targets.row_count for example in examples)
