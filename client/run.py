@@ -39,6 +39,7 @@ class StudentRun:
         connection: Connection,
         stub: student_service_pb2_grpc.StudentServiceStub,
         created: Run,
+        writer_epoch: int,
     ) -> None:
         self.run_id = created.run_id
         self.created = created
@@ -49,7 +50,7 @@ class StudentRun:
         self._stub = stub
         self._sequence = MutationSequence(
             run_id=created.run_id,
-            writer_epoch=created.writer_epoch,
+            writer_epoch=writer_epoch,
             last_sequence_number=created.last_sequence_number,
         )
 
@@ -63,7 +64,11 @@ class StudentRun:
 
     def state(self, *, timeout_seconds: float | None = None) -> Run:
         """Ask for the run's state."""
-        return self._get(timeout_seconds)
+        request = messages.GetRunRequest(run_id=self.run_id)
+        response: messages.GetRunResponse = self._connection.ask(
+            self._stub.GetRun, request, timeout_seconds
+        )
+        return response.run
 
     def resynchronize(self, *, timeout_seconds: float | None = None) -> bool:
         """After a call without an answer: True when it was applied, False when it never will be.
@@ -72,12 +77,12 @@ class StudentRun:
         itself, so that a copy of the request on its way is refused when it arrives.
 
         Raises:
-            ServiceError: ABORTED when another writer has taken the run over; NOT_FOUND when the
-                run is gone.
+            ServiceError: ABORTED (WRITER_FENCED) when another writer has taken the run over;
+                NOT_FOUND when the run is gone.
         """
         deadline = self._connection.deadline(timeout_seconds)
         return self._sequence.resynchronize(
-            lambda: self._get(deadline), lambda: self._take_over(deadline)
+            lambda attach_id, epoch: self._take_over(attach_id, epoch, deadline)
         )
 
     def forward_backward(
@@ -244,17 +249,20 @@ class StudentRun:
         request = messages.DeleteRunRequest(delete_checkpoints=delete_checkpoints)
         self._mutate("delete", self._stub.DeleteRun, request, timeout_seconds)
 
-    def _get(self, limit: Deadline | float | None) -> Run:
-        request = messages.GetRunRequest(run_id=self.run_id)
-        response: messages.GetRunResponse = self._connection.ask(self._stub.GetRun, request, limit)
-        return response.run
-
-    def _take_over(self, deadline: Deadline) -> Run:
-        request = messages.CreateRunRequest(run_id=self.run_id, config=self._config, take_over=True)
+    def _take_over(
+        self, attach_id: str, epoch: int, deadline: Deadline
+    ) -> messages.CreateRunResponse:
+        request = messages.CreateRunRequest(
+            run_id=self.run_id,
+            config=self._config,
+            take_over=True,
+            expected_writer_epoch=epoch,
+            attach_id=attach_id,
+        )
         response: messages.CreateRunResponse = self._connection.ask(
             self._stub.CreateRun, request, deadline
         )
-        return response.run
+        return response
 
     def _mutate(
         self,

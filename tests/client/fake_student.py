@@ -4,6 +4,7 @@
 
 from distill.errors import (
     IncompleteStreamError,
+    NotFoundError,
     SequenceReusedError,
     UnavailableError,
     WriterFencedError,
@@ -36,7 +37,9 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         self.learning_rates: list[float] = []
         self.answers: dict[int, tuple[bytes, object]] = {}
         self.lose_answers = 0
-        self.lose_take_overs = False
+        self.lose_take_overs = 0
+        self.attached: dict[str, int] = {}
+        self.attach_requests: list[student_service_pb2.CreateRunRequest] = []
         self.refuse_next = False
         self.error: Exception | None = None
         self.completion_texts = ["Paris is the capital", COMPLETION]
@@ -88,12 +91,28 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         )
 
     def CreateRun(self, request, context):
+        self.attach_requests.append(request)
+        if self.deleted and request.HasField("expected_writer_epoch"):
+            raise NotFoundError(f"run_id: there is no run {request.run_id!r}")
         self.config = request.config
-        if request.take_over:
-            self.epoch += 1
-            if self.lose_take_overs:
-                raise UnavailableError("the answer was lost")
-        return student_service_pb2.CreateRunResponse(run=self._run())
+        if request.attach_id not in self.attached:
+            if request.take_over:
+                if request.HasField("expected_writer_epoch") and (
+                    request.expected_writer_epoch != self.epoch
+                ):
+                    raise WriterFencedError(
+                        "expected_writer_epoch",
+                        current=self.epoch,
+                        got=request.expected_writer_epoch,
+                    )
+                self.epoch += 1
+            self.attached[request.attach_id] = self.epoch
+        if self.lose_take_overs:
+            self.lose_take_overs -= 1
+            raise UnavailableError("the answer was lost")
+        return student_service_pb2.CreateRunResponse(
+            run=self._run(), writer_epoch=self.attached[request.attach_id]
+        )
 
     def GetRun(self, request, context):
         if self.error is not None:
