@@ -7,7 +7,14 @@ from typing import Any
 from client.connection import Connection, Deadline
 from client.download import write_files
 from client.parsing import parse_batch_result
-from client.results import BatchResult, Checkpoint, ModelInfo, OptimStepResponse, Run
+from client.results import (
+    BatchResult,
+    Checkpoint,
+    DiscardGradientResponse,
+    ModelInfo,
+    OptimStepResponse,
+    Run,
+)
 from client.sequence import MutationSequence
 from client.settings import AdamW, Batch, Example, PulledScoring, WeightsRef, batch_settings
 from distill.enum_names import enum_value
@@ -19,6 +26,7 @@ Chunks = Iterable[scoring_pb2.TopKChunk]
 
 _Mutating = (
     messages.OptimStepRequest
+    | messages.DiscardGradientRequest
     | messages.SaveCheckpointRequest
     | messages.LoadCheckpointRequest
     | messages.DeleteRunRequest
@@ -194,6 +202,18 @@ class StudentRun:
         )
         response: OptimStepResponse = self._mutate(
             "optim_step", self._stub.OptimStep, request, timeout_seconds
+        )
+        return response
+
+    def discard_gradient(self, *, timeout_seconds: float | None = None) -> DiscardGradientResponse:
+        """Drop the gradient sum; without one, nothing happens.
+
+        For whoever goes on with a run in which another script may have left a gradient: the next
+        `optim_step` would apply it with its own.
+        """
+        request = messages.DiscardGradientRequest()
+        response: DiscardGradientResponse = self._mutate(
+            "discard_gradient", self._stub.DiscardGradient, request, timeout_seconds
         )
         return response
 

@@ -35,6 +35,8 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         self.epoch = 1
         self.step = 0
         self.learning_rates: list[float] = []
+        self.normalizers: list[float] = []
+        self.accumulated: list[training_pb2.BatchResult] = []
         self.answers: dict[int, tuple[bytes, object]] = {}
         self.lose_answers = 0
         self.lose_take_overs = 0
@@ -73,6 +75,12 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
             raise UnavailableError("the answer was lost")
         return answer
 
+    def _accumulated_rows(self) -> int:
+        return sum(result.row_count for result in self.accumulated)
+
+    def _accumulated_examples(self) -> int:
+        return sum(len(result.examples) for result in self.accumulated)
+
     def _run(self):
         return training_pb2.Run(
             run_id=self.run_id,
@@ -80,6 +88,9 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
             writer_epoch=self.epoch,
             last_sequence_number=self.last,
             step=self.step,
+            accumulated_batches=len(self.accumulated),
+            accumulated_rows=self._accumulated_rows(),
+            accumulated_examples=self._accumulated_examples(),
             trainable_parameter_count=99,
             weights_version=f"w{self.step}",
         )
@@ -156,11 +167,12 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
     def ForwardBackward(self, requests, context):
         self.calls.append("ForwardBackward")
         header, content, result = self._receive(requests)
-        return self._apply(
-            header.mutation,
-            content,
-            lambda: student_service_pb2.ForwardBackwardResponse(result=result),
-        )
+
+        def accumulate():
+            self.accumulated.append(result)
+            return student_service_pb2.ForwardBackwardResponse(result=result)
+
+        return self._apply(header.mutation, content, accumulate)
 
     def Forward(self, requests, context):
         self.calls.append("Forward")
@@ -172,11 +184,28 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         def step():
             self.step += 1
             self.learning_rates.append(request.adamw.learning_rate)
+            normalizer = float(self._accumulated_rows())
+            self.normalizers.append(normalizer)
+            self.accumulated.clear()
             return student_service_pb2.OptimStepResponse(
-                step=self.step, gradient_norm=2.0, update_norm=0.1, normalizer=5.0
+                step=self.step, gradient_norm=2.0, update_norm=0.1, normalizer=normalizer
             )
 
         return self._apply(request.mutation, request.SerializeToString(deterministic=True), step)
+
+    def DiscardGradient(self, request, context):
+        self.calls.append("DiscardGradient")
+
+        def discard():
+            answer = student_service_pb2.DiscardGradientResponse(
+                discarded_batches=len(self.accumulated),
+                discarded_rows=self._accumulated_rows(),
+                discarded_examples=self._accumulated_examples(),
+            )
+            self.accumulated.clear()
+            return answer
+
+        return self._apply(request.mutation, request.SerializeToString(deterministic=True), discard)
 
     def Sample(self, request, context):
         self.calls.append("Sample")

@@ -183,6 +183,20 @@ def test_listing_scoring_and_sampling(student: StudentClient, run: StudentRun) -
     assert sum(len(chunk.token_ids) for chunk in chunks) == 2
 
 
+def test_discarding_drops_the_gradient_and_says_what_it_was(run: StudentRun) -> None:
+    run.forward_backward([EXAMPLE], pull=pull())
+    run.forward_backward([EXAMPLE, EXAMPLE], pull=pull())
+    dropped = run.discard_gradient()
+    assert (dropped.discarded_batches, dropped.discarded_rows, dropped.discarded_examples) == (
+        2,
+        9,
+        3,
+    )
+    assert run.state().accumulated_batches == 0
+    assert run.discard_gradient().discarded_batches == 0
+    assert run.state().last_sequence_number == 4
+
+
 def test_delete_ends_the_run(run: StudentRun, fake_student: FakeStudent) -> None:
     run.delete(delete_checkpoints=True)
     assert fake_student.deleted
