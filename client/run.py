@@ -7,7 +7,14 @@ from typing import Any
 from client.connection import Connection, Deadline
 from client.download import write_files
 from client.parsing import parse_batch_result
-from client.results import BatchResult, Checkpoint, ModelInfo, OptimStepResponse, Run
+from client.results import (
+    BatchResult,
+    Checkpoint,
+    DiscardGradientResponse,
+    ModelInfo,
+    OptimStepResponse,
+    Run,
+)
 from client.sequence import MutationSequence
 from client.settings import AdamW, Batch, Example, PulledScoring, WeightsRef, batch_settings
 from distill.enum_names import enum_value
@@ -19,6 +26,7 @@ Chunks = Iterable[scoring_pb2.TopKChunk]
 
 _Mutating = (
     messages.OptimStepRequest
+    | messages.DiscardGradientRequest
     | messages.SaveCheckpointRequest
     | messages.LoadCheckpointRequest
     | messages.DeleteRunRequest
@@ -39,6 +47,7 @@ class StudentRun:
         connection: Connection,
         stub: student_service_pb2_grpc.StudentServiceStub,
         created: Run,
+        writer_epoch: int,
     ) -> None:
         self.run_id = created.run_id
         self.created = created
@@ -49,7 +58,7 @@ class StudentRun:
         self._stub = stub
         self._sequence = MutationSequence(
             run_id=created.run_id,
-            writer_epoch=created.writer_epoch,
+            writer_epoch=writer_epoch,
             last_sequence_number=created.last_sequence_number,
         )
 
@@ -63,7 +72,11 @@ class StudentRun:
 
     def state(self, *, timeout_seconds: float | None = None) -> Run:
         """Ask for the run's state."""
-        return self._get(timeout_seconds)
+        request = messages.GetRunRequest(run_id=self.run_id)
+        response: messages.GetRunResponse = self._connection.ask(
+            self._stub.GetRun, request, timeout_seconds
+        )
+        return response.run
 
     def resynchronize(self, *, timeout_seconds: float | None = None) -> bool:
         """After a call without an answer: True when it was applied, False when it never will be.
@@ -72,12 +85,12 @@ class StudentRun:
         itself, so that a copy of the request on its way is refused when it arrives.
 
         Raises:
-            ServiceError: ABORTED when another writer has taken the run over; NOT_FOUND when the
-                run is gone.
+            ServiceError: ABORTED (WRITER_FENCED) when another writer has taken the run over;
+                NOT_FOUND when the run is gone.
         """
         deadline = self._connection.deadline(timeout_seconds)
         return self._sequence.resynchronize(
-            lambda: self._get(deadline), lambda: self._take_over(deadline)
+            lambda attach_id, epoch: self._take_over(attach_id, epoch, deadline)
         )
 
     def forward_backward(
@@ -102,9 +115,9 @@ class StudentRun:
             ServiceError: the service refused; nothing changed.
         """
         batch = _batch(settings, len(examples), pull)
-        # All parts are made before the call. A source that fails in the middle would end the
-        # stream, and a service may take a cancelled stream for a complete one. The examples are
-        # copied, so that a retry sends what the first attempt sent; chunks are relayed as they are.
+        # All parts are made before the call, so that a source that fails does so before anything is
+        # sent. The examples are copied, so that a retry sends what the first attempt sent; chunks
+        # are relayed as they are.
         sent = [messages.ForwardBackwardRequest(example=example) for example in examples]
         relayed = tuple(chunks)
         deadline = self._connection.deadline(timeout_seconds)
@@ -116,8 +129,8 @@ class StudentRun:
             yield from sent
             for chunk in relayed:
                 yield messages.ForwardBackwardRequest(chunk=chunk)
-            end = training_pb2.BatchEnd(chunk_count=len(relayed))
-            yield messages.ForwardBackwardRequest(end=end)
+            if pull is None:
+                yield messages.ForwardBackwardRequest(end=_end(relayed))
 
         def mutate(header: training_pb2.Mutation) -> messages.ForwardBackwardResponse:
             response: messages.ForwardBackwardResponse = self._connection.call(
@@ -154,8 +167,8 @@ class StudentRun:
             yield from sent
             for chunk in relayed:
                 yield messages.ForwardRequest(chunk=chunk)
-            end = training_pb2.BatchEnd(chunk_count=len(relayed))
-            yield messages.ForwardRequest(end=end)
+            if pull is None:
+                yield messages.ForwardRequest(end=_end(relayed))
 
         response = self._connection.call(
             lambda timeout: self._stub.Forward(parts(), timeout=timeout),
@@ -189,6 +202,18 @@ class StudentRun:
         )
         response: OptimStepResponse = self._mutate(
             "optim_step", self._stub.OptimStep, request, timeout_seconds
+        )
+        return response
+
+    def discard_gradient(self, *, timeout_seconds: float | None = None) -> DiscardGradientResponse:
+        """Drop the gradient sum; without one, nothing happens.
+
+        For whoever goes on with a run in which another script may have left a gradient: the next
+        `optim_step` would apply it with its own.
+        """
+        request = messages.DiscardGradientRequest()
+        response: DiscardGradientResponse = self._mutate(
+            "discard_gradient", self._stub.DiscardGradient, request, timeout_seconds
         )
         return response
 
@@ -244,17 +269,20 @@ class StudentRun:
         request = messages.DeleteRunRequest(delete_checkpoints=delete_checkpoints)
         self._mutate("delete", self._stub.DeleteRun, request, timeout_seconds)
 
-    def _get(self, limit: Deadline | float | None) -> Run:
-        request = messages.GetRunRequest(run_id=self.run_id)
-        response: messages.GetRunResponse = self._connection.ask(self._stub.GetRun, request, limit)
-        return response.run
-
-    def _take_over(self, deadline: Deadline) -> Run:
-        request = messages.CreateRunRequest(run_id=self.run_id, config=self._config, take_over=True)
+    def _take_over(
+        self, attach_id: str, epoch: int, deadline: Deadline
+    ) -> messages.CreateRunResponse:
+        request = messages.CreateRunRequest(
+            run_id=self.run_id,
+            config=self._config,
+            take_over=True,
+            expected_writer_epoch=epoch,
+            attach_id=attach_id,
+        )
         response: messages.CreateRunResponse = self._connection.ask(
             self._stub.CreateRun, request, deadline
         )
-        return response.run
+        return response
 
     def _mutate(
         self,
@@ -282,3 +310,8 @@ def _batch(settings: Batch | None, example_count: int, pull: PulledScoring | Non
     if pull is not None:
         batch.pull.CopyFrom(pull)
     return batch
+
+
+def _end(chunks: Sequence[scoring_pb2.TopKChunk]) -> training_pb2.BatchEnd:
+    """Says that the stream is whole: to a service, a connection that broke looks like its end."""
+    return training_pb2.BatchEnd(chunk_count=len(chunks))

@@ -1,10 +1,12 @@
 """The sequence numbers of one run's writer: hidden from the user of a run."""
 
 import threading
+import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
 from client.errors import ServiceError, UncertainMutationError
+from distill.v1 import student_service_pb2 as messages
 from distill.v1 import training_pb2
 
 Answer = TypeVar("Answer")
@@ -48,7 +50,7 @@ class MutationSequence:
         self._writer_epoch = writer_epoch
         self._last = last_sequence_number
         self._uncertain: str | None = None
-        self._taking_over = False
+        self._attach_id: str | None = None
         self._lock = threading.Lock()
 
     def apply(self, operation: str, mutate: Callable[[training_pb2.Mutation], Answer]) -> Answer:
@@ -86,32 +88,32 @@ class MutationSequence:
             self._last += 1
             return answer
 
-    def resynchronize(
-        self, ask: Callable[[], training_pb2.Run], take_over: Callable[[], training_pb2.Run]
-    ) -> bool:
+    def resynchronize(self, take_over: Callable[[str, int], messages.CreateRunResponse]) -> bool:
         """Settle the uncertain mutation; True when it was applied.
 
         The run is taken over from this very writer. Whatever of the uncertain mutation is still
         under way is then over: done and counted, or fenced and never to be applied.
 
         Args:
-            ask: describes the run.
-            take_over: raises the run's epoch once nothing is in flight, and describes the run.
+            take_over: raises the run's epoch once nothing is in flight; gets the name of this
+                attempt and the epoch of the writer that it is taken from.
 
         Raises:
-            ServiceError: ABORTED when another writer has taken over.
+            ServiceError: ABORTED (WRITER_FENCED) when another writer has taken over.
         """
         with self._lock:
-            if not self._taking_over and ask().writer_epoch != self._writer_epoch:
+            # Kept until it is answered: the epoch may have been raised though the answer is lost.
+            # A repetition then gets that epoch, and takes the run from nobody else.
+            self._attach_id = self._attach_id or uuid.uuid4().hex
+            response = take_over(self._attach_id, self._writer_epoch)
+            if response.writer_epoch != response.run.writer_epoch:
                 raise ServiceError(
                     code="ABORTED",
                     message=f"run {self._run_id!r}: another writer took over",
-                    reason="SEQUENCE_CONFLICT",
+                    reason="WRITER_FENCED",
                 )
-            # From here on a raised epoch may be this writer's own, though the answer be lost.
-            self._taking_over = True
-            run = take_over()
-            applied = run.last_sequence_number > self._last
-            self._last, self._writer_epoch = run.last_sequence_number, run.writer_epoch
-            self._uncertain, self._taking_over = None, False
+            applied = response.run.last_sequence_number > self._last
+            self._last = response.run.last_sequence_number
+            self._writer_epoch = response.writer_epoch
+            self._uncertain, self._attach_id = None, None
             return applied

@@ -13,6 +13,7 @@ from client.recipes.batches import (
     run_batch,
     shuffled_batches,
 )
+from client.recipes.leftovers import drop_leftovers
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
 from client.run import StudentRun
@@ -69,6 +70,8 @@ def train_off_policy(
 ) -> list[StepMetrics]:
     """Train a run on the teacher's distributions over every token of the corpus but the first.
 
+    A gradient that an earlier script left in the run is dropped, with a warning.
+
     Args:
         run: what is trained.
         teacher: which teacher, and how its distributions travel.
@@ -85,6 +88,7 @@ def train_off_policy(
     """
     sequences = list(_sequences(corpus))
     check_teacher(teacher, run)
+    drop_leftovers(run)
     schedule = Schedule(
         step_count=settings.step_count,
         warmup_steps=settings.warmup_steps,

@@ -18,6 +18,7 @@ from client.recipes.batches import (
     run_batch,
     shuffled_batches,
 )
+from client.recipes.leftovers import drop_leftovers
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
 from client.results import BatchResult, Sample
@@ -93,6 +94,8 @@ def train_sdft(
 ) -> list[StepMetrics]:
     """Train a run on a teacher that sees more.
 
+    A gradient that an earlier script left in the run is dropped, with a warning.
+
     Args:
         student: the service of the run.
         run: what is trained.
@@ -111,6 +114,7 @@ def train_sdft(
     if not prompts:
         raise ValueError("prompts: must not be empty")
     check_teacher(teacher, run)
+    drop_leftovers(run)
     batches = shuffled_batches(len(prompts), settings.prompts_per_step, settings.seed)
     schedule = Schedule(
         step_count=settings.step_count, final_factor=settings.final_learning_rate_factor

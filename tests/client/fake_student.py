@@ -3,6 +3,8 @@
 # ruff: noqa: ARG002 - gRPC calls a servicer with both arguments
 
 from distill.errors import (
+    IncompleteStreamError,
+    NotFoundError,
     SequenceReusedError,
     UnavailableError,
     WriterFencedError,
@@ -33,9 +35,13 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         self.epoch = 1
         self.step = 0
         self.learning_rates: list[float] = []
+        self.normalizers: list[float] = []
+        self.accumulated: list[training_pb2.BatchResult] = []
         self.answers: dict[int, tuple[bytes, object]] = {}
         self.lose_answers = 0
-        self.lose_take_overs = False
+        self.lose_take_overs = 0
+        self.attached: dict[str, int] = {}
+        self.attach_requests: list[student_service_pb2.CreateRunRequest] = []
         self.refuse_next = False
         self.error: Exception | None = None
         self.completion_texts = ["Paris is the capital", COMPLETION]
@@ -69,6 +75,12 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
             raise UnavailableError("the answer was lost")
         return answer
 
+    def _accumulated_rows(self) -> int:
+        return sum(result.row_count for result in self.accumulated)
+
+    def _accumulated_examples(self) -> int:
+        return sum(len(result.examples) for result in self.accumulated)
+
     def _run(self):
         return training_pb2.Run(
             run_id=self.run_id,
@@ -76,6 +88,9 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
             writer_epoch=self.epoch,
             last_sequence_number=self.last,
             step=self.step,
+            accumulated_batches=len(self.accumulated),
+            accumulated_rows=self._accumulated_rows(),
+            accumulated_examples=self._accumulated_examples(),
             trainable_parameter_count=99,
             weights_version=f"w{self.step}",
         )
@@ -87,12 +102,28 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         )
 
     def CreateRun(self, request, context):
+        self.attach_requests.append(request)
+        if self.deleted and request.HasField("expected_writer_epoch"):
+            raise NotFoundError(f"run_id: there is no run {request.run_id!r}")
         self.config = request.config
-        if request.take_over:
-            self.epoch += 1
-            if self.lose_take_overs:
-                raise UnavailableError("the answer was lost")
-        return student_service_pb2.CreateRunResponse(run=self._run())
+        if request.attach_id not in self.attached:
+            if request.take_over:
+                if request.HasField("expected_writer_epoch") and (
+                    request.expected_writer_epoch != self.epoch
+                ):
+                    raise WriterFencedError(
+                        "expected_writer_epoch",
+                        current=self.epoch,
+                        got=request.expected_writer_epoch,
+                    )
+                self.epoch += 1
+            self.attached[request.attach_id] = self.epoch
+        if self.lose_take_overs:
+            self.lose_take_overs -= 1
+            raise UnavailableError("the answer was lost")
+        return student_service_pb2.CreateRunResponse(
+            run=self._run(), writer_epoch=self.attached[request.attach_id]
+        )
 
     def GetRun(self, request, context):
         if self.error is not None:
@@ -113,6 +144,10 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         examples = [part.example for part in parts if part.WhichOneof("part") == "example"]
         chunks = [part.chunk for part in parts if part.WhichOneof("part") == "chunk"]
         assert len(examples) == header.batch.example_count
+        if not header.batch.HasField("pull"):
+            if parts[-1].WhichOneof("part") != "end":
+                raise IncompleteStreamError("end", "the stream ended before it")
+            assert parts[-1].end.chunk_count == len(chunks)
         self.batches.append((header, examples, chunks))
         content = b"".join(part.SerializeToString(deterministic=True) for part in parts)
         row_count = sum(example.distribution_targets.row_count for example in examples)
@@ -132,11 +167,12 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
     def ForwardBackward(self, requests, context):
         self.calls.append("ForwardBackward")
         header, content, result = self._receive(requests)
-        return self._apply(
-            header.mutation,
-            content,
-            lambda: student_service_pb2.ForwardBackwardResponse(result=result),
-        )
+
+        def accumulate():
+            self.accumulated.append(result)
+            return student_service_pb2.ForwardBackwardResponse(result=result)
+
+        return self._apply(header.mutation, content, accumulate)
 
     def Forward(self, requests, context):
         self.calls.append("Forward")
@@ -148,11 +184,28 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
         def step():
             self.step += 1
             self.learning_rates.append(request.adamw.learning_rate)
+            normalizer = float(self._accumulated_rows())
+            self.normalizers.append(normalizer)
+            self.accumulated.clear()
             return student_service_pb2.OptimStepResponse(
-                step=self.step, gradient_norm=2.0, update_norm=0.1, normalizer=5.0
+                step=self.step, gradient_norm=2.0, update_norm=0.1, normalizer=normalizer
             )
 
         return self._apply(request.mutation, request.SerializeToString(deterministic=True), step)
+
+    def DiscardGradient(self, request, context):
+        self.calls.append("DiscardGradient")
+
+        def discard():
+            answer = student_service_pb2.DiscardGradientResponse(
+                discarded_batches=len(self.accumulated),
+                discarded_rows=self._accumulated_rows(),
+                discarded_examples=self._accumulated_examples(),
+            )
+            self.accumulated.clear()
+            return answer
+
+        return self._apply(request.mutation, request.SerializeToString(deterministic=True), discard)
 
     def Sample(self, request, context):
         self.calls.append("Sample")
