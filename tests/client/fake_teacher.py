@@ -27,7 +27,8 @@ class FakeTeacher(teacher_service_pb2_grpc.TeacherServiceServicer):
     def _arrive(self, name: str, context: grpc.ServicerContext) -> None:
         self.calls.append(name)
         self.deadlines.append(context.time_remaining())
-        time.sleep(self.silent_seconds)
+        silent_seconds, self.silent_seconds = self.silent_seconds, 0.0
+        time.sleep(silent_seconds)
         if self.passing_errors:
             raise self.passing_errors.pop(0)
         if self.error is not None:

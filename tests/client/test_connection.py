@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +12,7 @@ from client.retry import RetryPolicy
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from distill.errors import UnavailableError
+from distill.limits import MAX_MESSAGE_BYTES
 from tests.client.fake_server import serving
 from tests.client.fake_teacher import FakeTeacher
 
@@ -116,6 +118,47 @@ def test_a_call_that_fails_says_what_broke_it_but_not_what_a_retry_survived(
     assert caught.value.attempts == len(problems)
     assert left == []
     connection.close()
+
+
+def test_a_service_that_answered_once_is_waited_for_longer_than_one_that_never_did() -> None:
+    retry = RetryPolicy(unanswered_seconds=0.05, first_delay_seconds=0.02)
+    connection = Connection("127.0.0.1:1", Role.TEACHER, timeout_seconds=30, retry=retry)
+
+    def failing(count: int) -> Callable[[float], str]:
+        left = [ServiceError(code="UNAVAILABLE", message="Connection refused")] * count
+
+        def attempt(_timeout_seconds: float) -> str:
+            if left:
+                raise left.pop()
+            return "answer"
+
+        return attempt
+
+    with pytest.raises(ServiceError, match="nothing listens"):
+        connection.call(failing(5), connection.deadline(None))
+    assert connection.call(failing(0), connection.deadline(None)) == "answer"
+    assert connection.call(failing(5), connection.deadline(None)) == "answer"
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "refused_by"),
+    [(2 * MAX_MESSAGE_BYTES, "SERVER"), (2 * MAX_MESSAGE_BYTES + 1, "CLIENT")],
+)
+def test_twice_the_largest_message_is_sent_and_what_grpc_refuses_comes_with_the_limit_to_look_at(
+    size: int, refused_by: str
+) -> None:
+    # The fake's server takes what gRPC takes by default, 4 MiB.
+    with serving(FakeTeacher()) as address:
+        connection = Connection(address, Role.TEACHER, timeout_seconds=60)
+        send = connection.channel.unary_unary("/distill.v1.TeacherService/GetModelInfo")
+        told = rf"{refused_by}: .* larger than max.*; .*Limits\.max_message_bytes"
+        with pytest.raises(ServiceError, match=told) as caught:
+            connection.call(
+                lambda timeout: send(bytes(size), timeout=timeout), connection.deadline(None)
+            )
+        assert (caught.value.code, caught.value.attempts) == ("RESOURCE_EXHAUSTED", 1)
+        connection.close()
 
 
 def test_the_address_of_the_other_service_is_recognised() -> None:
