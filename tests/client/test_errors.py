@@ -30,9 +30,11 @@ class FailedCall(grpc.RpcError):
         return (("grpc-status-details-bin", self._trailer),)
 
 
-def parsed(error: DistillError, *more: Any) -> ServiceError:
+def parsed(error: DistillError, *before: Any) -> ServiceError:
     status = to_status(error)
-    status.details.extend(more)
+    own = list(status.details)
+    del status.details[:]
+    status.details.extend([*before, *own])
     return parse_error(FailedCall(status))
 
 
