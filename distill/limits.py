@@ -10,6 +10,15 @@ MESSAGE_OVERHEAD_BYTES = 512
 """What a message of a stream costs in memory beside its own bytes: 300,000 empty chunks of 2 bytes
 took 167 MB."""
 
+MAX_REQUEST_BYTES = 1 << 30
+"""Most bytes of one request, where the service is not started for less."""
+
+MAX_HELD_BYTES = 2 << 30
+"""Most bytes of all requests in progress, where the service is not started for another number."""
+
+MAX_SILENT_SECONDS = 120.0
+"""Longest wait for the next message of a request: 64 MiB take a minute at 10 Mbit/s."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
@@ -27,7 +36,7 @@ class RequestLimits:
     max_request_tokens: int = 1 << 20
     """Most tokens in one request, over all its sequences."""
 
-    max_request_bytes: int = 1 << 30
+    max_request_bytes: int = MAX_REQUEST_BYTES
     """Most bytes of one request, over all the messages of a client stream. Each message counts
     MESSAGE_OVERHEAD_BYTES more than its own."""
 
@@ -37,5 +46,5 @@ class RequestLimits:
     max_in_flight_mutations: int = 0
     """How far a mutation may be ahead of the last applied one; 0 where there are no mutations."""
 
-    max_held_bytes: int = 2 << 30
+    max_held_bytes: int = MAX_HELD_BYTES
     """Most bytes that all requests in progress hold together, counted as in `max_request_bytes`."""

@@ -117,6 +117,7 @@ def load_service(
     from student_service.runs.checkpoints import CheckpointStore
     from student_service.runs.incarnation import first_epoch
     from student_service.runs.registry import RunRegistry
+    from student_service.runs.sequencer import IN_FLIGHT_LIMIT
     from student_service.servicer import StudentServicer
     from student_service.training.trainer import Trainer
 
@@ -124,7 +125,7 @@ def load_service(
         epoch = first_epoch(runs_dir)
     except (OSError, ValueError) as error:
         raise StartError(f"cannot use --runs-dir {runs_dir}: {error}") from error
-    scoring = ScoringService.start(options)
+    scoring = ScoringService.start(options, max_in_flight_mutations=IN_FLIGHT_LIMIT)
     engine, model = scoring.engine, scoring.engine.model
     trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
     pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)

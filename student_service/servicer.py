@@ -9,6 +9,7 @@ import grpc
 
 from distill.engine.weights import ModelWeights, base_weights
 from distill.errors import InvalidFieldError, NotFoundError
+from distill.network.adapters import model_targets
 from distill.rpc.deadline import remaining_seconds
 from distill.rpc.scoring_service import ScoringService
 from distill.v1 import student_service_pb2 as pb
@@ -62,7 +63,11 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
     ) -> pb.StudentServiceGetModelInfoResponse:
         """See the proto."""
         info = self._scoring.describe(include_tokenizer=request.include_tokenizer)
-        return pb.StudentServiceGetModelInfoResponse(model=info, teachers=self._teachers.names)
+        return pb.StudentServiceGetModelInfoResponse(
+            model=info,
+            teachers=self._teachers.names,
+            lora_target_modules=model_targets(self._model.config),
+        )
 
     def CreateRun(
         self, request: pb.CreateRunRequest, context: grpc.ServicerContext

@@ -1,6 +1,6 @@
 """What a service says about its model."""
 
-from distill.limits import RequestLimits
+from distill.limits import MAX_HELD_BYTES, MAX_REQUEST_BYTES, RequestLimits
 from distill.models.loading import LoadedModel
 from distill.network.config import ModelConfig
 from distill.network.functional import head_kernel
@@ -34,7 +34,12 @@ def describe_service(model: LoadedModel) -> str:
 
 
 def request_limits(
-    config: ModelConfig, *, max_sequence_tokens: int | None, max_top_k: int | None
+    config: ModelConfig,
+    *,
+    max_sequence_tokens: int | None,
+    max_top_k: int | None,
+    max_held_bytes: int = MAX_HELD_BYTES,
+    max_in_flight_mutations: int = 0,
 ) -> RequestLimits:
     """The limits of a service: what was asked for, within what the model can do.
 
@@ -42,11 +47,16 @@ def request_limits(
         config: bounds the sequence by the model's context and K by its vocabulary.
         max_sequence_tokens: None: the model's context.
         max_top_k: None: the vocabulary size.
+        max_held_bytes: of all requests in progress; bounds a single one, too.
+        max_in_flight_mutations: 0: the service has no mutations.
     """
     context, vocabulary = config.max_position_count, config.valid_vocab_size
     return RequestLimits(
         max_sequence_tokens=min(max_sequence_tokens or context, context),
         max_top_k=min(max_top_k or vocabulary, vocabulary),
+        max_request_bytes=min(MAX_REQUEST_BYTES, max_held_bytes),
+        max_held_bytes=max_held_bytes,
+        max_in_flight_mutations=max_in_flight_mutations,
     )
 
 

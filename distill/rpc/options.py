@@ -9,7 +9,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from distill.dtypes import AUTO_DTYPE, COMPUTE_DTYPES
+from distill.limits import MAX_HELD_BYTES
 from distill.rpc.address import split_address
+
+_BYTES_OF_UNIT = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+_LEAST_HELD_BYTES = 1 << 20
+"""Refuses a number whose unit was forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,12 @@ class ServerOptions:
 
     grace_seconds: float
     """Time that requests in progress have to finish when the service stops."""
+
+    max_held_bytes: int = MAX_HELD_BYTES
+    """Most bytes that requests in progress hold together."""
+
+    reflection: bool = False
+    """Whether the service describes itself by gRPC server reflection."""
 
 
 def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) -> None:
@@ -128,6 +140,21 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) 
         help="requests in progress at a time; one more is refused (default: %(default)s)",
     )
     add(
+        "--max-held-bytes",
+        type=_held_bytes,
+        default=f"{MAX_HELD_BYTES >> 30}GiB",
+        metavar="BYTES",
+        help="most memory that the messages of all requests in progress take together, and most "
+        "of a single one; a request beyond it is refused for now. A number, or one with KiB, MiB "
+        "or GiB (default: %(default)s)",
+    )
+    add(
+        "--reflection",
+        action="store_true",
+        help="describe the services by gRPC server reflection, for tools such as grpcurl "
+        "(default: do not)",
+    )
+    add(
         "--grace-seconds",
         type=_duration,
         default=10.0,
@@ -174,6 +201,19 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _held_bytes(text: str) -> int:
+    number = text.rstrip("KMGiB")
+    unit = text.removeprefix(number)
+    if not (number.isascii() and number.isdecimal()) or unit not in _BYTES_OF_UNIT:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of bytes, KiB, MiB or GiB, such as 512MiB, got {text!r}"
+        )
+    value = int(number) * _BYTES_OF_UNIT[unit]
+    if value < _LEAST_HELD_BYTES:
+        raise argparse.ArgumentTypeError(f"must be at least 1MiB, got {text}")
     return value
 
 

@@ -33,8 +33,12 @@ class ScoringService:
         self._vocab_size = engine.model.config.valid_vocab_size
 
     @classmethod
-    def start(cls, options: ServerOptions) -> "ScoringService":
+    def start(cls, options: ServerOptions, *, max_in_flight_mutations: int = 0) -> "ScoringService":
         """Set up the process and load the model, as the options say.
+
+        Args:
+            options: what the service was told.
+            max_in_flight_mutations: published; 0 of a service without mutations.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -49,6 +53,8 @@ class ScoringService:
             engine.model.config,
             max_sequence_tokens=options.max_sequence_tokens,
             max_top_k=options.max_top_k,
+            max_held_bytes=options.max_held_bytes,
+            max_in_flight_mutations=max_in_flight_mutations,
         )
         return cls(engine, limits)
 

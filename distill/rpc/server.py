@@ -14,17 +14,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
-from types import FrameType
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from distill.errors import ModelError
 from distill.files import replace_json
-from distill.limits import MAX_MESSAGE_BYTES
+from distill.limits import MAX_HELD_BYTES, MAX_MESSAGE_BYTES
 from distill.rpc.options import ServerOptions
 from distill.rpc.status import ErrorInterceptor
+from distill.rpc.stop_signal import StopSignal
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ _SILENT_STOP_SECONDS = 0.2
 _CHANNEL_OPTIONS = (
     # Without it, a second server binds the same port and takes half of the calls.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Twice the limit of a message, so that one beyond it arrives and is refused with its reason.
+    ("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A frozen peer is seen within 15 s; keepalive_timeout_ms alone takes 60 s.
     ("grpc.keepalive_time_ms", 10_000),
@@ -76,13 +77,29 @@ class RunningServer:
     The port is bound on construction and answers from `start` on.
     """
 
-    def __init__(self, *, host: str, port: int, max_concurrent_requests: int = 64) -> None:
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        max_concurrent_requests: int = 64,
+        max_held_bytes: int = MAX_HELD_BYTES,
+        has_reflection: bool = False,
+    ) -> None:
         """Bind the port.
+
+        Args:
+            host: address to listen on.
+            port: 0 picks a free one.
+            max_concurrent_requests: requests in progress at a time.
+            max_held_bytes: most bytes that they hold together.
+            has_reflection: whether the server describes its services to whoever asks.
 
         Raises:
             StartError: the address cannot be bound.
         """
-        self._requests = ErrorInterceptor(max_concurrent_requests)
+        self._has_reflection = has_reflection
+        self._requests = ErrorInterceptor(max_concurrent_requests, max_held_bytes=max_held_bytes)
         self._server = grpc.server(
             ThreadPoolExecutor(
                 max_concurrent_requests + _SPARE_THREADS, thread_name_prefix="request"
@@ -106,6 +123,9 @@ class RunningServer:
         service.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
+        if self._has_reflection:
+            names = (service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
         self._server.start()
 
     def stop(self, grace_seconds: float) -> None:
@@ -125,6 +145,7 @@ class RunningServer:
                 self._requests.in_progress,
             )
         stopped.wait()
+        self._requests.close()
         if self._service is not None:
             self._service.close(max(0.0, end - time.monotonic()))
 
@@ -141,7 +162,7 @@ def serve(
         program: name of the command, for that line.
         load: loads the model and builds the service. Called once the port is known to be free.
     """
-    stop_signal = _StopSignal()
+    stop_signal = StopSignal()
     if options.exit_when_stdin_closes:
         _stop_at_end_of_stdin()
     started = time.monotonic()
@@ -150,6 +171,8 @@ def serve(
             host=options.host,
             port=options.port,
             max_concurrent_requests=options.max_concurrent_requests,
+            max_held_bytes=options.max_held_bytes,
+            has_reflection=options.reflection,
         )
         service = load(options)
     except (StartError, ModelError) as error:
@@ -168,35 +191,6 @@ def serve(
     if options.ready_file is not None:
         options.ready_file.unlink(missing_ok=True)
     _LOGGER.info("stopped")
-
-
-class _StopSignal:
-    """SIGTERM and SIGINT: end a start at once, a running service gracefully, a drain at once."""
-
-    def __init__(self) -> None:
-        self._serving = False
-        self._stopping = False
-        # Of all queues, only this one allows a `put` that interrupts its own `get`, as a signal
-        # handler does.
-        self._names: SimpleQueue[str] = SimpleQueue()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    def end_start(self) -> None:
-        """From now on a signal asks for a graceful stop."""
-        self._serving = True
-
-    def wait(self) -> str:
-        """Wait for the first signal and return its name."""
-        return self._names.get()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if not self._serving:
-            raise SystemExit(0)
-        if self._stopping:
-            os._exit(128 + number)  # whoever asks twice does not want to wait
-        self._stopping = True
-        self._names.put(signal.Signals(number).name)
 
 
 def _stop_at_end_of_stdin() -> None:

@@ -13,6 +13,9 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from distill.errors import BusyError, DistillError
+from distill.limits import MAX_HELD_BYTES, MAX_REQUEST_BYTES, MAX_SILENT_SECONDS
+from distill.rpc.byte_budget import ByteBudget, HeldMemory, memory_of_call
+from distill.rpc.request_messages import Receiver, RequestMessages
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -24,8 +27,11 @@ MAX_TEXT_BYTES = 500
 trailer beyond 8 KiB, with texts in it several times and escaped, may be dropped with its status."""
 
 # Health answers whatever else the service is doing, and its handlers carry gRPC attributes that a
-# wrapper would hide.
-_EXEMPT_SERVICE = "/grpc.health.v1.Health/"
+# wrapper would hide. Reflection describes a service that is busy, too.
+_EXEMPT_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+
+_SPARE_RECEIVERS = 8
+"""Calls that have ended may still have their thread for a moment."""
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -78,16 +84,32 @@ def _shortened(text: str) -> str:
 
 
 class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Turns what a servicer raises into a status, and bounds the requests in progress.
+    """Turns what a servicer raises into a status, and bounds what requests in progress take.
 
-    The bound leaves threads of the server's pool free, so health checks always find one.
+    The bound on their number leaves threads of the server's pool free, so health checks always
+    find one. gRPC hands over a request's messages as bytes: it would answer malformed ones with
+    INTERNAL, and log them, and only bytes are counted without serializing them again.
     """
 
-    def __init__(self, max_concurrent_requests: int) -> None:
+    def __init__(
+        self,
+        max_concurrent_requests: int,
+        *,
+        max_held_bytes: int = MAX_HELD_BYTES,
+        max_silent_seconds: float = MAX_SILENT_SECONDS,
+    ) -> None:
         self._max_concurrent_requests = max_concurrent_requests
+        self._max_request_bytes = min(MAX_REQUEST_BYTES, max_held_bytes)
+        self._receiver = Receiver(max_concurrent_requests + _SPARE_RECEIVERS, max_silent_seconds)
         self._lock = threading.Lock()
+        self.budget = ByteBudget(max_held_bytes)
+        """What the requests in progress hold."""
         self.in_progress = 0
         """Requests that are being answered; health checks do not count."""
+
+    def close(self) -> None:
+        """End the threads that wait for messages. The server has stopped."""
+        self._receiver.close()
 
     def intercept_service(
         self,
@@ -96,52 +118,69 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ha
     ) -> grpc.RpcMethodHandler | None:
         handler = continuation(handler_call_details)
         method: str = handler_call_details.method
-        if handler is None or method.startswith(_EXEMPT_SERVICE):
+        if handler is None or method.startswith(_EXEMPT_SERVICES):
             return handler
-        if handler.request_streaming and handler.response_streaming:
-            make, behavior = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-        elif handler.request_streaming:
-            make, behavior = grpc.stream_unary_rpc_method_handler, handler.stream_unary
-        elif handler.response_streaming:
-            make, behavior = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        else:
-            make, behavior = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        wrap = self._streaming if handler.response_streaming else self._unary
-        return make(
-            wrap(behavior, method),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+        # For gRPC all requests are streams: it would wait for the one message of a unary request
+        # before it calls the handler, without a limit and whether or not there is a slot.
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._streaming(handler, method), response_serializer=handler.response_serializer
+            )
+        return grpc.stream_unary_rpc_method_handler(
+            self._unary(handler, method), response_serializer=handler.response_serializer
         )
 
-    def _unary(self, behavior: Handler, method: str) -> Handler:
-        def handle(request: Any, context: grpc.ServicerContext) -> Any:
-            with self._guarded(method, context):
-                return behavior(request, context)
+    def _unary(self, handler: grpc.RpcMethodHandler, method: str) -> Handler:
+        behavior = handler.stream_unary or handler.unary_unary
+
+        def handle(wire: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            with self._guarded(method, context) as memory:
+                return behavior(self._request(handler, wire, memory), context)
 
         return handle
 
-    def _streaming(self, behavior: Handler, method: str) -> Handler:
+    def _streaming(self, handler: grpc.RpcMethodHandler, method: str) -> Handler:
+        behavior = handler.stream_stream or handler.unary_stream
+
         # A generator: nothing is taken before gRPC starts to iterate, and its `finally` runs when
-        # gRPC drops it, so a slot is always given back.
-        def handle(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._guarded(method, context):
-                yield from behavior(request, context)
+        # gRPC drops it, so what a call took is always given back.
+        def handle(wire: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._guarded(method, context) as memory:
+                yield from behavior(self._request(handler, wire, memory), context)
 
         return handle
+
+    def _request(
+        self, handler: grpc.RpcMethodHandler, wire: Iterator[bytes], memory: HeldMemory
+    ) -> Any:
+        """What the handler takes: a message, or an iterator of messages."""
+        messages = RequestMessages(
+            wire,
+            receiver=self._receiver,
+            memory=memory,
+            max_request_bytes=self._max_request_bytes,
+            parse=handler.request_deserializer,
+        )
+        return messages if handler.request_streaming else messages.only()
 
     @contextmanager
-    def _guarded(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
-        limit = self._max_concurrent_requests
-        with self._lock:
-            has_room = self.in_progress < limit
-            if has_room:
-                self.in_progress += 1
-        if not has_room:
-            _abort(context, method, BusyError(f"the service handles {limit} requests at a time"))
+    def _guarded(self, method: str, context: grpc.ServicerContext) -> Iterator[HeldMemory]:
+        # What a call took is given back before its status is sent: a caller may come again at once.
         try:
-            yield
+            with self._slot(), memory_of_call(context, self.budget) as memory:
+                yield memory
         except Exception as error:
             _abort(context, method, error)
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        limit = self._max_concurrent_requests
+        with self._lock:
+            if self.in_progress >= limit:
+                raise BusyError(f"the service handles {limit} requests at a time")
+            self.in_progress += 1
+        try:
+            yield
         finally:
             with self._lock:
                 self.in_progress -= 1

@@ -62,6 +62,9 @@ def test_the_description_fits_the_model(stub: TeacherServiceStub, model: LoadedM
         max_sequences=16,
         max_request_tokens=1 << 20,
         max_request_bytes=1 << 30,
+        max_message_bytes=64 << 20,
+        max_in_flight_mutations=0,
+        max_held_bytes=2 << 30,
     )
     assert not info.HasField("tokenizer")
 

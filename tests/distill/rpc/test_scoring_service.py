@@ -58,3 +58,21 @@ def test_the_limits_are_those_asked_for_within_what_the_model_can_do(
     options = replace(OPTIONS, max_sequence_tokens=asked_tokens, max_top_k=asked_top_k)
     limits = ScoringService.start(options).limits
     assert limits == RequestLimits(max_sequence_tokens=sequence_tokens, max_top_k=top_k)
+
+
+@pytest.mark.usefixtures("started")
+@pytest.mark.parametrize(
+    ("held_bytes", "request_bytes"), [(4 << 30, 1 << 30), (1 << 30, 1 << 30), (5 << 20, 5 << 20)]
+)
+def test_no_request_may_be_larger_than_what_all_may_hold(
+    held_bytes: int, request_bytes: int
+) -> None:
+    limits = ScoringService.start(replace(OPTIONS, max_held_bytes=held_bytes)).limits
+    assert (limits.max_held_bytes, limits.max_request_bytes) == (held_bytes, request_bytes)
+
+
+@pytest.mark.usefixtures("started")
+def test_only_a_service_with_mutations_has_some_in_flight() -> None:
+    assert ScoringService.start(OPTIONS).limits.max_in_flight_mutations == 0
+    limits = ScoringService.start(OPTIONS, max_in_flight_mutations=7).limits
+    assert limits.max_in_flight_mutations == 7

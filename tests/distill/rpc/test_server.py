@@ -7,8 +7,12 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
 
+from distill.limits import MAX_HELD_BYTES, MAX_MESSAGE_BYTES
 from distill.rpc.options import ServerOptions, add_server_arguments, parse_server_options
 from distill.rpc.server import RunningServer, Service, StartError
 from tests.support.waiting import wait_until
@@ -142,6 +146,53 @@ def test_two_servers_never_share_a_port(server: RunningServer) -> None:
         RunningServer(host="127.0.0.1", port=port)
 
 
+def test_a_message_that_is_too_large_arrives_and_is_refused_with_its_limit(
+    echo: Echo, server: RunningServer
+) -> None:
+    echo.release.set()
+    unbounded = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(server.address, options=unbounded) as channel:
+        answer = channel.unary_unary(f"/{NAME}/Answer")
+        assert len(answer(bytes(MAX_MESSAGE_BYTES), timeout=20)) == MAX_MESSAGE_BYTES
+        with pytest.raises(grpc.RpcError) as caught:
+            answer(bytes(MAX_MESSAGE_BYTES + 1), timeout=20)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    info = error_details_pb2.ErrorInfo()
+    assert rpc_status.from_call(caught.value).details[0].Unpack(info)
+    assert (info.reason, info.metadata["limit"]) == ("LIMIT_EXCEEDED", str(MAX_MESSAGE_BYTES))
+
+
+def described_services(server: RunningServer) -> set[str]:
+    """What the server says by reflection, v1alpha, which every tool speaks."""
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    with grpc.insecure_channel(server.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=20)
+    return {service.name for service in answer.list_services_response.service}
+
+
+def test_reflection_names_every_service_also_when_every_slot_is_taken(echo: Echo) -> None:
+    server = RunningServer(host="127.0.0.1", port=0, max_concurrent_requests=1, has_reflection=True)
+    server.start(echo.service())
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(f"/{NAME}/Answer").future(b"x", timeout=20)
+        assert echo.started.acquire(timeout=20)
+        assert described_services(server) == {
+            NAME,
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+        echo.release.set()
+        assert call.result() == b"x"
+    server.stop(0)
+
+
+def test_without_the_flag_there_is_no_reflection(server: RunningServer) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        described_services(server)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def options_of(*arguments: str) -> ServerOptions:
     parser = argparse.ArgumentParser(prog="service")
     add_server_arguments(parser, default_port=50051)
@@ -154,6 +205,16 @@ def test_the_defaults_serve_the_embedded_model_on_loopback() -> None:
     assert options.dtype == "auto"
     assert options.ready_file is None
     assert not options.exit_when_stdin_closes
+    assert options.max_held_bytes == MAX_HELD_BYTES
+    assert not options.reflection
+
+
+@pytest.mark.parametrize(
+    ("text", "byte_count"),
+    [("1048576", 1 << 20), ("2048KiB", 2 << 20), ("512MiB", 512 << 20), ("3GiB", 3 << 30)],
+)
+def test_bytes_are_given_as_a_number_or_with_a_unit(text: str, byte_count: int) -> None:
+    assert options_of("--max-held-bytes", text).max_held_bytes == byte_count
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:65535", "[::1]:80", "127.9.9.9:1"])
@@ -184,6 +245,11 @@ def test_an_address_beyond_loopback_needs_a_flag(
         ("--dtype", "float16"),
         ("--grace-seconds", "-1"),
         ("--grace-seconds", "nan"),
+        ("--max-held-bytes", "2"),
+        ("--max-held-bytes", "0.5GiB"),
+        ("--max-held-bytes", "-1GiB"),
+        ("--max-held-bytes", "2GB"),
+        ("--max-held-bytes", "MiB"),
     ],
 )
 def test_a_bad_argument_is_a_usage_error(

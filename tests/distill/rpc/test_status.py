@@ -1,9 +1,9 @@
 """What callers see of an exception, over a real connection, for all four kinds of RPC."""
 
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -11,65 +11,10 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from distill import errors
-from distill.rpc.status import ErrorInterceptor, to_status
+from distill.rpc.status import to_status
+from tests.distill.rpc.served_methods import KINDS, SERVICE, Server, raising
 
 CANARY = "canary-of-a-prompt"
-SERVICE = "test.Service"
-KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-
-Behaviour = Callable[[grpc.ServicerContext], None]
-
-
-class Server:
-    """Serves one method of every kind; each calls `behaviour` after its first response, if any."""
-
-    def __init__(self, max_concurrent_requests: int = 8) -> None:
-        self.behaviour: Behaviour = lambda context: None  # noqa: ARG005
-        self._server = grpc.server(
-            ThreadPoolExecutor(8), interceptors=[ErrorInterceptor(max_concurrent_requests)]
-        )
-        handlers = {
-            kind: getattr(grpc, f"{kind}_rpc_method_handler")(
-                self._stream if kind.endswith("stream") else self._single
-            )
-            for kind in KINDS
-        }
-        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        self._server.add_generic_rpc_handlers((generic,))
-        port = self._server.add_insecure_port("127.0.0.1:0")
-        self._server.start()
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-
-    def _single(self, request: object, context: grpc.ServicerContext) -> bytes:
-        self._read(request)
-        self.behaviour(context)
-        return b"done"
-
-    def _stream(self, request: object, context: grpc.ServicerContext) -> Iterator[bytes]:
-        self._read(request)
-        yield b"first"
-        self.behaviour(context)
-
-    @staticmethod
-    def _read(request: object) -> None:
-        if not isinstance(request, bytes):
-            assert list(request) == [b"a", b"b"]  # type: ignore[call-overload]
-
-    def start_call(self, kind: str) -> grpc.Call:
-        method = getattr(self._channel, kind)(f"/{SERVICE}/{kind}")
-        request = iter([b"a", b"b"]) if kind.startswith("stream") else b"a"
-        if kind.endswith("stream"):
-            return method(request, timeout=20)
-        return method.future(request, timeout=20)
-
-    def call(self, kind: str) -> list[bytes]:
-        call = self.start_call(kind)
-        return list(call) if kind.endswith("stream") else [call.result()]
-
-    def close(self) -> None:
-        self._channel.close()
-        self._server.stop(None).wait()
-
 
 LONG_TEXTS = {"ascii": "x" * 20_000, "wide": "漢" * 20_000, "numbers": str([1 << 62] * 5000)}
 
@@ -107,13 +52,6 @@ def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.close()
-
-
-def raising(error: Exception) -> Behaviour:
-    def behaviour(context: grpc.ServicerContext) -> None:  # noqa: ARG001
-        raise error
-
-    return behaviour
 
 
 def details(call: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
@@ -158,8 +96,9 @@ def test_an_unexpected_error_tells_neither_caller_nor_log_what_it_held(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_pass_through(server: Server, kind: str) -> None:
+def test_requests_and_answers_pass_through(server: Server, kind: str) -> None:
     assert server.call(kind) == [b"first" if kind.endswith("stream") else b"done"]
+    assert server.received == ([b"a", b"b"] if kind.startswith("stream") else [b"a"])
 
 
 @pytest.mark.parametrize("kind", ["unary_stream", "unary_unary"])
@@ -214,18 +153,37 @@ def test_requests_over_the_bound_are_refused_and_slots_come_back() -> None:
 
 
 CODES = {
+    errors.DistillError("x"): "INTERNAL",
+    errors.InvalidFieldError("top_k", "x"): "INVALID_ARGUMENT",
+    errors.IncompleteStreamError("end", "x"): "INVALID_ARGUMENT",
+    errors.LimitExceededError("prompts", 3, 4): "RESOURCE_EXHAUSTED",
+    errors.BusyError("x"): "RESOURCE_EXHAUSTED",
+    errors.HeldBytesError(3, 4): "RESOURCE_EXHAUSTED",
     errors.NotFoundError("x"): "NOT_FOUND",
     errors.AlreadyExistsError("x"): "ALREADY_EXISTS",
     errors.WrongStateError("x"): "FAILED_PRECONDITION",
+    errors.NoGradientError("x"): "FAILED_PRECONDITION",
     errors.NonFiniteGradientError("x"): "FAILED_PRECONDITION",
+    errors.TooFarAheadError("x"): "FAILED_PRECONDITION",
+    errors.TokenizerMismatchError("x"): "FAILED_PRECONDITION",
+    errors.StorageError("x"): "FAILED_PRECONDITION",
+    errors.StorageFullError("x"): "RESOURCE_EXHAUSTED",
     errors.SequenceReusedError("x"): "ABORTED",
+    errors.WriterFencedError("writer_epoch", current=2, got=1): "ABORTED",
+    errors.RunDeletedError("x"): "ABORTED",
     errors.AlreadyAppliedError("x"): "OUT_OF_RANGE",
     errors.DeadlineError("x"): "DEADLINE_EXCEEDED",
+    errors.CallEndedError("x"): "CANCELLED",
     errors.CorruptDataError("x"): "DATA_LOSS",
     errors.UnavailableError("x"): "UNAVAILABLE",
     errors.ModelError("x"): "FAILED_PRECONDITION",
-    errors.LimitExceededError("prompts", 3, 4): "RESOURCE_EXHAUSTED",
 }
+
+
+def test_the_codes_of_all_errors_are_checked() -> None:
+    defined = {kind for kind in vars(errors).values() if inspect.isclass(kind)}
+    errors_of_ours = {kind for kind in defined if issubclass(kind, errors.DistillError)}
+    assert {type(error) for error in CODES} == errors_of_ours
 
 
 @pytest.mark.parametrize("error", CODES, ids=lambda error: type(error).__name__)
@@ -238,7 +196,32 @@ def test_every_error_has_its_code_and_reason(error: errors.DistillError) -> None
     assert info.reason == error.reason
 
 
-def test_a_limit_is_given_in_numbers() -> None:
+@pytest.mark.parametrize(
+    ("error", "metadata"),
+    [
+        (
+            errors.LimitExceededError("prompts", 3, 4),
+            {"field": "prompts", "limit": "3", "value": "4"},
+        ),
+        (errors.HeldBytesError(3, 4), {"limit": "3", "value": "4"}),
+        (errors.WriterFencedError("writer_epoch", current=2, got=1), {"writer_epoch": "2"}),
+    ],
+    ids=["limit", "held_bytes", "fenced"],
+)
+def test_the_numbers_of_an_error_are_there_for_programs(
+    error: errors.DistillError, metadata: dict[str, str]
+) -> None:
     info = error_details_pb2.ErrorInfo()
-    to_status(errors.LimitExceededError("prompts", 3, 4)).details[0].Unpack(info)
-    assert dict(info.metadata) == {"field": "prompts", "limit": "3", "value": "4"}
+    to_status(error).details[0].Unpack(info)
+    assert dict(info.metadata) == metadata
+
+
+@pytest.mark.parametrize("error", CODES, ids=lambda error: type(error).__name__)
+def test_what_may_be_retried_as_it_is_and_nothing_else_says_when(
+    error: errors.DistillError,
+) -> None:
+    retry = error_details_pb2.RetryInfo()
+    said = [detail.Unpack(retry) for detail in to_status(error).details]
+    assert any(said) == (error.reason in ("TOO_MANY_REQUESTS", "TOO_MANY_BYTES"))
+    if any(said):
+        assert 0 < retry.retry_delay.ToTimedelta().total_seconds() <= 5
