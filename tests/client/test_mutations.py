@@ -55,7 +55,7 @@ def holding(
 
     def arrive(number: int) -> None:
         if number in gates:
-            gates[number].wait(15)
+            gates[number].wait(40)
         if number in to_refuse:
             to_refuse.clear()
             raise InvalidFieldError("adamw", "refused by the test")
@@ -186,6 +186,24 @@ def test_a_take_over_waits_for_those_before_the_refused_call(
         assert first.result().totals.row_count == 3
         assert after.result().step == 1
     assert (fake_student.epoch, fake_student.last) == (2, 2)
+
+
+def test_a_take_over_hides_no_uncertain_call_before_the_refused_one(
+    run: StudentRun, fake_student: FakeStudent
+) -> None:
+    with holding(fake_student, 1, 2, 3, refused=2) as gates:
+        lost = run.submit_optim_step(STEP, timeout_seconds=0.5)
+        refused, behind = submit_batch(run), submit_batch(run)
+        gates[2].set()
+        with pytest.raises(ServiceError, match="refused by the test"):
+            refused.result()
+        with pytest.raises(PredecessorFailedError):
+            behind.result()
+        with pytest.raises(UncertainMutationError, match="optim_step"):
+            run.save_checkpoint("after")  # it waits for the first one
+        assert lost.exception() is not None
+        assert run.resynchronize() == 0
+    assert run.optim_step(STEP).step == 1
 
 
 @pytest.mark.parametrize("lost_answers", [1, 3])  # a retry of the call, or of the caller
@@ -447,7 +465,7 @@ def test_calls_on_their_way_keep_no_interpreter_from_its_exit(
             [sys.executable, "-c", LEAVING, address, how],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=20,
             check=False,
         )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, printed, "")
