@@ -71,9 +71,17 @@ class ServiceError(ClientError):
 
 
 class UncertainMutationError(ClientError):
-    """An earlier call on a run ended without an answer, so it may or may not have been applied.
+    """A call on a run ended without an answer, so it may or may not have been applied; or one that
+    was sent before it did.
 
     `StudentRun.resynchronize` settles it and says which.
+    """
+
+
+class PredecessorFailedError(ClientError):
+    """A call on a run that was sent before this one was refused, so this one never had its turn.
+
+    Nothing of it was applied. Its cause is the error of the call that was refused.
     """
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from client.batch_parts import Chunks
 from client.results import BatchResult, check_pair
-from client.run import Chunks, StudentRun
+from client.run import StudentRun
 from client.settings import (
     Example,
     PulledScoring,

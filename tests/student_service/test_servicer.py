@@ -51,7 +51,7 @@ def test_mutation_whose_deadline_passes_before_the_device_is_free_never_happens(
             mutate(run, timeout_seconds=0.3)
         with pytest.raises(UncertainMutationError):
             mutate(run)
-        assert run.resynchronize(timeout_seconds=20) is False
+        assert run.resynchronize(timeout_seconds=20) == 0
     assert run.state().last_sequence_number == before.last_sequence_number
     assert run.state().step == before.step
     assert [one.name for one in run.list_checkpoints()] == ["early"]
@@ -78,7 +78,7 @@ def test_resynchronizing_waits_for_a_mutation_that_has_begun(in_process, run, mo
         with ThreadPoolExecutor(1) as executor:
             applied = executor.submit(run.resynchronize, timeout_seconds=20)
             release.set()
-            assert applied.result(20) is True
+            assert applied.result(20) == 1
     assert run.state().step == 1
     run.forward_backward([EXAMPLE], HARD)
     assert run.optim_step(STEP).step == 2
