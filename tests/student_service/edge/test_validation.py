@@ -60,7 +60,7 @@ def test_bad_optimizer_settings_are_refused(name, value):
 
 
 def test_step_without_a_learning_rate_is_refused():
-    with pytest.raises(InvalidFieldError, match="adamw.learning_rate: must be given"):
+    with pytest.raises(InvalidFieldError, match=r"adamw.learning_rate: must be given"):
         parse_adamw(training_pb2.AdamW(beta1=0.5))
 
 
