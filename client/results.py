@@ -1,7 +1,7 @@
 """What the services answer: the contract's own messages where they hold scalars alone.
 
 What holds arrays is NumPy in a frozen dataclass, whose fields have the names of the message's.
-Distributions come as `distill.rows.Rows`.
+Distributions come as `distill.rows.ScoredRows`.
 
 Letters: N tokens of a completion or target rows, K support size.
 """

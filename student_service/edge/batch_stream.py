@@ -88,7 +88,7 @@ class BatchReader(Generic[RequestT]):
         loss = parse_loss(batch, self._limits)
         pulls = batch.HasField("pull")
         if pulls:
-            teachers.check_name(batch.pull.teacher, "batch.pull.teacher")
+            teachers.check_name(batch.pull.teacher, "header.batch.pull.teacher")
             check_pulled_support(batch.pull.scoring, OBJECTIVES[loss.objective])
         parser = ExampleParser(loss, self._limits, self._vocab_size)
         examples = []
@@ -164,7 +164,6 @@ class BatchReader(Generic[RequestT]):
 
         Raises:
             IncompleteStreamError: the stream ended, and may not.
-            InvalidFieldError: a message without a part.
             LimitExceededError: more bytes than the service accepts.
         """
         request = next(self._requests, None)

@@ -1,10 +1,11 @@
 """Chunks of a teacher's rows, relayed by the client or pulled: each checked, and those of a prompt
 joined."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from distill.arrays import BoolArray, FloatArray
 from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import ObjectiveSpec
@@ -17,6 +18,9 @@ from student_service.edge.examples import MAX_LOG_PROB
 MASS_TOLERANCE = 1e-2
 """The probabilities of support and tail must add up to 1 within this. It is larger than rounding
 and smaller than the error of input that was renormalised over the support."""
+
+MIN_ENTROPY = -1e-3
+"""Smallest entropy that is accepted: one slightly below 0 is rounding."""
 
 
 def assemble_prompts(
@@ -43,8 +47,24 @@ def assemble_prompts(
                 f"{field}.token_ids.shape",
                 f"K must be {support_size} as in the chunks before it, got {rows.support_size}",
             )
-        by_prompt.setdefault(rows.prompt_index, []).append(rows)
+        parts = by_prompt.setdefault(rows.prompt_index, [])
+        if parts:
+            _check_same_arrays(rows, parts[0], field)
+        parts.append(rows)
     return {prompt: _join(parts) for prompt, parts in by_prompt.items()}
+
+
+def _check_same_arrays(rows: Rows, before: Rows, field: str) -> None:
+    """Raise InvalidFieldError unless two chunks of one prompt have the same optional fields."""
+    different = rows.arrays().keys() ^ before.arrays().keys()
+    if different:
+        name = min(different)
+        presence = "is here and was not" if name in rows.arrays() else "is absent here and was"
+        raise InvalidFieldError(
+            f"{field}.{name}",
+            f"all chunks of prompt {rows.prompt_index} must have it, or none: it {presence} in "
+            "those before",
+        )
 
 
 def _join(parts: Sequence[Rows]) -> Rows:
@@ -76,45 +96,74 @@ def _check_rows(
     # An unused slot may repeat the token of another slot, so it gets a number of its own here.
     numbers = np.where(used, rows.token_ids, vocab_size + np.arange(rows.support_size))
     check_distinct(f"{field}.token_ids", numbers)
-    log_probs, tails = rows.log_probs, rows.tail_log_probs
-    bad = ~(np.isfinite(log_probs) & (log_probs <= MAX_LOG_PROB))
+    for name in ("log_probs", "prompt_log_probs"):
+        _check_values(
+            f"{field}.{name}",
+            getattr(rows, name),
+            lambda values: np.isfinite(values) & (values <= MAX_LOG_PROB),
+            f"must be finite and at most {MAX_LOG_PROB}",
+        )
+    _check_tail(rows, f"{field}.tail_log_probs", vocab_size, objective)
+    _check_values(
+        f"{field}.entropies",
+        rows.entropies,
+        lambda values: np.isfinite(values) & (values >= MIN_ENTROPY),
+        "must be finite and at least 0",
+    )
+    mass = np.where(used, np.exp(rows.log_probs), 0.0).sum(-1)
+    if rows.tail_log_probs is None:
+        bad = mass > 1.0 + MASS_TOLERANCE
+        owners, bound = "the support must be", "to at most"
+    else:
+        mass += np.exp(rows.tail_log_probs)
+        bad = np.abs(mass - 1.0) > MASS_TOLERANCE
+        owners, bound = "support and tail must be", "to"
     if bad.any():
         raise InvalidFieldError(
             f"{field}.log_probs",
-            f"must be finite and at most {MAX_LOG_PROB}, got {float(log_probs[bad][0])}",
+            f"{owners} normalised over the full vocabulary: their probabilities must add up "
+            f"{bound} 1 within {MASS_TOLERANCE}, got {float(mass[bad][0]):.6g}",
         )
+
+
+def _check_tail(rows: Rows, field: str, vocab_size: int, objective: ObjectiveSpec) -> None:
+    """The tail must be there where the objective reads it, and say what the objective can use."""
+    tails = rows.tail_log_probs
+    if tails is None:
+        if objective.reads_tail:
+            raise InvalidFieldError(field, f"must be given for the objective {objective.name}")
+        return
     # -inf is right: the tail of a support that holds the whole vocabulary.
-    bad = np.isnan(tails) | (tails > MAX_LOG_PROB)
-    if bad.any():
-        raise InvalidFieldError(
-            f"{field}.tail_log_probs", f"must be at most {MAX_LOG_PROB}, got {float(tails[bad][0])}"
-        )
-    bad = ~np.isneginf(tails)
-    if weights is None and rows.support_size == vocab_size and bad.any():
-        raise InvalidFieldError(
-            f"{field}.tail_log_probs",
-            f"must be -inf with K = {vocab_size}, the vocabulary: nothing lies outside the "
-            f"support, got {float(tails[bad][0])}",
+    _check_values(
+        field, tails, lambda values: values <= MAX_LOG_PROB, f"must be at most {MAX_LOG_PROB}"
+    )
+    if rows.draw_weights is None and rows.support_size == vocab_size:
+        _check_values(
+            field,
+            tails,
+            np.isneginf,
+            f"must be -inf with K = {vocab_size}, the vocabulary: nothing lies outside the support",
         )
     if objective.needs_teacher_tail and rows.support_size < vocab_size and np.isneginf(tails).any():
         raise InvalidFieldError(
-            f"{field}.tail_log_probs",
+            field,
             f"must be above -inf for the objective {objective.name} and K below {vocab_size}: "
             "the student's probability outside the support would cost infinitely much",
         )
-    mass = np.where(used, np.exp(log_probs), 0.0).sum(-1) + np.exp(tails)
-    bad = np.abs(mass - 1.0) > MASS_TOLERANCE
-    if bad.any():
-        raise InvalidFieldError(
-            f"{field}.log_probs",
-            "support and tail must be normalised over the full vocabulary: their probabilities "
-            f"must add up to 1 within {MASS_TOLERANCE}, got {float(mass[bad][0]):.6g}",
-        )
-    bad = ~np.isfinite(rows.entropies)
-    if bad.any():
-        raise InvalidFieldError(
-            f"{field}.entropies", f"must be finite, got {float(rows.entropies[bad][0])}"
-        )
+
+
+def _check_values(
+    field: str,
+    values: FloatArray | None,
+    are_right: Callable[[FloatArray], BoolArray],
+    allowed: str,
+) -> None:
+    """Raise InvalidFieldError with the first value that is wrong, NaN included, if there is one."""
+    if values is None:
+        return
+    right = are_right(values)
+    if not right.all():
+        raise InvalidFieldError(field, f"{allowed}, got {float(values[~right][0])}")
 
 
 def _check_draw_weights(rows: Rows, field: str, objective: ObjectiveSpec) -> None:
@@ -132,11 +181,12 @@ def _check_draw_weights(rows: Rows, field: str, objective: ObjectiveSpec) -> Non
         raise InvalidFieldError(
             field, f"must be given for the objective {objective.name}: score a sampled support"
         )
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        raise InvalidFieldError(
-            field, f"must be finite and at least 0, got {float(weights[bad][0])}"
-        )
+    _check_values(
+        field,
+        weights,
+        lambda values: np.isfinite(values) & (values >= 0),
+        "must be finite and at least 0",
+    )
     total = weights.sum(-1, dtype=np.float64)
     off = np.abs(total - 1.0) > MASS_TOLERANCE
     if off.any():

@@ -45,7 +45,7 @@ def check_result_size(batch: TrainingBatch, header: training_pb2.Batch) -> None:
     if total > MAX_MESSAGE_BYTES:
         option = "log_probs" if log_prob_bytes >= row_loss_bytes else "row_losses"
         raise LimitExceededError(
-            f"batch.return_{option}", MAX_MESSAGE_BYTES, total, unit="bytes of results"
+            f"header.batch.return_{option}", MAX_MESSAGE_BYTES, total, unit="bytes of results"
         )
 
 

@@ -24,7 +24,7 @@ def check_pulled_support(scoring: scoring_pb2.Scoring, objective: ObjectiveSpec)
     if is_sampled != objective.needs_draw_weights:
         wanted = "must be" if objective.needs_draw_weights else "must not be"
         raise InvalidFieldError(
-            "batch.pull.scoring.support",
+            "header.batch.pull.scoring.support",
             f"{wanted} sampled for the objective {objective.name}, got "
             f"{scoring.WhichOneof('support') or 'top_k'}",
         )
@@ -39,7 +39,9 @@ def check_pulled_rows(examples: Sequence[CheckedExample], scoring: scoring_pb2.S
     for index, example in enumerate(examples):
         rows = example.targets
         if not isinstance(rows, PromptRows):
-            raise InvalidFieldError("batch.pull", "the examples name their targets themselves")
+            raise InvalidFieldError(
+                "header.batch.pull", "the examples name their targets themselves"
+            )
         field = f"examples[{index}].distribution_targets"
         if rows.prompt_index >= len(scoring.prompts):
             raise InvalidFieldError(

@@ -74,11 +74,22 @@ def make_chunks(
     return chunks, arrays
 
 
+def without(chunk, *names):
+    """A copy of the chunk that lacks some fields."""
+    copy = scoring_pb2.TopKChunk()
+    copy.CopyFrom(chunk)
+    for name in names:
+        copy.ClearField(name)
+    return copy
+
+
 def changed_chunk(**fields):
-    """A chunk of two rows, 3 and 4, with other fields: numbers, or messages."""
+    """A chunk of two rows, 3 and 4, with other fields: numbers, messages, or None for absent."""
     chunk = make_chunks(row_count=2)[0][0]
     for name, value in fields.items():
-        if isinstance(value, int):
+        if value is None:
+            chunk.ClearField(name)
+        elif isinstance(value, int):
             setattr(chunk, name, value)
         else:
             getattr(chunk, name).CopyFrom(value)

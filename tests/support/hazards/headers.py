@@ -34,7 +34,7 @@ HEADER_HAZARDS = {
     **{
         f"{field} {value} for {name}": Hazard(
             request=TOKENS.but(**objective(name) | {field: value}),
-            field=f"batch.{field}",
+            field=f"header.batch.{field}",
             problem=problem,
         )
         for name, field, value, problem in SETTINGS
