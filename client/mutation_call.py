@@ -1,18 +1,57 @@
 """One mutation on its way: its attempts, and the future of its answer."""
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import grpc
 
 from client.connection import Deadline
 from client.errors import ServiceError, service_errors
-from client.sequence import Ticket
+from client.sequence import NAP_SECONDS, Ticket
 from distill.v1 import training_pb2
 
 Answer = TypeVar("Answer")
+
+
+class HeardFuture(Future[Answer]):
+    """A future that Ctrl-C interrupts, and that tells when somebody has looked how it ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_heard: Callable[[], None] = lambda: None
+        """Called then; may be called again."""
+
+    def result(self, timeout: float | None = None) -> Answer:
+        """As in `Future`."""
+        self._nap_until_done(timeout)
+        try:
+            return super().result(0)
+        finally:
+            self._hear()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As in `Future`."""
+        self._nap_until_done(timeout)
+        try:
+            return super().exception(0)
+        finally:
+            self._hear()
+
+    def _nap_until_done(self, timeout: float | None) -> None:
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.done() and (left := end - time.monotonic()) > 0:
+            with suppress(FutureTimeoutError):
+                super().exception(min(NAP_SECONDS, left))
+
+    def _hear(self) -> None:
+        if self.done():
+            self.on_heard()
 
 
 class MutationCall(Ticket, Generic[Answer]):
@@ -36,7 +75,9 @@ class MutationCall(Ticket, Generic[Answer]):
         self.deadline = deadline
         self.failures: list[ServiceError] = []
         """The errors of the attempts so far."""
-        self.future: Future[Answer] = Future()
+        self.error: BaseException | None = None
+        """Why it was refused."""
+        self.future: HeardFuture[Answer] = HeardFuture()
         # So that nobody can cancel it: what was sent may be carried out.
         self.future.set_running_or_notify_cancel()
         self._start = start
@@ -71,8 +112,14 @@ class MutationCall(Ticket, Generic[Answer]):
         else:
             self.future.set_result(answer)
 
-    def fail(self, error: BaseException) -> None:
-        """End the call; an attempt under way is cancelled, and no further one is made."""
+    def fail(self, error: BaseException, on_heard: Callable[[], None] = lambda: None) -> None:
+        """End the call; an attempt under way is cancelled, and no further one is made.
+
+        Args:
+            error: what whoever waits gets.
+            on_heard: called when they have got it.
+        """
+        self.future.on_heard = on_heard
         with self._lock:
             self._is_over = True
             running = self._running

@@ -9,7 +9,7 @@ from client.connection import Connection, Deadline
 from client.errors import PredecessorFailedError, UncertainMutationError
 from client.mutation_call import MutationCall
 from client.results import Run
-from client.sequence import MutationSequence
+from client.sequence import MutationSequence, Turn
 from distill.v1 import student_service_pb2 as messages
 from distill.v1 import student_service_pb2_grpc
 from distill.v1.training_pb2 import RunConfig
@@ -61,10 +61,12 @@ class Mutations:
         try:
             with self._turn:
                 most = self._limit(call.deadline) if self._sequence.is_busy else 1
-                while not self._sequence.give(
-                    call, most_in_flight=most, timeout_seconds=call.deadline.remaining_seconds
-                ):
-                    self._take_over(call.deadline)
+                while (turn := self._turn_of(call, most)) is not Turn.GIVEN:
+                    if turn is Turn.TAKE_OVER_FIRST:
+                        self._take_over(call.deadline)
+                    elif (refused := self._sequence.unheard) is not None:
+                        self._fail_behind(refused, call)
+                        return call.future
                 # A thread for each call, of those few that are in flight: a daemon, so that the
                 # interpreter waits for none of them when it exits.
                 threading.Thread(
@@ -93,6 +95,13 @@ class Mutations:
         """Settle what is uncertain; args and result as in `StudentRun.resynchronize`."""
         with self._turn:
             return self._take_over(deadline)
+
+    def _turn_of(self, call: MutationCall[Any], most_in_flight: int) -> Turn:
+        return self._sequence.give(
+            call,
+            most_in_flight=most_in_flight,
+            timeout_seconds=call.deadline.remaining_seconds,
+        )
 
     def _take_over(self, deadline: Deadline) -> int:
         how = self._sequence.begin_take_over(deadline.remaining_seconds)
@@ -129,16 +138,20 @@ class Mutations:
                 call.succeed(response)
 
     def _refuse(self, call: MutationCall[Any], error: BaseException) -> None:
+        call.error = error
         ended = self._sequence.refused(call)
         for behind in ended[1:]:
-            told = PredecessorFailedError(
-                f"{behind.operation}: {call.operation} before it was refused, so nothing of it "
-                f"was applied"
-            )
-            told.__cause__ = error
-            behind.fail(told)
+            self._fail_behind(call, behind)
         for one in ended[:1]:
-            one.fail(error)
+            one.fail(error, lambda: self._sequence.heard(call))
+
+    def _fail_behind(self, refused: MutationCall[Any], behind: MutationCall[Any]) -> None:
+        told = PredecessorFailedError(
+            f"{behind.operation}: {refused.operation} before it was refused, so nothing of it was "
+            "applied"
+        )
+        told.__cause__ = refused.error
+        behind.fail(told, lambda: self._sequence.heard(refused))
 
     def _lose(self, call: MutationCall[Any], error: BaseException | None = None) -> None:
         ended = self._sequence.lost(call)

@@ -1,14 +1,20 @@
 """The sequence numbers of one run's writer: who has which, and what is certain about it."""
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Generic, TypeVar
 
 from client.errors import ServiceError, UncertainMutationError
 from distill.v1 import student_service_pb2 as messages
 from distill.v1 import training_pb2
+
+NAP_SECONDS = 0.2
+"""How long a thread sleeps at most before it looks again. A signal that comes just before a sleep
+does not interrupt it, so Ctrl-C would have no effect until the end of a long one."""
 
 
 class Ticket:
@@ -37,13 +43,29 @@ class TakeOver:
     """The epoch of this writer."""
 
 
+class Turn(Enum):
+    """What became of a mutation that wants a number."""
+
+    GIVEN = auto()
+    """It has one."""
+
+    TAKE_OVER_FIRST = auto()
+    """The run must be taken over before; nothing is in flight."""
+
+    BEHIND_A_REFUSED_ONE = auto()
+    """One before it was refused, of which nobody has heard yet: whoever calls may count on it."""
+
+
 class MutationSequence(Generic[AnyTicket]):
     """Gives every mutation its number, in the order of the calls, and notes how it ends.
 
     A mutation that was refused leaves its number to the next one. Those behind it can never have
     their turn, but copies of them may still be on their way: before a number is given again, the
-    run is taken over, which fences them. After a mutation that ended without an answer nobody here
-    knows which numbers are used: then no further one is given until a take-over has settled it.
+    run is taken over, which fences them. A mutation that comes before anybody has heard of the
+    refusal is behind it as well: a step must not go without its batch because it came later.
+
+    After a mutation that ended without an answer nobody here knows which numbers are used: then no
+    further one is given until a take-over has settled it.
 
     Sends nothing, and may be used from many threads. Each change is one assignment, or is safe to
     repeat, because Ctrl-C may interrupt it anywhere.
@@ -55,6 +77,7 @@ class MutationSequence(Generic[AnyTicket]):
         self._last = last_sequence_number
         self._in_flight: dict[int, AnyTicket] = {}
         self._uncertain: list[AnyTicket] = []
+        self._unheard: list[AnyTicket] = []
         self._attach_id: str | None = None
         self._changed = threading.Condition()
 
@@ -63,11 +86,14 @@ class MutationSequence(Generic[AnyTicket]):
         """Whether a mutation is in flight."""
         return bool(self._in_flight)
 
-    def give(self, ticket: AnyTicket, *, most_in_flight: int, timeout_seconds: float) -> bool:
-        """Give the next number, once few enough mutations are in flight.
+    @property
+    def unheard(self) -> AnyTicket | None:
+        """The first refused mutation of which nobody has heard."""
+        with self._changed:
+            return self._unheard[0] if self._unheard else None
 
-        Returns:
-            False where the run must be taken over first; then nothing is in flight.
+    def give(self, ticket: AnyTicket, *, most_in_flight: int, timeout_seconds: float) -> Turn:
+        """Give the next number, once few enough mutations are in flight.
 
         Raises:
             UncertainMutationError: an earlier mutation ended without an answer.
@@ -75,21 +101,24 @@ class MutationSequence(Generic[AnyTicket]):
         """
         with self._changed:
             self._wait(
-                lambda: bool(self._uncertain) or self._has_room(most_in_flight), timeout_seconds
+                lambda: bool(self._uncertain or self._unheard) or self._has_room(most_in_flight),
+                timeout_seconds,
             )
             if self._uncertain:
                 raise UncertainMutationError(
                     f"{self._uncertain[0].operation} ended without an answer and may have been "
                     "applied; call resynchronize() to find out"
                 )
+            if self._unheard:
+                return Turn.BEHIND_A_REFUSED_ONE
             if self._attach_id is not None:
-                return False
+                return Turn.TAKE_OVER_FIRST
             number = max([self._last, *self._in_flight]) + 1
             ticket.header.run_id = self._run_id
             ticket.header.writer_epoch = self._writer_epoch
             ticket.header.sequence_number = number
             self._in_flight[number] = ticket
-            return True
+            return Turn.GIVEN
 
     def applied(self, ticket: AnyTicket) -> bool:
         """A mutation was answered. False: it had ended before for those who wait for it."""
@@ -114,8 +143,14 @@ class MutationSequence(Generic[AnyTicket]):
             ended = self._ended_by(ticket)
             if len(ended) > 1:
                 self._attach_id = self._attach_id or uuid.uuid4().hex
+            self._unheard = self._unheard + ended[:1]
             self._remove(ended)
             return ended
+
+    def heard(self, ticket: AnyTicket) -> None:
+        """Somebody has heard that this mutation was refused."""
+        with self._changed:
+            self._unheard = [one for one in self._unheard if one is not ticket]
 
     def lost(self, ticket: AnyTicket) -> list[AnyTicket]:
         """A mutation ended without an answer.
@@ -176,7 +211,10 @@ class MutationSequence(Generic[AnyTicket]):
         return len(self._in_flight) < most
 
     def _wait(self, is_over: Callable[[], bool], timeout_seconds: float) -> None:
-        if not self._changed.wait_for(is_over, timeout_seconds):
+        end = time.monotonic() + timeout_seconds
+        while not self._changed.wait_for(is_over, min(NAP_SECONDS, end - time.monotonic())):
+            if time.monotonic() < end:
+                continue
             raise ServiceError(
                 code="DEADLINE_EXCEEDED",
                 message=f"not sent: {len(self._in_flight)} earlier calls of this handle did not "

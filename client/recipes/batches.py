@@ -142,7 +142,7 @@ class Transfer:
 
 
 class Submit(Protocol):
-    """A run's `forward_backward` or `forward` with its examples and settings filled in."""
+    """Sends the examples of a batch with these targets and waits for the result."""
 
     def __call__(
         self, *, pull: PulledScoring | None = None, chunks: Chunks = ()

@@ -3,19 +3,18 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from client.recipes.batches import (
     AlignedSequence,
     TeacherLink,
     align,
     check_teacher,
-    run_batch,
     shuffled_batches,
 )
 from client.recipes.leftovers import drop_leftovers
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
+from client.recipes.training_step import train_step
 from client.run import StudentRun
 from client.settings import AdamW, Tokens, batch_settings, check_distribution_objective
 from distill.tokenizer import TextTokenizer
@@ -101,15 +100,14 @@ def train_off_policy(
     for index, chosen in zip(range(settings.step_count), batches, strict=False):
         started = time.monotonic()
         batch = align([sequences[position] for position in chosen])
-        transfer = run_batch(
-            teacher,
-            batch,
+        transfer, step = train_step(
+            run=run,
+            teacher=teacher,
+            batch=batch,
+            minimised=minimised,
             top_k=settings.top_k,
             temperature=settings.temperature,
-            submit=partial(run.forward_backward, batch.examples, minimised),
-        )
-        step = run.optim_step(
-            schedule.adamw(settings.adamw, index, time_share=time_share), normalization="rows"
+            adamw=schedule.adamw(settings.adamw, index, time_share=time_share),
         )
         metrics = step_metrics(
             transfer,

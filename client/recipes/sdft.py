@@ -21,6 +21,7 @@ from client.recipes.batches import (
 from client.recipes.leftovers import drop_leftovers
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
+from client.recipes.training_step import train_step
 from client.results import BatchResult, Sample
 from client.run import StudentRun
 from client.settings import (
@@ -129,14 +130,15 @@ def train_sdft(
         )
         sampling_seconds = time.monotonic() - started
         batch = align(pair_completions(batch_prompts, completions))
-        transfer = run_batch(
-            teacher,
-            batch,
+        transfer, step = train_step(
+            run=run,
+            teacher=teacher,
+            batch=batch,
+            minimised=minimised,
             top_k=settings.top_k,
             temperature=settings.temperature,
-            submit=partial(run.forward_backward, batch.examples, minimised),
+            adamw=schedule.adamw(settings.adamw, index),
         )
-        step = run.optim_step(schedule.adamw(settings.adamw, index), normalization="rows")
         metrics = step_metrics(
             transfer,
             step,

@@ -29,6 +29,9 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
     def __init__(self) -> None:
         self.tokenizer = fake_tokenizer()
         self.calls: list[str] = []
+        """Names of RPCs as they arrive."""
+        self.done: list[str] = []
+        """Names of mutations as they are applied, and of samplings."""
         self.batches: list[
             tuple[
                 student_service_pb2.ForwardBackwardHeader | student_service_pb2.ForwardHeader,
@@ -89,6 +92,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
                 self.refuse_next = False
                 raise WrongStateError("refused by the test")
             answer = operation()
+            self.done.append(type(answer).__name__.removesuffix("Response"))
             self.last += 1
             self.answers[self.last] = (content, answer)
             self.changed.notify_all()
@@ -252,6 +256,7 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
 
     def Sample(self, request, context):
         self.calls.append("Sample")
+        self.done.append("Sample")
         text = self.completion_texts[min(self.step, len(self.completion_texts) - 1)]
         for sequence in sample(self.tokenizer, request.sampling, text):
             yield student_service_pb2.StudentServiceSampleResponse(sequence=sequence)

@@ -168,6 +168,36 @@ def test_a_refused_call_with_nobody_behind_needs_no_take_over(
     assert (fake_student.epoch, fake_student.last) == (1, 2)
 
 
+@pytest.mark.parametrize("heard_from", ["the refused one", "one behind it"])
+def test_what_is_called_before_anybody_has_heard_of_a_refusal_is_behind_it(
+    run: StudentRun, fake_student: FakeStudent, heard_from: str
+) -> None:
+    assert submit_batch(run).result().totals.row_count == 3
+    with holding(fake_student, refused=2):
+        refused = submit_batch(run)
+        _wait_until(refused.done)
+        step, other = run.submit_optim_step(STEP), run.submit_optim_step(STEP)
+        assert fake_student.arrived == [1, 2]  # a step without its second batch was not sent
+        if heard_from == "the refused one":
+            with pytest.raises(ServiceError, match="refused by the test"):
+                refused.result()
+        for one in (step, other):
+            assert isinstance(one.exception(), PredecessorFailedError)
+    assert run.optim_step(STEP).step == 1
+    assert (fake_student.epoch, fake_student.last) == (1, 2)
+
+
+def test_a_waiting_call_tells_of_a_refusal_that_nobody_has_heard_of(
+    run: StudentRun, fake_student: FakeStudent
+) -> None:
+    with holding(fake_student, refused=1):
+        refused = submit_batch(run)
+        _wait_until(refused.done)
+        with pytest.raises(PredecessorFailedError, match="forward_backward before it was refused"):
+            run.optim_step(STEP)
+    assert run.optim_step(STEP).step == 1
+
+
 def test_a_take_over_waits_for_those_before_the_refused_call(
     run: StudentRun, fake_student: FakeStudent
 ) -> None:
