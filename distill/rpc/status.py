@@ -32,7 +32,7 @@ _EXEMPT_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
 _SPARE_RECEIVERS = 1000
 """A call that is answered before its caller has closed the stream keeps its thread until the
-caller has taken the answer. Such calls, which have no slot, must leave threads to those with one."""
+caller has taken the answer. Such calls have no slot, and must leave threads to those with one."""
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
