@@ -9,7 +9,7 @@ from distill.limits import MESSAGE_OVERHEAD_BYTES, RequestLimits
 from distill.ops.objectives import OBJECTIVES
 from distill.rows import Rows
 from distill.v1 import scoring_pb2, student_service_pb2, training_pb2
-from student_service.edge.chunks import assemble_prompts
+from student_service.edge.chunks import ChunkAssembler
 from student_service.edge.digests import value_digest
 from student_service.edge.examples import CheckedExample, ExampleParser, PromptRows
 from student_service.edge.pulled_scoring import (
@@ -100,18 +100,22 @@ class BatchReader(Generic[RequestT]):
                     f"the header says {batch.example_count} examples, got {kind} after {index}",
                 )
             examples.append(parser.parse(request.example, index))
-        needs_chunks = any(isinstance(example.targets, PromptRows) for example in examples)
-        chunks = []
-        for chunk in self._chunks(batch):
-            if pulls or not needs_chunks:
-                reason = "the header names a teacher" if pulls else "the examples name their tokens"
-                raise InvalidFieldError("chunks[0]", f"no chunk may follow: {reason}")
-            chunks.append(chunk)
         if pulls:
             check_pulled_rows(examples, batch.pull.scoring)
-        prompts = assemble_prompts(
-            chunks, self._limits, self._vocab_size, OBJECTIVES[loss.objective]
+        named = {
+            example.targets.prompt_index
+            for example in examples
+            if isinstance(example.targets, PromptRows)
+        }
+        assembler = ChunkAssembler(
+            named, self._limits, self._vocab_size, OBJECTIVES[loss.objective]
         )
+        for chunk in self._chunks(batch):
+            if pulls or not named:
+                reason = "the header names a teacher" if pulls else "the examples name their tokens"
+                raise InvalidFieldError("chunks[0]", f"no chunk may follow: {reason}")
+            assembler.add(chunk)
+        prompts = assembler.finish()
         return ReceivedBatch(
             loss=loss,
             batch=batch,
