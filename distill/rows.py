@@ -123,7 +123,7 @@ class ScoredRows(Rows):
     """As in `Rows`."""
 
 
-ROWS = TypeVar("ROWS", bound=Rows)
+RowsT = TypeVar("RowsT", bound=Rows)
 
 ARRAY_RANKS = {each.name: each.metadata["rank"] for each in fields(Rows) if each.metadata}
 """Fields of `Rows` that are arrays, and their ranks: 2 is [R, K], 1 is [R]."""
@@ -153,7 +153,7 @@ def as_scored(rows: Rows) -> ScoredRows:
     return ScoredRows(**values)
 
 
-def concatenate(parts: Sequence[ROWS]) -> ROWS:
+def concatenate(parts: Sequence[RowsT]) -> RowsT:
     """The rows of consecutive parts of one prompt as one.
 
     It checks the tiling: parts that pass cover the rows from the first part's first to the last

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from distill.errors import IncompleteStreamError, InvalidFieldError, LimitExceededError
-from distill.limits import MESSAGE_OVERHEAD_BYTES, RequestLimits
+from distill.errors import IncompleteStreamError, InvalidFieldError
+from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
 from distill.rows import Rows
 from distill.v1 import scoring_pb2, student_service_pb2, training_pb2
-from student_service.edge.chunks import assemble_prompts
+from student_service.edge.chunks import ChunkAssembler
 from student_service.edge.digests import value_digest
 from student_service.edge.examples import CheckedExample, ExampleParser, PromptRows
 from student_service.edge.pulled_scoring import (
@@ -59,7 +59,6 @@ class BatchReader(Generic[RequestT]):
         self._requests: Iterator[RequestT] = requests
         self._limits = limits
         self._vocab_size = vocab_size
-        self._bytes = 0
 
     def header(self) -> Any:
         """The first message's header, of the stream's own type.
@@ -100,18 +99,22 @@ class BatchReader(Generic[RequestT]):
                     f"the header says {batch.example_count} examples, got {kind} after {index}",
                 )
             examples.append(parser.parse(request.example, index))
-        needs_chunks = any(isinstance(example.targets, PromptRows) for example in examples)
-        chunks = []
-        for chunk in self._chunks(batch):
-            if pulls or not needs_chunks:
-                reason = "the header names a teacher" if pulls else "the examples name their tokens"
-                raise InvalidFieldError("chunks[0]", f"no chunk may follow: {reason}")
-            chunks.append(chunk)
         if pulls:
             check_pulled_rows(examples, batch.pull.scoring)
-        prompts = assemble_prompts(
-            chunks, self._limits, self._vocab_size, OBJECTIVES[loss.objective]
+        named = {
+            example.targets.prompt_index
+            for example in examples
+            if isinstance(example.targets, PromptRows)
+        }
+        assembler = ChunkAssembler(
+            named, self._limits, self._vocab_size, OBJECTIVES[loss.objective]
         )
+        for chunk in self._chunks(batch):
+            if pulls or not named:
+                reason = "the header names a teacher" if pulls else "the examples name their tokens"
+                raise InvalidFieldError("chunks[0]", f"no chunk may follow: {reason}")
+            assembler.add(chunk)
+        prompts = assembler.finish()
         return ReceivedBatch(
             loss=loss,
             batch=batch,
@@ -164,7 +167,6 @@ class BatchReader(Generic[RequestT]):
 
         Raises:
             IncompleteStreamError: the stream ended, and may not.
-            LimitExceededError: more bytes than the service accepts.
         """
         request = next(self._requests, None)
         if request is None:
@@ -174,11 +176,6 @@ class BatchReader(Generic[RequestT]):
                 "end",
                 f"the stream ended {received}: the connection broke, or the part that closes the "
                 "batch was not sent. Send all of it again",
-            )
-        self._bytes += request.ByteSize() + MESSAGE_OVERHEAD_BYTES
-        if self._bytes > self._limits.max_request_bytes:
-            raise LimitExceededError(
-                "request", self._limits.max_request_bytes, self._bytes, unit="bytes"
             )
         return request.WhichOneof("part") or "no part", request
 

@@ -1,15 +1,18 @@
 """Chunks of a teacher's rows, relayed by the client or pulled: each checked, and those of a prompt
 joined."""
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Container, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from distill.arrays import BoolArray, FloatArray
-from distill.errors import InvalidFieldError
+from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
 from distill.ops.objectives import ObjectiveSpec
-from distill.rows import Rows, TilingError, concatenate
+from distill.rows import Rows, TilingError, check_next, concatenate
 from distill.rpc.checks import check_distinct, check_token_ids
 from distill.v1 import scoring_pb2
 from distill.wire import rows_from_message
@@ -23,35 +26,117 @@ MIN_ENTROPY = -1e-3
 """Smallest entropy that is accepted: one slightly below 0 is rounding."""
 
 
-def assemble_prompts(
-    chunks: Iterable[scoring_pb2.TopKChunk],
-    limits: RequestLimits,
-    vocab_size: int,
-    objective: ObjectiveSpec,
-) -> dict[int, Rows]:
-    """Join the chunks of each prompt, checking every value and that the objective can use it.
+class _Part(NamedTuple):
+    """Rows of one chunk."""
 
-    Raises:
-        InvalidFieldError: a bad chunk, different K, or chunks that overlap or leave a gap.
+    rows: Rows
+    number: int
+    """Of the chunk in its stream."""
+
+    @property
+    def first_row(self) -> int:
+        """Where it stands in its prompt."""
+        return self.rows.first_row
+
+
+class ChunkAssembler:
+    """Takes the chunks of a batch one by one, as they arrive, and joins those of each prompt.
+
+    A chunk that is wrong, or that can have no place in the batch, is refused before the next one is
+    read, so that a stream holds no more memory than the rows that it may bring. Chunks of different
+    prompts may interleave, and those of one prompt may come in any order that tiles its rows.
     """
-    by_prompt: dict[int, list[Rows]] = {}
-    support_size: int | None = None
-    for index, chunk in enumerate(chunks):
-        field = f"chunks[{index}]"
+
+    def __init__(
+        self,
+        prompts: Container[int],
+        limits: RequestLimits,
+        vocab_size: int,
+        objective: ObjectiveSpec,
+    ) -> None:
+        """Args:
+        prompts: indices of the prompts that chunks may describe.
+        limits: what the service accepts.
+        vocab_size: V.
+        objective: says what a chunk must have.
+        """
+        self._prompts = prompts
+        self._limits = limits
+        self._vocab_size = vocab_size
+        self._objective = objective
+        self._parts: dict[int, list[_Part]] = {}
+        self._chunk_count = 0
+        self._row_count = 0
+        self._support_size: int | None = None
+
+    def add(self, chunk: scoring_pb2.TopKChunk) -> None:
+        """Take the next chunk.
+
+        Raises:
+            InvalidFieldError: a bad value, a prompt that is not wanted, another K or other fields
+                than in the chunks before, or rows that came before.
+            LimitExceededError: more rows than the prompts of one request can have.
+        """
+        field = f"chunks[{self._chunk_count}]"
         rows = rows_from_message(chunk, field)
-        _check_rows(rows, field, limits, vocab_size, objective)
-        if support_size is None:
-            support_size = rows.support_size
-        if rows.support_size != support_size:
+        _check_rows(rows, field, self._limits, self._vocab_size, self._objective)
+        if rows.prompt_index not in self._prompts:
+            raise InvalidFieldError(
+                f"{field}.prompt_index", f"no example names prompt {rows.prompt_index}"
+            )
+        if self._support_size not in (None, rows.support_size):
             raise InvalidFieldError(
                 f"{field}.token_ids.shape",
-                f"K must be {support_size} as in the chunks before it, got {rows.support_size}",
+                f"K must be {self._support_size} as in the chunks before it, "
+                f"got {rows.support_size}",
             )
-        parts = by_prompt.setdefault(rows.prompt_index, [])
+        self._row_count += len(rows)
+        if self._row_count > self._limits.max_request_tokens:
+            raise LimitExceededError(
+                f"{field}.token_ids.shape",
+                self._limits.max_request_tokens,
+                self._row_count,
+                unit="rows in all chunks together",
+            )
+        self._place(_Part(rows, self._chunk_count), field)
+        self._support_size = rows.support_size
+        self._chunk_count += 1
+
+    def _place(self, part: _Part, field: str) -> None:
+        """Put a part between those of its prompt, in the order of their rows."""
+        rows = part.rows
+        parts = self._parts.setdefault(rows.prompt_index, [])
         if parts:
-            _check_same_arrays(rows, parts[0], field)
-        parts.append(rows)
-    return {prompt: _join(parts) for prompt, parts in by_prompt.items()}
+            _check_same_arrays(rows, parts[0].rows, field)
+        place = bisect_left(parts, rows.first_row, key=lambda other: other.first_row)
+        begins_inside = place > 0 and parts[place - 1].rows.end_row > rows.first_row
+        ends_inside = place < len(parts) and rows.end_row > parts[place].first_row
+        if begins_inside or ends_inside:
+            raise InvalidFieldError(
+                f"{field}.first_row",
+                f"the rows of prompt {rows.prompt_index} must be tiled exactly once: some of "
+                f"[{rows.first_row}, {rows.end_row}) came in a chunk before",
+            )
+        parts.insert(place, part)
+
+    def finish(self) -> dict[int, Rows]:
+        """The rows of each prompt that a chunk described. The assembler is empty afterwards.
+
+        Raises:
+            InvalidFieldError: the chunks of a prompt leave a gap.
+        """
+        # Taken out one by one: a prompt of several chunks is copied, and its chunks can go then.
+        taken = (self._parts.popitem() for _ in range(len(self._parts)))
+        return {prompt: _join(parts) for prompt, parts in taken}
+
+
+def _join(parts: Sequence[_Part]) -> Rows:
+    for before, after in pairwise(parts):
+        try:
+            check_next(after.rows, before.rows.end_row)
+        except TilingError as error:
+            raise InvalidFieldError(f"chunks[{after.number}].first_row", str(error)) from None
+    return concatenate([part.rows for part in parts])
 
 
 def _check_same_arrays(rows: Rows, before: Rows, field: str) -> None:
@@ -65,13 +150,6 @@ def _check_same_arrays(rows: Rows, before: Rows, field: str) -> None:
             f"all chunks of prompt {rows.prompt_index} must have it, or none: it {presence} in "
             "those before",
         )
-
-
-def _join(parts: Sequence[Rows]) -> Rows:
-    try:
-        return concatenate(sorted(parts, key=lambda part: part.first_row))
-    except TilingError as error:
-        raise InvalidFieldError("chunks.first_row", str(error)) from None
 
 
 def _check_rows(

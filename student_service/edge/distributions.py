@@ -2,16 +2,19 @@
 student pulls from a teacher."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import grpc
 
-from distill.errors import InvalidFieldError
-from distill.limits import RequestLimits
+from distill.errors import InvalidFieldError, WrongStateError
+from distill.limits import MESSAGE_OVERHEAD_BYTES, RequestLimits
 from distill.ops.objectives import OBJECTIVES
 from distill.rows import Rows
+from distill.rpc.byte_budget import held_memory
+from distill.v1 import scoring_pb2
 from student_service.edge.batch_stream import ReceivedBatch
-from student_service.edge.chunks import assemble_prompts
+from student_service.edge.chunks import ChunkAssembler
 from student_service.edge.examples import CheckedExample, PromptRows
 from student_service.edge.formatting import check_result_size
 from student_service.edge.teacher_pool import TeacherPool
@@ -28,8 +31,10 @@ def with_targets(
     """The batch with its targets, the bytes that were pulled for it, and the seconds this took.
 
     Raises:
-        InvalidFieldError: a bad chunk, or rows that no chunk describes.
+        InvalidFieldError: an example names rows that no chunk describes.
         LimitExceededError: more than the service accepts, or results too large for one message.
+        HeldBytesError: no room now for what the teacher sends.
+        WrongStateError: a chunk of the teacher is wrong, or of no use for the objective.
 
     What `TeacherPool.pull` raises passes through.
     """
@@ -37,14 +42,39 @@ def with_targets(
     prompts, pulled_bytes = received.prompts, 0
     if received.batch.HasField("pull"):
         pull = received.batch.pull
-        chunks, pulled_bytes = teachers.pull(
-            pull.teacher, pull.scoring, context, max_bytes=limits.max_request_bytes
-        )
         objective = OBJECTIVES[received.loss.objective]
-        prompts = assemble_prompts(chunks, limits, vocab_size, objective)
+        # The teacher scores every prompt that it was sent, also one that no example names.
+        wanted = range(len(pull.scoring.prompts))
+        assembler = ChunkAssembler(wanted, limits, vocab_size, objective)
+
+        memory = held_memory(context)
+
+        def receive(chunk: scoring_pb2.TopKChunk) -> None:
+            memory.add(chunk.ByteSize() + MESSAGE_OVERHEAD_BYTES)
+            with _chunks_of(pull.teacher):
+                assembler.add(chunk)
+
+        pulled_bytes = teachers.pull(
+            pull.teacher,
+            pull.scoring,
+            context,
+            max_bytes=limits.max_request_bytes,
+            receive=receive,
+        )
+        with _chunks_of(pull.teacher):
+            prompts = assembler.finish()
     batch = TrainingBatch(loss=received.loss, examples=attach_targets(received.examples, prompts))
     check_result_size(batch, received.batch)
     return batch, pulled_bytes, time.monotonic() - started
+
+
+@contextmanager
+def _chunks_of(teacher: str) -> Iterator[None]:
+    """Inside, a wrong chunk is the teacher's fault: the caller sent none, and has no such field."""
+    try:
+        yield
+    except InvalidFieldError as error:
+        raise WrongStateError(f"teacher {teacher!r} sent {error.message}") from error
 
 
 def attach_targets(

@@ -1,6 +1,6 @@
 """The teachers that the student pulls distributions from itself."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import grpc
 
@@ -11,6 +11,7 @@ from distill.errors import (
     TokenizerMismatchError,
     UnavailableError,
 )
+from distill.limits import MESSAGE_OVERHEAD_BYTES
 from distill.rpc.channel import CHANNEL_OPTIONS
 from distill.rpc.deadline import remaining_seconds
 from distill.tokenizer import describe_mismatch
@@ -53,15 +54,18 @@ class TeacherPool:
         context: grpc.ServicerContext,
         *,
         max_bytes: int,
-    ) -> tuple[list[scoring_pb2.TopKChunk], int]:
-        """Every chunk of a scoring request, and their size in bytes.
+        receive: Callable[[scoring_pb2.TopKChunk], None],
+    ) -> int:
+        """Have a teacher score, and hand on each chunk as it arrives; their size in bytes.
 
         Args:
             name: of the teacher.
             scoring: what to score.
             context: the call that wants it. The teacher gets what is left of its deadline, and
                 stops when the call ends.
-            max_bytes: most bytes to keep.
+            max_bytes: most bytes of all chunks together, each counted with
+                `MESSAGE_OVERHEAD_BYTES`.
+            receive: takes the chunks. What it raises passes through and ends the teacher's work.
 
         Raises:
             LimitExceededError: more than `max_bytes`.
@@ -79,7 +83,7 @@ class TeacherPool:
             try:
                 if not context.add_callback(responses.cancel):
                     raise CallEndedError("the call ended before its targets were pulled")
-                return _within(max_bytes, responses)
+                return _hand_on(responses, receive, max_bytes)
             finally:
                 responses.cancel()  # does nothing where the stream has ended
         except grpc.RpcError as error:
@@ -121,13 +125,16 @@ class TeacherPool:
             )
 
 
-def _within(
-    max_bytes: int, responses: Iterable[teacher_service_pb2.TeacherServiceStreamTopKResponse]
-) -> tuple[list[scoring_pb2.TopKChunk], int]:
-    chunks, byte_count = [], 0
+def _hand_on(
+    responses: Iterable[teacher_service_pb2.TeacherServiceStreamTopKResponse],
+    receive: Callable[[scoring_pb2.TopKChunk], None],
+    max_bytes: int,
+) -> int:
+    byte_count = overhead = 0
     for response in responses:
         byte_count += response.chunk.ByteSize()
-        if byte_count > max_bytes:
-            raise LimitExceededError(PULL_FIELD, max_bytes, byte_count, unit="bytes")
-        chunks.append(response.chunk)
-    return chunks, byte_count
+        overhead += MESSAGE_OVERHEAD_BYTES
+        if byte_count + overhead > max_bytes:
+            raise LimitExceededError(PULL_FIELD, max_bytes, byte_count + overhead, unit="bytes")
+        receive(response.chunk)
+    return byte_count

@@ -106,6 +106,17 @@ def test_hazards_are_invalid_arguments_that_change_nothing(stub, run_name):
     assert step.gradient_norm == reference.gradient_norm
 
 
+def test_stream_that_ends_before_its_end_part_changes_nothing(stub, run_name):
+    create(stub, run_name)
+    whole = list(parts(mutation(run_name), [hard(), hard(seed=1)]))
+    for cut in range(len(whole)):
+        error = refused(lambda sent=whole[:cut]: stub.ForwardBackward(iter(sent)))
+        assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INCOMPLETE_STREAM"), cut
+    run = stub.GetRun(pb.GetRunRequest(run_id=run_name)).run
+    assert (run.last_sequence_number, run.accumulated_batches) == (0, 0)
+    assert not stub.ForwardBackward(iter(whole)).replayed
+
+
 def test_step_without_a_gradient_is_a_failed_precondition(stub, run_name):
     create(stub, run_name)
     request = pb.OptimStepRequest(
@@ -122,6 +133,10 @@ def test_repeated_requests_are_answered_again_and_applied_once(stub, run_name):
     assert (first.replayed, again.replayed) == (False, True)
     assert first.result == again.result
     assert stub.GetRun(pb.GetRunRequest(run_id=run_name)).run.accumulated_batches == 1
+    spelled = forward_backward_parts(
+        [hard()], mutation=mutation(run_name), objective=CROSS_ENTROPY, temperature=1.0
+    )
+    assert stub.ForwardBackward(spelled).replayed
     other = refused(lambda: stub.ForwardBackward(parts(mutation(run_name), [hard(seed=1)])))
     assert other.code == "ABORTED"
 

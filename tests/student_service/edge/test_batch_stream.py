@@ -82,6 +82,29 @@ def test_stream_that_is_cut_anywhere_before_its_end_part_is_never_taken_for_whol
         assert caught.value.field == "end"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        (scoring_pb2.TopKChunk(), "token_ids.shape"),
+        (make_chunks(prompt_index=1)[0][0], "prompt_index"),
+        (make_chunks()[0][0], "first_row"),
+    ],
+    ids=["empty", "of a prompt that no example names", "of rows that came before"],
+)
+def test_wrong_chunk_is_refused_before_the_next_part_is_read(teachers, wrong, field):
+    def parts():
+        *before, end = forward_backward_parts(
+            [distribution_example()], [*make_chunks()[0], wrong], **KINDS["relayed"]
+        )
+        yield from before
+        pytest.fail("read on")
+        yield end
+
+    with pytest.raises(InvalidFieldError) as caught:
+        read_parts(teachers, parts())
+    assert caught.value.field == f"chunks[1].{field}"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("difference", [-1, 1])
 def test_end_that_counts_other_chunks_than_came_is_refused(teachers, kind, difference):

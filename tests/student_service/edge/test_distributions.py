@@ -1,17 +1,22 @@
 """Chunks into targets: tiling, alignment, and what an objective asks of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.errors import InvalidFieldError
+from distill.errors import InvalidFieldError, LimitExceededError, WrongStateError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
 from distill.tensors import encode_floats, encode_int32
-from student_service.edge.chunks import assemble_prompts
-from student_service.edge.distributions import attach_targets
+from distill.v1 import scoring_pb2, training_pb2
+from student_service.edge.batch_stream import ReceivedBatch
+from student_service.edge.chunks import ChunkAssembler
+from student_service.edge.distributions import attach_targets, with_targets
 from student_service.edge.examples import CheckedExample, PromptRows
+from student_service.training.batch import LossSettings
 from tests.support.training_messages import (
     VOCAB_SIZE,
     changed_chunk,
@@ -23,8 +28,15 @@ from tests.support.training_messages import (
 LIMITS = RequestLimits(max_sequence_tokens=64, max_top_k=8)
 
 
-def assemble(chunks, objective="tail_bucket"):
-    return assemble_prompts(chunks, LIMITS, VOCAB_SIZE, OBJECTIVES[objective])
+def assembler(objective="tail_bucket", *, limits=LIMITS, vocab_size=VOCAB_SIZE):
+    return ChunkAssembler(range(6), limits, vocab_size, OBJECTIVES[objective])
+
+
+def assemble(chunks, objective="tail_bucket", **service):
+    taking = assembler(objective, **service)
+    for chunk in chunks:
+        taking.add(chunk)
+    return taking.finish()
 
 
 def test_repeated_ids_of_a_sampled_support_are_fine_in_slots_of_weight_zero():
@@ -75,7 +87,7 @@ def test_a_tail_of_nothing_is_refused_where_the_student_could_reach_it():
             ):
                 assemble([chunk], name)
             # With K = V there is nothing to reach.
-            assert assemble_prompts([chunk], LIMITS, 4, spec)
+            assert assemble([chunk], name, vocab_size=4)
         elif spec.needs_distribution:
             assert assemble([chunk], name)
 
@@ -89,12 +101,12 @@ def test_a_tail_beside_the_whole_vocabulary_is_refused_before_the_student_pays_f
             tail_log_probs=encode_floats(np.array([tail])),
             entropies=encode_floats(np.ones(1)),
         )
-        for spec in OBJECTIVES.values():
+        for name, spec in OBJECTIVES.items():
             if spec.needs_distribution:
                 with pytest.raises(
                     InvalidFieldError, match=rf"tail_log_probs: must be -inf with K = 4.*got {tail}"
                 ):
-                    assemble_prompts([chunk], LIMITS, 4, spec)
+                    assemble([chunk], name, vocab_size=4)
 
 
 OPTIONAL = ("prompt_log_probs", "tail_log_probs", "entropies")
@@ -197,6 +209,40 @@ def test_chunks_join_to_the_rows_they_were_cut_from(cuts, order):
     np.testing.assert_array_equal(prompt.entropies, entropies)
 
 
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=5))
+def test_chunks_are_taken_where_they_tile_in_some_order_and_refused_otherwise(intervals):
+    chunks = [make_chunks(row_count=count, first_row=first)[0][0] for first, count in intervals]
+    described = [row for first, count in intervals for row in range(first, first + count)]
+    first, tiled = min(described), sorted(described)
+    if tiled == list(range(first, first + len(tiled))):
+        prompt = assemble(chunks)[0]
+        assert (prompt.first_row, len(prompt)) == (first, len(tiled))
+    else:
+        with pytest.raises(InvalidFieldError, match="must be tiled exactly once") as caught:
+            assemble(chunks)
+        assert caught.value.field in {f"chunks[{index}].first_row" for index in range(len(chunks))}
+
+
+def test_an_overlap_is_refused_with_the_chunk_that_brings_it():
+    chunks = make_chunks(cuts=(4, 8))[0]
+    taking = assembler()
+    for chunk in (chunks[2], chunks[0]):
+        taking.add(chunk)
+    for again in (chunks[0], chunks[2], make_chunks(row_count=5)[0][0]):
+        with pytest.raises(InvalidFieldError, match=r"chunks\[2\].first_row: .* came in a chunk"):
+            taking.add(again)
+    # What was refused left nothing behind.
+    taking.add(chunks[1])
+    assert len(taking.finish()[0]) == 12
+
+
+def test_chunks_bring_no_more_rows_than_the_prompts_of_a_request_can_have():
+    chunks = [*make_chunks(cuts=(6,))[0], *make_chunks(prompt_index=1)[0]]
+    assert assemble(chunks, limits=replace(LIMITS, max_request_tokens=24))
+    with pytest.raises(LimitExceededError, match=r"chunks\[2\].*at most 23 rows .* got 24"):
+        assemble(chunks, limits=replace(LIMITS, max_request_tokens=23))
+
+
 def example_of(prompt_offset, row_count, prompt_index=0, target_offset=2):
     return CheckedExample(
         input_tokens=np.arange(30, dtype=np.int32),
@@ -216,3 +262,66 @@ def test_example_gets_the_rows_it_names_whatever_the_prefixes():
     assert example.target_offset == 20
     np.testing.assert_array_equal(example.targets.token_ids, ids[4:9])
     np.testing.assert_array_equal(example.targets.log_probs, values[4:9])
+
+
+class Teacher:
+    """Sends given chunks to whoever pulls."""
+
+    def __init__(self, chunks):
+        self.chunks = chunks
+        self.sent = 0
+
+    def pull(self, name, scoring, context, *, max_bytes, receive):  # noqa: ARG002
+        for chunk in self.chunks:
+            self.sent += 1
+            receive(chunk)
+        return 1000
+
+
+def pulled(teacher, prompt_count=2):
+    """A batch of one example, with rows 3 to 6 of prompt 0, whose targets a teacher has."""
+    scoring = scoring_pb2.Scoring(
+        prompts=[{"token_ids": encode_int32(np.arange(15)), "score_from": 3}] * prompt_count,
+        top_k=4,
+    )
+    received = ReceivedBatch(
+        loss=LossSettings(objective="tail_bucket"),
+        batch=training_pb2.Batch(pull={"teacher": "main", "scoring": scoring}),
+        examples=(example_of(3, 4),),
+        prompts={},
+        digest=b"",
+    )
+    return with_targets(received, None, teacher, LIMITS, VOCAB_SIZE)
+
+
+def test_pulled_chunks_become_the_targets_that_relayed_ones_would():
+    # The teacher scores every prompt of the request, also one that no example names.
+    chunks = [*make_chunks(cuts=(5,))[0], *make_chunks(prompt_index=1)[0]]
+    batch, pulled_bytes, _ = pulled(Teacher(chunks))
+    (relayed,) = attach_targets([example_of(3, 4)], assemble(chunks))
+    (example,) = batch.examples
+    for name, array in relayed.targets.arrays().items():
+        np.testing.assert_array_equal(getattr(example.targets, name), array)
+    assert pulled_bytes == 1000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (changed_chunk(tail_log_probs=encode_floats(np.full(2, np.nan))), "tail_log_probs: must"),
+        (make_chunks(prompt_index=2)[0][0], "prompt_index: no example names prompt 2"),
+        (make_chunks(first_row=8)[0][0], "first_row: .* must be tiled exactly once"),
+    ],
+)
+def test_wrong_chunk_of_a_teacher_is_its_own_and_the_first_one_ends_the_pull(wrong, problem):
+    """The caller sent no chunk that it could mend."""
+    teacher = Teacher([make_chunks()[0][0], wrong, wrong])
+    with pytest.raises(WrongStateError, match=rf"^teacher 'main' sent chunks\[1\].{problem}"):
+        pulled(teacher)
+    assert teacher.sent == 2
+
+
+def test_gap_between_the_chunks_of_a_teacher_is_its_own():
+    first, _, last = make_chunks(cuts=(4, 8))[0]
+    with pytest.raises(WrongStateError, match=r"^teacher 'main' sent chunks\[1\].first_row"):
+        pulled(Teacher([first, last]))

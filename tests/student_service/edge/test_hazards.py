@@ -1,5 +1,7 @@
 """Every hazard of a training request is refused before compute, by field."""
 
+import re
+
 import pytest
 
 from distill.errors import InvalidFieldError
@@ -11,6 +13,9 @@ from student_service.training.batch import TrainingBatch
 from tests.support.hazards import GOOD_REQUESTS, HAZARDS, MAX_TOP_K, VOCAB, Request
 from tests.support.tiny_models import tiny_config
 from tests.support.training_messages import forward_backward_parts
+
+PATH = re.compile(r"part|end\.chunk_count|header(\.\w+)+|(examples|chunks)\[\d+\](\.\w+)*")
+"""How the contract says that a field of a client stream is named."""
 
 LIMITS = RequestLimits(max_sequence_tokens=16, max_top_k=MAX_TOP_K)
 
@@ -41,4 +46,5 @@ def test_a_hazard_is_refused_with_its_field_and_value(name: str) -> None:
     with pytest.raises(InvalidFieldError) as caught:
         parse(hazard.request)
     assert caught.value.field == hazard.field
+    assert PATH.fullmatch(hazard.field)
     assert hazard.problem in caught.value.problem

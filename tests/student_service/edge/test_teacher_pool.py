@@ -24,6 +24,7 @@ from distill.errors import (
     UnavailableError,
     WrongStateError,
 )
+from distill.limits import MESSAGE_OVERHEAD_BYTES
 from distill.rpc.status import to_status
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
 from student_service.edge import teacher_pool
@@ -94,7 +95,11 @@ class Call:
 
 
 def pull(pool, name="main", call=None, max_bytes=1 << 20):
-    return pool.pull(name, SCORING, call or Call(), max_bytes=max_bytes)
+    chunks = []
+    byte_count = pool.pull(
+        name, SCORING, call or Call(), max_bytes=max_bytes, receive=chunks.append
+    )
+    return chunks, byte_count
 
 
 @pytest.fixture
@@ -171,11 +176,25 @@ def test_call_that_has_ended_pulls_nothing(pool):
 
 
 def test_chunks_beyond_the_limit_are_refused_and_the_teacher_stops(pool, teacher):
-    total = pull(pool)[1]
-    assert pull(pool, max_bytes=total)[1] == total
+    chunks, byte_count = pull(pool)
+    total = byte_count + len(chunks) * MESSAGE_OVERHEAD_BYTES
+    assert pull(pool, max_bytes=total)[1] == byte_count
     teacher.ended.clear()
     with pytest.raises(LimitExceededError, match=rf"at most {total - 1} bytes, got {total}"):
         pull(pool, max_bytes=total - 1)
+    assert teacher.ended.wait(5)
+
+
+def test_chunks_are_handed_on_as_they_arrive_and_a_refusal_stops_the_teacher(pool, teacher):
+    taken = []
+
+    def receive(chunk):
+        taken.append(chunk)
+        raise InvalidFieldError("chunks[0]", "no use")
+
+    with pytest.raises(InvalidFieldError, match="no use"):
+        pool.pull("main", SCORING, Call(), max_bytes=1 << 20, receive=receive)
+    assert len(taken) == 1
     assert teacher.ended.wait(5)
 
 

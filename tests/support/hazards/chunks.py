@@ -113,14 +113,49 @@ DRAW_WEIGHTS = {
 }
 
 CUT, _ = make_chunks(cuts=(4, 8))
-OTHER_K, _ = make_chunks(prompt_index=1, support_size=3)
+OTHER_K, _ = make_chunks(first_row=5, support_size=3)
+EMPTY = [CUT[0], scoring_pb2.TopKChunk()]
+
+
+def no_rows(chunk: scoring_pb2.TopKChunk) -> scoring_pb2.TopKChunk:
+    """The chunk with the shapes of P = 0."""
+    for name in ("token_ids", "log_probs"):
+        getattr(chunk, name).CopyFrom(type(getattr(chunk, name))(shape=(0, 4)))
+    for name in ("prompt_log_probs", "tail_log_probs", "entropies"):
+        getattr(chunk, name).CopyFrom(encode_floats(np.zeros(0)))
+    return chunk
+
+
 TILINGS: dict[str, tuple[str, str, list[scoring_pb2.TopKChunk]]] = {
     "distribution without chunks": (
         *("examples[0].distribution_targets.prompt_index", "no chunk describes prompt 0"),
         [],
     ),
-    "chunk twice": ("chunks.first_row", "must be tiled exactly once", [CUT[0], CUT[1], CUT[1]]),
-    "gap between chunks": ("chunks.first_row", "must be tiled exactly once", [CUT[0], CUT[2]]),
+    "chunk twice": (
+        *("chunks[2].first_row", "prompt 0 must be tiled exactly once: some of [7, 11) came"),
+        [CUT[0], CUT[1], CUT[1]],
+    ),
+    "chunk around another one": (
+        *("chunks[1].first_row", "some of [3, 15) came in a chunk before"),
+        [CUT[1], *make_chunks()[0]],
+    ),
+    "gap between chunks": (
+        *("chunks[1].first_row", "must be tiled exactly once: expected row 7, got 11"),
+        [CUT[0], CUT[2]],
+    ),
+    "gap between chunks out of order": (
+        *("chunks[0].first_row", "must be tiled exactly once: expected row 7, got 11"),
+        [CUT[2], CUT[0]],
+    ),
+    "prompt that no example names": (
+        *("chunks[1].prompt_index", "no example names prompt 1"),
+        [CUT[0], *make_chunks(prompt_index=1)[0]],
+    ),
+    "empty chunk": ("chunks[1].token_ids.shape", "must have 2 dimensions, got 0", EMPTY),
+    "chunk of no rows": (
+        *("chunks[0].token_ids.shape", "P at least 1"),
+        [no_rows(changed_chunk())],
+    ),
     "log-probs of the prompt in some chunks of it": (
         *("chunks[1].prompt_log_probs", "of prompt 0 must have it, or none: it is absent here"),
         [CUT[0], without(CUT[1], "prompt_log_probs"), CUT[2]],
@@ -128,10 +163,6 @@ TILINGS: dict[str, tuple[str, str, list[scoring_pb2.TopKChunk]]] = {
     "entropies in some chunks of a prompt": (
         *("chunks[2].entropies", "of prompt 0 must have it, or none: it is here and was not"),
         [*(without(chunk, "entropies") for chunk in CUT[:2]), CUT[2]],
-    ),
-    "different K in chunks": (
-        *("chunks[1].token_ids.shape", "K must be 4 as in the chunks before it, got 3"),
-        [changed_chunk(), *OTHER_K],
     ),
 }
 
@@ -182,6 +213,20 @@ CHUNK_HAZARDS = {
         )
         for name, (first, count) in UNDESCRIBED.items()
     },
+    "different K in chunks of a prompt": Hazard(
+        request=DISTRIBUTIONS.but(chunks=(changed_chunk(), *OTHER_K)),
+        field="chunks[1].token_ids.shape",
+        problem="K must be 4 as in the chunks before it, got 3",
+    ),
+    "different K in chunks of two prompts": Hazard(
+        request=DISTRIBUTIONS.but(
+            distribution_example(row_count=2),
+            distribution_example(prompt_index=1),
+            chunks=(changed_chunk(), *make_chunks(prompt_index=1, support_size=3)[0]),
+        ),
+        field="chunks[1].token_ids.shape",
+        problem="K must be 4 as in the chunks before it, got 3",
+    ),
     "a tail in some chunks of a prompt": Hazard(
         request=DISTRIBUTIONS.but(
             chunks=(CUT[0], without(CUT[1], "tail_log_probs")), **objective("renormalized")
@@ -195,8 +240,11 @@ CHUNK_HAZARDS = {
         problem="must add up to at most 1 within 0.01, got 2.4",
     ),
     "prompt that no chunk describes": Hazard(
-        request=DISTRIBUTIONS.but(distribution_example(row_count=2, prompt_index=9)),
-        field=f"{ROWS}.prompt_index",
+        request=DISTRIBUTIONS.but(
+            distribution_example(row_count=2),
+            distribution_example(row_count=2, prompt_index=9),
+        ),
+        field="examples[1].distribution_targets.prompt_index",
         problem="no chunk describes prompt 9",
     ),
 }
