@@ -30,8 +30,9 @@ trailer beyond 8 KiB, with texts in it several times and escaped, may be dropped
 # wrapper would hide. Reflection describes a service that is busy, too.
 _EXEMPT_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
-_SPARE_RECEIVERS = 8
-"""Calls that have ended may still have their thread for a moment."""
+_SPARE_RECEIVERS = 1000
+"""A call that is answered before its caller has closed the stream keeps its thread until the
+caller has taken the answer. Such calls have no slot, and must leave threads to those with one."""
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -83,7 +84,8 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ha
 
     The bound on their number leaves threads of the server's pool free, so health checks always
     find one. gRPC hands over a request's messages as bytes: it would answer malformed ones with
-    INTERNAL, and log them, and only bytes are counted without serializing them again.
+    INTERNAL, and log them, and only bytes are counted without serializing them again. A message is
+    counted when it has arrived whole, so beside the budget each request has one that is on its way.
     """
 
     def __init__(
