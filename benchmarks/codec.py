@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client.parsing import parse_rows
 from client.teacher import TeacherClient
-from distill.rows import Rows
+from distill.rows import ScoredRows
 from distill.rpc.server import RunningServer, Service
 from distill.v1 import scoring_pb2, tensor_pb2
 from distill.v1.teacher_service_pb2 import DESCRIPTOR
@@ -29,7 +29,7 @@ _VOCAB_SIZE = 49152
 
 _LARGEST_RESULT_BYTES = 16 << 20
 
-_Writer = Callable[[Rows], Response]
+_Writer = Callable[[ScoredRows], Response]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +140,13 @@ def _settle_allocator() -> None:
     np.ones(_LARGEST_RESULT_BYTES, np.uint8)
 
 
-def _random_chunk(row_count: int, top_k: int) -> Rows:
+def _random_chunk(row_count: int, top_k: int) -> ScoredRows:
     random = np.random.default_rng(0)
 
     def floats(*shape: int) -> NDArray[np.float32]:
         return random.standard_normal(shape, np.float32)
 
-    return Rows(
+    return ScoredRows(
         prompt_index=0,
         first_row=1,
         token_ids=random.integers(0, _VOCAB_SIZE, (row_count, top_k), np.int32),
@@ -157,7 +157,7 @@ def _random_chunk(row_count: int, top_k: int) -> Rows:
     )
 
 
-def _from_lists(chunk: Rows) -> scoring_pb2.TopKChunk:
+def _from_lists(chunk: ScoredRows) -> scoring_pb2.TopKChunk:
     def floats(array: NDArray[np.float32]) -> tensor_pb2.FloatTensor:
         # Faster than from the array itself, whose items arrive as NumPy scalars.
         return tensor_pb2.FloatTensor(shape=array.shape, values=array.ravel().tolist())
@@ -175,11 +175,11 @@ def _from_lists(chunk: Rows) -> scoring_pb2.TopKChunk:
     )
 
 
-def _response_from_lists(chunk: Rows) -> Response:
+def _response_from_lists(chunk: ScoredRows) -> Response:
     return Response(chunk=_from_lists(chunk))
 
 
-def _response(chunk: Rows) -> Response:
+def _response(chunk: ScoredRows) -> Response:
     response = Response()
     response.chunk.MergeFromString(rows_to_bytes(chunk))
     return response
@@ -207,7 +207,7 @@ def _repetitions(action: Callable[[], object]) -> int:
 class _Loopback:
     """A teacher that sends one chunk over and over, and its client; a context manager."""
 
-    def __init__(self, chunk: Rows) -> None:
+    def __init__(self, chunk: ScoredRows) -> None:
         self._chunk = chunk
         self._writer: _Writer = _response
         self._count = max(1, _STREAMED_BYTES // len(rows_to_bytes(chunk)))

@@ -1,12 +1,9 @@
-"""A channel to a service: its options, its deadlines and the one kind of retry."""
+"""A channel to a service: its options, its deadlines, and the attempts of a call."""
 
-import math
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -15,27 +12,15 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.errors import ServiceError, service_errors
+from client.retry import DEFAULT_RETRY, Attempts, OutageLog, RetryPolicy
 from distill.rpc.address import channel_target
 from distill.rpc.channel import CHANNEL_OPTIONS
 
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
-    """How UNAVAILABLE is retried. No other status is."""
-
-    attempts: int = 5
-    """Most attempts of one call, the first included."""
-
-    first_delay_seconds: float = 0.2
-    """Delay before the second attempt; it doubles with each further one."""
-
-    max_delay_seconds: float = 3.0
-    """Longest delay between two attempts."""
-
-
-DEFAULT_RETRY = RetryPolicy()
+_SILENCE = ("ping timeout", "before receiving SETTINGS")
+"""What gRPC says of a peer whose system answers, but whose process does not."""
 
 CLOSE_SECONDS = 5.0
 """Most time for closing a channel; it takes milliseconds."""
@@ -84,7 +69,7 @@ class Connection:
             address: HOST:PORT of the service, or one of gRPC's own targets, as dns:///HOST:PORT.
             role: what the service is, for messages.
             timeout_seconds: deadline of a call that is not given one of its own.
-            retry: how UNAVAILABLE is retried.
+            retry: how a call is repeated that the service cannot answer now.
 
         Raises:
             ValueError: the address is neither.
@@ -97,6 +82,8 @@ class Connection:
         self.timeout_seconds = timeout_seconds
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._retry = retry
+        self._outage = OutageLog(f"the {role} at {self.address}")
+        self._was_answered = False
 
     def close(self) -> None:
         """Close the channel; calls in progress fail.
@@ -135,29 +122,58 @@ class Connection:
         )
 
     def call(self, attempt: Callable[[float], Answer], deadline: Deadline) -> Answer:
-        """Run `attempt`, again while the service is UNAVAILABLE and time and attempts are left.
+        """Run `attempt`, again while the service cannot answer now and the policy allows it.
+
+        A warning says what is waited for where the wait is longer than a few seconds.
 
         Args:
             attempt: makes the call with the given timeout in seconds. It must be safe to repeat.
             deadline: of all the attempts together.
 
         Raises:
-            ServiceError: any other status, or the last UNAVAILABLE. Where none answers in the end,
-                but an earlier attempt met a service and broke off, the hint says how.
+            ServiceError: any status that is not retried, or that of the last attempt. Where none
+                answers in the end, but an earlier attempt met a service and broke off, the hint
+                says how.
         """
-        broken = ""
-        for delay_seconds in (*self._delays(), math.inf):  # none after the last attempt
-            try:
-                with self._errors():
-                    return attempt(deadline.remaining_seconds)
-            except ServiceError as error:
-                if error.code != "UNAVAILABLE" or deadline.remaining_seconds <= delay_seconds:
-                    _tell_what_broke(error, broken)
-                    raise
-                if not error.hint:  # a hint says that nobody answered, so nothing broke off
-                    broken = str(error)
-            time.sleep(delay_seconds)
-        raise AssertionError("the last attempt returns or raises")
+        attempts = Attempts(self._retry)
+        try:
+            while True:
+                attempts.start()
+                try:
+                    with self._errors():
+                        answer = attempt(deadline.remaining_seconds)
+                except ServiceError as error:
+                    delay_seconds = self._delay_after(error, attempts, deadline)
+                    if delay_seconds is None:
+                        raise attempts.conclude(error) from None
+                else:
+                    self._was_answered = True
+                    self._outage.answered()
+                    return answer
+                time.sleep(delay_seconds)
+                if self._retry.before_retry is not None:
+                    self._retry.before_retry()
+        finally:
+            self._outage.leave(attempts)
+
+    def _delay_after(
+        self, error: ServiceError, attempts: Attempts, deadline: Deadline
+    ) -> float | None:
+        """Seconds until the next attempt, of which a person hears. None: there is none."""
+        if error.reason:
+            self._was_answered = True
+        left_seconds = attempts.left_seconds(
+            deadline.remaining_seconds, was_answered=self._was_answered
+        )
+        delay_seconds = attempts.delay_after(error, left_seconds)
+        if delay_seconds is not None:
+            self._outage.tell(
+                attempts,
+                error,
+                waited_seconds=attempts.waited_seconds + delay_seconds,
+                left_seconds=left_seconds,
+            )
+        return delay_seconds
 
     def stream(
         self, open_stream: Callable[[float], Iterator[Answer]], deadline: Deadline
@@ -205,26 +221,18 @@ class Connection:
                 f"is {self.address} a {self._role.other}, where a {self._role} was asked for, or a "
                 f"{self._role} of an older version?"
             )
-        if error.code == "UNAVAILABLE" and "Connection refused" in error.message:
+        if error.code == "RESOURCE_EXHAUSTED" and "larger than max" in error.message:
+            return (
+                "a message is larger than gRPC takes; Limits.max_message_bytes of the service's "
+                "model_info() says how large one may be: send less in one call"
+            )
+        if error.code != "UNAVAILABLE":
+            return ""
+        if "Connection refused" in error.message:
             return f"nothing listens at {self.address}; distill-{self._role} starts a {self._role}"
+        if any(text in error.message for text in _SILENCE):
+            return f"{self.address} takes connections and says nothing: is its process stopped?"
         return ""
-
-    def _delays(self) -> Iterator[float]:
-        for index in range(self._retry.attempts - 1):
-            delay_seconds = self._retry.first_delay_seconds * 2**index
-            # Jitter, so that many clients of one restarted service do not return in step.
-            yield min(delay_seconds, self._retry.max_delay_seconds) * random.uniform(0.8, 1.2)
-
-
-def _tell_what_broke(error: ServiceError, broken: str) -> None:
-    """Add an earlier attempt's problem to an error that says only that nobody answers.
-
-    Otherwise a service that went away in the middle of a call reads as one that never ran.
-    """
-    is_unanswered = error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not error.reason
-    if is_unanswered and broken not in ("", str(error)):
-        told = f"an earlier attempt ended with {broken}"
-        error.hint = "; ".join(filter(None, (error.hint, told)))
 
 
 def wait_until_serving(address: str, *, service: str, timeout_seconds: float) -> None:
@@ -239,7 +247,7 @@ def wait_until_serving(address: str, *, service: str, timeout_seconds: float) ->
         ServiceError: it did not within that time; UNAVAILABLE, with the last problem.
         ValueError: the address is neither HOST:PORT nor one of gRPC's own targets.
     """
-    channel_target(address)
+    outage = OutageLog(f"{service} at {channel_target(address)}")
     deadline = Deadline(timeout_seconds)
     request = health_pb2.HealthCheckRequest(service=service)
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
@@ -249,6 +257,7 @@ def wait_until_serving(address: str, *, service: str, timeout_seconds: float) ->
                 with service_errors():
                     answer = stub.Check(request, timeout=min(5.0, deadline.remaining_seconds))
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    outage.answered()
                     return
                 problem = "it answers, but not SERVING"
             except ServiceError as error:
@@ -259,4 +268,10 @@ def wait_until_serving(address: str, *, service: str, timeout_seconds: float) ->
                     message=f"{service} at {address} did not become ready within "
                     f"{timeout_seconds:g} s: {problem}",
                 )
+            outage.tell(
+                deadline,
+                problem,
+                waited_seconds=timeout_seconds - deadline.remaining_seconds,
+                left_seconds=deadline.remaining_seconds,
+            )
             time.sleep(0.5)

@@ -4,10 +4,11 @@ grpc.RpcError never leaves the client package.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import grpc
+from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -47,6 +48,14 @@ class ServiceError(ClientError):
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Further details, for example `field`, `limit` and `value` of an exceeded limit."""
 
+    retry_seconds: float | None = None
+    """When the same request may succeed, by the service's google.rpc.RetryInfo. None: it did not
+    say."""
+
+    attempts: int = 1
+    """Attempts of the call that ended in this error, the last included. After more than one, an
+    earlier attempt may have been carried out although this error says that nothing was changed."""
+
     hint: str = ""
     """What may be wrong and what to do, where the client knows more than the service can say."""
 
@@ -62,9 +71,17 @@ class ServiceError(ClientError):
 
 
 class UncertainMutationError(ClientError):
-    """An earlier call on a run ended without an answer, so it may or may not have been applied.
+    """A call on a run ended without an answer, so it may or may not have been applied; or one that
+    was sent before it did.
 
     `StudentRun.resynchronize` settles it and says which.
+    """
+
+
+class PredecessorFailedError(ClientError):
+    """A call on a run that was sent before this one was refused, so this one never had its turn.
+
+    Nothing of it was applied. Its cause is the error of the call that was refused.
     """
 
 
@@ -86,33 +103,30 @@ def parse_error(error: grpc.RpcError) -> ServiceError:
     Details of kinds that this module does not know, or that do not parse, are skipped: the code and
     the message are always there.
     """
-    code = error.code().name
-    message = error.details() or "no message"
-    reason = ""
-    violations: list[FieldViolation] = []
-    metadata: dict[str, str] = {}
-    try:
+    parsed = ServiceError(code=error.code().name, message=error.details() or "no message")
+    # A broken status, or a broken detail, is left out.
+    with suppress(ValueError, DecodeError):
         status = rpc_status.from_call(error)
-    except (ValueError, DecodeError):
-        status = None
-    for detail in status.details if status is not None else ():
-        error_info = error_details_pb2.ErrorInfo()
-        bad_request = error_details_pb2.BadRequest()
-        if detail.Unpack(error_info):
-            reason = error_info.reason
-            metadata.update(error_info.metadata)
-        elif detail.Unpack(bad_request):
-            violations += [
-                FieldViolation(field=violation.field, problem=violation.description)
-                for violation in bad_request.field_violations
-            ]
-    return ServiceError(
-        code=code,
-        message=message,
-        reason=reason,
-        violations=tuple(violations),
-        metadata=metadata,
-    )
+        for detail in status.details if status is not None else ():
+            with suppress(DecodeError):
+                _add_detail(parsed, detail)
+    return parsed
+
+
+def _add_detail(parsed: ServiceError, detail: any_pb2.Any) -> None:
+    error_info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    retry_info = error_details_pb2.RetryInfo()
+    if detail.Unpack(error_info):
+        parsed.reason = error_info.reason
+        parsed.metadata = dict(error_info.metadata)
+    elif detail.Unpack(bad_request):
+        parsed.violations = tuple(
+            FieldViolation(field=violation.field, problem=violation.description)
+            for violation in bad_request.field_violations
+        )
+    elif detail.Unpack(retry_info):
+        parsed.retry_seconds = retry_info.retry_delay.ToNanoseconds() / 1e9
 
 
 @contextmanager

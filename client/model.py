@@ -8,7 +8,7 @@ from client.parsing import parse_completion, parse_rows
 from client.results import Sample
 from client.scores import assemble_scores
 from client.settings import SampledSupport, SamplingParams, ScoredPrompt, scoring
-from distill.rows import Rows
+from distill.rows import ScoredRows
 from distill.v1 import scoring_pb2
 
 
@@ -29,7 +29,7 @@ class Model(ABC):
         score_from: int | Sequence[int] | None = None,
         sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
-    ) -> Iterator[Rows]:
+    ) -> Iterator[ScoredRows]:
         """Stream the distributions of the requested rows on their support as they finish.
 
         Closing the iterator early stops the work on the service.
@@ -80,7 +80,7 @@ class Model(ABC):
         score_from: int | Sequence[int] | None = None,
         sampled: SampledSupport | None = None,
         timeout_seconds: float | None = None,
-    ) -> list[Rows]:
+    ) -> list[ScoredRows]:
         """Score prompts and put the rows of each together, in the order of the prompts.
 
         Args are those of `stream_top_k`.

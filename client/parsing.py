@@ -11,7 +11,7 @@ from client.errors import BrokenStreamError
 from client.results import BatchResult, ExampleResult, Sample
 from distill.enum_names import enum_name
 from distill.errors import InvalidFieldError
-from distill.rows import Rows
+from distill.rows import ScoredRows, as_scored
 from distill.samples import StopReason
 from distill.tensors import decode_floats, decode_int32
 from distill.tokenizer import TextTokenizer
@@ -25,7 +25,7 @@ Parsed = TypeVar("Parsed", Sample, ExampleResult)
 def _service_arrays() -> Iterator[None]:
     try:
         yield
-    except InvalidFieldError as error:
+    except (InvalidFieldError, ValueError) as error:
         raise BrokenStreamError(f"the service sent {error}") from None
 
 
@@ -41,13 +41,13 @@ def parse_tokenizer(message: scoring_pb2.Tokenizer) -> TextTokenizer:
 
 
 @_service_arrays()
-def parse_rows(message: scoring_pb2.TopKChunk) -> Rows:
+def parse_rows(message: scoring_pb2.TopKChunk) -> ScoredRows:
     """The distributions of consecutive rows.
 
     Raises:
-        BrokenStreamError: the arrays do not describe the same rows.
+        BrokenStreamError: the arrays do not describe the same rows, or one is absent.
     """
-    return rows_from_message(message, "chunk")
+    return as_scored(rows_from_message(message, "chunk"))
 
 
 def parse_completion(message: scoring_pb2.SampledSequence) -> Sample:

@@ -1,7 +1,7 @@
 """What the services answer: the contract's own messages where they hold scalars alone.
 
 What holds arrays is NumPy in a frozen dataclass, whose fields have the names of the message's.
-Distributions come as `distill.rows.Rows`.
+Distributions come as `distill.rows.ScoredRows`.
 
 Letters: N tokens of a completion or target rows, K support size.
 """
@@ -15,13 +15,14 @@ from distill.samples import Sample
 from distill.tokenizer import describe_mismatch
 from distill.v1 import training_pb2
 from distill.v1.scoring_pb2 import Limits, ModelInfo
-from distill.v1.student_service_pb2 import OptimStepResponse
+from distill.v1.student_service_pb2 import DiscardGradientResponse, OptimStepResponse
 from distill.v1.training_pb2 import Checkpoint, Run
 
 __all__ = [
     "METRIC_NAMES",
     "BatchResult",
     "Checkpoint",
+    "DiscardGradientResponse",
     "ExampleResult",
     "Limits",
     "ModelInfo",

@@ -1,24 +1,32 @@
 """A run on a student service, as its one writer sees it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from client.connection import Connection, Deadline
+from client.batch_parts import BatchParts, Chunks
+from client.connection import Connection
 from client.download import write_files
+from client.mutation_call import MutationCall
+from client.mutations import Mutations
 from client.parsing import parse_batch_result
-from client.results import BatchResult, Checkpoint, ModelInfo, OptimStepResponse, Run
-from client.sequence import MutationSequence
-from client.settings import AdamW, Batch, Example, PulledScoring, WeightsRef, batch_settings
+from client.results import (
+    BatchResult,
+    Checkpoint,
+    DiscardGradientResponse,
+    ModelInfo,
+    OptimStepResponse,
+    Run,
+)
+from client.settings import AdamW, Batch, Example, PulledScoring, WeightsRef
 from distill.enum_names import enum_value
-from distill.v1 import scoring_pb2, student_service_pb2_grpc, training_pb2
 from distill.v1 import student_service_pb2 as messages
-from distill.v1.training_pb2 import RunConfig
-
-Chunks = Iterable[scoring_pb2.TopKChunk]
+from distill.v1 import student_service_pb2_grpc, training_pb2
 
 _Mutating = (
     messages.OptimStepRequest
+    | messages.DiscardGradientRequest
     | messages.SaveCheckpointRequest
     | messages.LoadCheckpointRequest
     | messages.DeleteRunRequest
@@ -28,10 +36,19 @@ _Mutating = (
 class StudentRun:
     """A handle of a run; it owns the run's writer epoch and sequence numbers.
 
-    Safe to use from many threads: calls that change the run take turns. A refused call changes
-    nothing, and the next may follow. A call that ends without an answer (its deadline passed, the
-    service stayed away) may have been applied: the next one raises UncertainMutationError until
-    `resynchronize` has settled it.
+    Safe to use from many threads. Calls that change the run are applied in the order in which they
+    were made, also where the next is sent before the one before it is answered, as the `submit_`
+    forms do.
+
+    A refused call changes nothing, and the next may follow. Those behind it, which may count on it,
+    raise PredecessorFailedError; nothing of them was applied. Behind it is also what is called
+    before anybody has looked at the refused call's future, or at that of one behind it.
+
+    A call that ends without an answer (its deadline passed, the service stayed away, Ctrl-C) may
+    have been applied, and so may those behind it: the next one raises UncertainMutationError until
+    `resynchronize` has settled it. So does a conflict after a retry: what is in the way may be the
+    first attempt. Where ServiceError.code is ABORTED with the reason WRITER_FENCED, another writer
+    has the run, and this handle will change it no more.
     """
 
     def __init__(
@@ -39,19 +56,13 @@ class StudentRun:
         connection: Connection,
         stub: student_service_pb2_grpc.StudentServiceStub,
         created: Run,
+        writer_epoch: int,
     ) -> None:
         self.run_id = created.run_id
         self.created = created
-        # A copy: `created` is the caller's to look at, and to change.
-        self._config = RunConfig()
-        self._config.CopyFrom(created.config)
         self._connection = connection
         self._stub = stub
-        self._sequence = MutationSequence(
-            run_id=created.run_id,
-            writer_epoch=created.writer_epoch,
-            last_sequence_number=created.last_sequence_number,
-        )
+        self._mutations = Mutations(connection, stub, created, writer_epoch)
 
     def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
         """Describe the base model of the run."""
@@ -63,22 +74,26 @@ class StudentRun:
 
     def state(self, *, timeout_seconds: float | None = None) -> Run:
         """Ask for the run's state."""
-        return self._get(timeout_seconds)
+        request = messages.GetRunRequest(run_id=self.run_id)
+        response: messages.GetRunResponse = self._connection.ask(
+            self._stub.GetRun, request, timeout_seconds
+        )
+        return response.run
 
-    def resynchronize(self, *, timeout_seconds: float | None = None) -> bool:
-        """After a call without an answer: True when it was applied, False when it never will be.
+    def resynchronize(self, *, timeout_seconds: float | None = None) -> int:
+        """After calls without an answer: how many of them were applied; the others never will be.
+
+        They are applied in their order, so it was the first ones. After a single call it is 1 or 0.
 
         Waits for what the service still has under way, and takes the run over from this handle
-        itself, so that a copy of the request on its way is refused when it arrives.
+        itself, so that a copy of a request on its way is refused when it arrives. Where this fails
+        itself it can be repeated: it takes the run from no other writer.
 
         Raises:
-            ServiceError: ABORTED when another writer has taken the run over; NOT_FOUND when the
-                run is gone.
+            ServiceError: ABORTED (WRITER_FENCED) when another writer has taken the run over;
+                NOT_FOUND when the run is gone.
         """
-        deadline = self._connection.deadline(timeout_seconds)
-        return self._sequence.resynchronize(
-            lambda: self._get(deadline), lambda: self._take_over(deadline)
-        )
+        return self._mutations.resynchronize(self._connection.deadline(timeout_seconds))
 
     def forward_backward(
         self,
@@ -99,33 +114,30 @@ class StudentRun:
             timeout_seconds: deadline of the call.
 
         Raises:
-            ServiceError: the service refused; nothing changed.
+            ServiceError: the service refused, so nothing changed; or no answer came.
         """
-        batch = _batch(settings, len(examples), pull)
-        # All parts are made before the call. A source that fails in the middle would end the
-        # stream, and a service may take a cancelled stream for a complete one. The examples are
-        # copied, so that a retry sends what the first attempt sent; chunks are relayed as they are.
-        sent = [messages.ForwardBackwardRequest(example=example) for example in examples]
-        relayed = tuple(chunks)
-        deadline = self._connection.deadline(timeout_seconds)
+        return self._mutations.wait(
+            self._forward_backward(examples, settings, pull, chunks, timeout_seconds)
+        )
 
-        def parts(header: training_pb2.Mutation) -> Iterator[messages.ForwardBackwardRequest]:
-            yield messages.ForwardBackwardRequest(
-                header=messages.ForwardBackwardHeader(mutation=header, batch=batch)
-            )
-            yield from sent
-            for chunk in relayed:
-                yield messages.ForwardBackwardRequest(chunk=chunk)
+    def submit_forward_backward(
+        self,
+        examples: Sequence[Example],
+        settings: Batch | None = None,
+        *,
+        pull: PulledScoring | None = None,
+        chunks: Chunks = (),
+        timeout_seconds: float | None = None,
+    ) -> Future[BatchResult]:
+        """`forward_backward` that does not wait for its answer.
 
-        def mutate(header: training_pb2.Mutation) -> messages.ForwardBackwardResponse:
-            response: messages.ForwardBackwardResponse = self._connection.call(
-                lambda timeout: self._stub.ForwardBackward(parts(header), timeout=timeout),
-                deadline,
-            )
-            return response
-
-        response = self._sequence.apply("forward_backward", mutate)
-        return parse_batch_result(response.result, replayed=response.replayed)
+        It has its place in the sequence when this returns, so that an `optim_step` may follow at
+        once. Waits while too many calls are in flight, and for the chunks. The future cannot be
+        cancelled; it raises what `forward_backward` would, and PredecessorFailedError.
+        """
+        return self._mutations.submit(
+            self._forward_backward(examples, settings, pull, chunks, timeout_seconds)
+        )
 
     def forward(
         self,
@@ -142,19 +154,10 @@ class StudentRun:
         Args are those of `forward_backward`, and `weights`: which weights of the run. None: the
         current ones.
         """
-        batch = _batch(settings, len(examples), pull)
-        sent = [messages.ForwardRequest(example=example) for example in examples]  # as above
-        relayed = tuple(chunks)
-
-        def parts() -> Iterator[messages.ForwardRequest]:
-            header = messages.ForwardHeader(run_id=self.run_id, batch=batch, weights=weights)
-            yield messages.ForwardRequest(header=header)
-            yield from sent
-            for chunk in relayed:
-                yield messages.ForwardRequest(chunk=chunk)
-
+        parts = BatchParts(messages.ForwardRequest, examples, settings, pull, chunks)
+        header = messages.ForwardHeader(run_id=self.run_id, batch=parts.batch, weights=weights)
         response = self._connection.call(
-            lambda timeout: self._stub.Forward(parts(), timeout=timeout),
+            lambda timeout: self._stub.Forward(parts.stream(header), timeout=timeout),
             self._connection.deadline(timeout_seconds),
         )
         return parse_batch_result(response.result)
@@ -177,34 +180,50 @@ class StudentRun:
         Raises:
             ValueError: a normalization with another name.
         """
-        request = messages.OptimStepRequest(
-            adamw=adamw,
-            normalization=enum_value(
-                training_pb2.GradientNormalization, normalization, "normalization"
-            ),
+        return self._mutations.wait(self._optim_step(adamw, normalization, timeout_seconds))
+
+    def submit_optim_step(
+        self,
+        adamw: AdamW,
+        *,
+        normalization: str = "rows",
+        timeout_seconds: float | None = None,
+    ) -> Future[OptimStepResponse]:
+        """`optim_step` that does not wait for its answer, as `submit_forward_backward`."""
+        return self._mutations.submit(self._optim_step(adamw, normalization, timeout_seconds))
+
+    def discard_gradient(self, *, timeout_seconds: float | None = None) -> DiscardGradientResponse:
+        """Drop the gradient sum; without one, nothing happens.
+
+        For whoever goes on with a run in which another script may have left a gradient: the next
+        `optim_step` would apply it with its own.
+        """
+        request = messages.DiscardGradientRequest()
+        method = self._stub.DiscardGradient
+        answer: DiscardGradientResponse = self._mutations.wait(
+            self._unary("discard_gradient", method, request, timeout_seconds)
         )
-        response: OptimStepResponse = self._mutate(
-            "optim_step", self._stub.OptimStep, request, timeout_seconds
-        )
-        return response
+        return answer
 
     def save_checkpoint(
         self, name: str, *, overwrite: bool = False, timeout_seconds: float | None = None
     ) -> Checkpoint:
         """Save the whole state of the run; it appears whole or not at all."""
         request = messages.SaveCheckpointRequest(name=name, overwrite=overwrite)
-        response: messages.SaveCheckpointResponse = self._mutate(
-            "save_checkpoint", self._stub.SaveCheckpoint, request, timeout_seconds
+        method = self._stub.SaveCheckpoint
+        answer: messages.SaveCheckpointResponse = self._mutations.wait(
+            self._unary("save_checkpoint", method, request, timeout_seconds)
         )
-        return response.checkpoint
+        return answer.checkpoint
 
     def load_checkpoint(self, name: str, *, timeout_seconds: float | None = None) -> Run:
         """Replace the state of the run by a checkpoint's; the run's sequence goes on."""
         request = messages.LoadCheckpointRequest(name=name)
-        response: messages.LoadCheckpointResponse = self._mutate(
-            "load_checkpoint", self._stub.LoadCheckpoint, request, timeout_seconds
+        method = self._stub.LoadCheckpoint
+        answer: messages.LoadCheckpointResponse = self._mutations.wait(
+            self._unary("load_checkpoint", method, request, timeout_seconds)
         )
-        return response.run
+        return answer.run
 
     def list_checkpoints(self, *, timeout_seconds: float | None = None) -> list[Checkpoint]:
         """List the checkpoints of the run, oldest first."""
@@ -238,43 +257,49 @@ class StudentRun:
     ) -> None:
         """Delete the run, and its checkpoints when asked; the handle is of no use afterwards."""
         request = messages.DeleteRunRequest(delete_checkpoints=delete_checkpoints)
-        self._mutate("delete", self._stub.DeleteRun, request, timeout_seconds)
+        self._mutations.wait(self._unary("delete", self._stub.DeleteRun, request, timeout_seconds))
 
-    def _get(self, limit: Deadline | float | None) -> Run:
-        request = messages.GetRunRequest(run_id=self.run_id)
-        response: messages.GetRunResponse = self._connection.ask(self._stub.GetRun, request, limit)
-        return response.run
-
-    def _take_over(self, deadline: Deadline) -> Run:
-        request = messages.CreateRunRequest(run_id=self.run_id, config=self._config, take_over=True)
-        response: messages.CreateRunResponse = self._connection.ask(
-            self._stub.CreateRun, request, deadline
-        )
-        return response.run
-
-    def _mutate(
+    def _forward_backward(
         self,
-        operation: str,
-        method: Callable[..., Any],
-        request: _Mutating,
+        examples: Sequence[Example],
+        settings: Batch | None,
+        pull: PulledScoring | None,
+        chunks: Chunks,
         timeout_seconds: float | None,
-    ) -> Any:
-        """The answer of a unary RPC that changes the run, sent with its sequence number."""
-        deadline = self._connection.deadline(timeout_seconds)
+    ) -> MutationCall[BatchResult]:
+        parts = BatchParts(messages.ForwardBackwardRequest, examples, settings, pull, chunks)
 
-        def mutate(header: training_pb2.Mutation) -> Any:
-            request.mutation.CopyFrom(header)
-            return self._connection.ask(method, request, deadline)
+        def start(mutation: training_pb2.Mutation, timeout: float) -> Any:
+            header = messages.ForwardBackwardHeader(mutation=mutation, batch=parts.batch)
+            return self._stub.ForwardBackward.future(parts.stream(header), timeout=timeout)
 
-        return self._sequence.apply(operation, mutate)
+        return MutationCall(
+            "forward_backward",
+            self._connection.deadline(timeout_seconds),
+            start,
+            lambda answer: parse_batch_result(answer.result, replayed=answer.replayed),
+        )
 
+    def _optim_step(
+        self, adamw: AdamW, normalization: str, timeout_seconds: float | None
+    ) -> MutationCall[OptimStepResponse]:
+        request = messages.OptimStepRequest(
+            adamw=adamw,
+            normalization=enum_value(
+                training_pb2.GradientNormalization, normalization, "normalization"
+            ),
+        )
+        return self._unary("optim_step", self._stub.OptimStep, request, timeout_seconds)
 
-def _batch(settings: Batch | None, example_count: int, pull: PulledScoring | None) -> Batch:
-    """A copy of the settings with what the request itself says; the caller's stay as they are."""
-    batch = Batch()
-    batch.CopyFrom(batch_settings() if settings is None else settings)
-    batch.example_count = example_count
-    batch.ClearField("pull")
-    if pull is not None:
-        batch.pull.CopyFrom(pull)
-    return batch
+    def _unary(
+        self, operation: str, method: Any, request: _Mutating, timeout_seconds: float | None
+    ) -> MutationCall[Any]:
+        """The call of a unary RPC that changes the run."""
+
+        def start(mutation: training_pb2.Mutation, timeout: float) -> Any:
+            request.mutation.CopyFrom(mutation)
+            return method.future(request, timeout=timeout)
+
+        return MutationCall(
+            operation, self._connection.deadline(timeout_seconds), start, lambda answer: answer
+        )

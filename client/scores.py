@@ -3,17 +3,19 @@
 from collections.abc import Iterable, Sequence
 
 from client.errors import BrokenStreamError
-from distill.rows import Rows, check_next, concatenate
+from distill.rows import ScoredRows, check_next, concatenate
 from distill.v1.scoring_pb2 import ScoredPrompt
 
 
-def assemble_scores(prompts: Sequence[ScoredPrompt], chunks: Iterable[Rows]) -> list[Rows]:
+def assemble_scores(
+    prompts: Sequence[ScoredPrompt], chunks: Iterable[ScoredRows]
+) -> list[ScoredRows]:
     """Put the chunks of every prompt together, in the order of the prompts.
 
     Raises:
         BrokenStreamError: the chunks do not tile the requested rows exactly once, in order.
     """
-    parts: list[list[Rows]] = [[] for _ in prompts]
+    parts: list[list[ScoredRows]] = [[] for _ in prompts]
     next_rows = [prompt.score_from if prompt.HasField("score_from") else 1 for prompt in prompts]
     try:
         for chunk in chunks:

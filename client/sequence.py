@@ -1,117 +1,236 @@
-"""The sequence numbers of one run's writer: hidden from the user of a run."""
+"""The sequence numbers of one run's writer: who has which, and what is certain about it."""
 
 import threading
+import time
+import uuid
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Generic, TypeVar
 
 from client.errors import ServiceError, UncertainMutationError
+from distill.v1 import student_service_pb2 as messages
 from distill.v1 import training_pb2
 
-Answer = TypeVar("Answer")
-
-# Raised by the service before anything changed; the number is free for the next mutation.
-# Everything else (the deadline passed, the connection broke) leaves it open. So does OUT_OF_RANGE:
-# the number was applied before, which happens to a repeated request whose answer is kept no longer.
-_REFUSALS = frozenset(
-    {
-        "INVALID_ARGUMENT",
-        "FAILED_PRECONDITION",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "ABORTED",
-        "UNAUTHENTICATED",
-        "PERMISSION_DENIED",
-        "UNIMPLEMENTED",
-        "DATA_LOSS",
-    }
-)
+NAP_SECONDS = 0.2
+"""How long a thread sleeps at most before it looks again. A signal that comes just before a sleep
+does not interrupt it, so Ctrl-C would have no effect until the end of a long one."""
 
 
-def _is_refusal(error: ServiceError) -> bool:
-    # gRPC says RESOURCE_EXHAUSTED also of an answer that is too large to be sent: then the mutation
-    # was applied. What the service says itself has a reason.
-    if error.code == "RESOURCE_EXHAUSTED":
-        return bool(error.reason)
-    return error.code in _REFUSALS
+class Ticket:
+    """A mutation that has, or will have, a place in the sequence."""
+
+    def __init__(self, operation: str) -> None:
+        """Args:
+        operation: its name, for errors.
+        """
+        self.operation = operation
+        self.header = training_pb2.Mutation()
+        """What it is sent with; filled when it gets its number."""
 
 
-class MutationSequence:
-    """Gives every mutation its number; one at a time, in the order of the calls.
+AnyTicket = TypeVar("AnyTicket", bound=Ticket)
 
-    A refused mutation leaves its number to the next one. After a mutation that ended without an
-    answer nobody here knows whether its number is used: then every further one is refused until
-    `resynchronize`.
+
+@dataclass(frozen=True, kw_only=True)
+class TakeOver:
+    """How the run is taken over from this very writer."""
+
+    attach_id: str
+    """Name of the attempt, the same until it is answered."""
+
+    writer_epoch: int
+    """The epoch of this writer."""
+
+
+class Turn(Enum):
+    """What became of a mutation that wants a number."""
+
+    GIVEN = auto()
+    """It has one."""
+
+    TAKE_OVER_FIRST = auto()
+    """The run must be taken over before; nothing is in flight."""
+
+    BEHIND_A_REFUSED_ONE = auto()
+    """One before it was refused, of which nobody has heard yet: whoever calls may count on it."""
+
+
+class MutationSequence(Generic[AnyTicket]):
+    """Gives every mutation its number, in the order of the calls, and notes how it ends.
+
+    A mutation that was refused leaves its number to the next one. Those behind it can never have
+    their turn, but copies of them may still be on their way: before a number is given again, the
+    run is taken over, which fences them. A mutation that comes before anybody has heard of the
+    refusal is behind it as well: a step must not go without its batch because it came later.
+
+    After a mutation that ended without an answer nobody here knows which numbers are used: then no
+    further one is given until a take-over has settled it.
+
+    Sends nothing, and may be used from many threads. Each change is one assignment, or is safe to
+    repeat, because Ctrl-C may interrupt it anywhere.
     """
 
     def __init__(self, *, run_id: str, writer_epoch: int, last_sequence_number: int) -> None:
         self._run_id = run_id
         self._writer_epoch = writer_epoch
         self._last = last_sequence_number
-        self._uncertain: str | None = None
-        self._taking_over = False
-        self._lock = threading.Lock()
+        self._in_flight: dict[int, AnyTicket] = {}
+        self._uncertain: list[AnyTicket] = []
+        self._unheard: list[AnyTicket] = []
+        self._attach_id: str | None = None
+        self._changed = threading.Condition()
 
-    def apply(self, operation: str, mutate: Callable[[training_pb2.Mutation], Answer]) -> Answer:
-        """Run `mutate` with the next number.
+    @property
+    def is_busy(self) -> bool:
+        """Whether a mutation is in flight."""
+        return bool(self._in_flight)
 
-        Args:
-            operation: its name, for errors.
-            mutate: makes the call; may send it several times with the header it is given.
+    @property
+    def unheard(self) -> AnyTicket | None:
+        """The first refused mutation of which nobody has heard."""
+        with self._changed:
+            return self._unheard[0] if self._unheard else None
+
+    def give(self, ticket: AnyTicket, *, most_in_flight: int, timeout_seconds: float) -> Turn:
+        """Give the next number, once few enough mutations are in flight.
 
         Raises:
             UncertainMutationError: an earlier mutation ended without an answer.
+            ServiceError: DEADLINE_EXCEEDED; those in flight did not end in time.
         """
-        with self._lock:
-            if self._uncertain is not None:
-                raise UncertainMutationError(
-                    f"{self._uncertain} ended without an answer and may have been applied; call "
-                    "resynchronize() to find out"
-                )
-            header = training_pb2.Mutation(
-                run_id=self._run_id,
-                writer_epoch=self._writer_epoch,
-                sequence_number=self._last + 1,
+        with self._changed:
+            self._wait(
+                lambda: bool(self._uncertain or self._unheard) or self._has_room(most_in_flight),
+                timeout_seconds,
             )
-            try:
-                answer = mutate(header)
-            except ServiceError as error:
-                if not _is_refusal(error):
-                    self._uncertain = operation
-                raise
-            except (KeyboardInterrupt, SystemExit):
-                # Ctrl-C, or SIGTERM as `distill` has it: raised wherever the program was. Any other
-                # exception is of the caller's own data, before the request was whole.
-                self._uncertain = operation
-                raise
-            self._last += 1
-            return answer
+            if self._uncertain:
+                raise UncertainMutationError(
+                    f"{self._uncertain[0].operation} ended without an answer and may have been "
+                    "applied; call resynchronize() to find out"
+                )
+            if self._unheard:
+                return Turn.BEHIND_A_REFUSED_ONE
+            if self._attach_id is not None:
+                return Turn.TAKE_OVER_FIRST
+            number = max([self._last, *self._in_flight]) + 1
+            ticket.header.run_id = self._run_id
+            ticket.header.writer_epoch = self._writer_epoch
+            ticket.header.sequence_number = number
+            self._in_flight[number] = ticket
+            return Turn.GIVEN
 
-    def resynchronize(
-        self, ask: Callable[[], training_pb2.Run], take_over: Callable[[], training_pb2.Run]
-    ) -> bool:
-        """Settle the uncertain mutation; True when it was applied.
+    def applied(self, ticket: AnyTicket) -> bool:
+        """A mutation was answered. False: it had ended before for those who wait for it."""
+        with self._changed:
+            number = ticket.header.sequence_number
+            if self._in_flight.get(number) is not ticket:
+                return False
+            # Answers may overtake each other. Whatever is before an applied number was applied too.
+            self._last = max(self._last, number)
+            del self._in_flight[number]
+            self._changed.notify_all()
+            return True
 
-        The run is taken over from this very writer. Whatever of the uncertain mutation is still
-        under way is then over: done and counted, or fenced and never to be applied.
+    def refused(self, ticket: AnyTicket) -> list[AnyTicket]:
+        """A mutation was certainly not applied.
 
-        Args:
-            ask: describes the run.
-            take_over: raises the run's epoch once nothing is in flight, and describes the run.
+        Returns:
+            What has ended with it: the mutation itself, then those behind it, none of which can
+            have been applied. Nothing, where it had ended before.
+        """
+        with self._changed:
+            ended = self._ended_by(ticket)
+            if len(ended) > 1:
+                self._attach_id = self._attach_id or uuid.uuid4().hex
+            self._unheard = self._unheard + ended[:1]
+            self._remove(ended)
+            return ended
+
+    def heard(self, ticket: AnyTicket) -> None:
+        """Somebody has heard that this mutation was refused."""
+        with self._changed:
+            self._unheard = [one for one in self._unheard if one is not ticket]
+
+    def lost(self, ticket: AnyTicket) -> list[AnyTicket]:
+        """A mutation ended without an answer.
+
+        Returns:
+            What is uncertain now: the mutation itself, then those behind it. Nothing, where it had
+            ended before.
+        """
+        with self._changed:
+            ended = self._ended_by(ticket)
+            self._uncertain = self._uncertain + ended
+            self._remove(ended)
+            return ended
+
+    def begin_take_over(self, timeout_seconds: float) -> TakeOver:
+        """Wait until nothing is in flight, then say how to take the run over.
 
         Raises:
-            ServiceError: ABORTED when another writer has taken over.
+            ServiceError: DEADLINE_EXCEEDED; those in flight did not end in time.
         """
-        with self._lock:
-            if not self._taking_over and ask().writer_epoch != self._writer_epoch:
+        with self._changed:
+            self._wait(lambda: not self._in_flight, timeout_seconds)
+            # Kept until it is answered: the epoch may have been raised though the answer is lost.
+            # A repetition then gets that epoch, and takes the run from nobody else.
+            self._attach_id = self._attach_id or uuid.uuid4().hex
+            return TakeOver(attach_id=self._attach_id, writer_epoch=self._writer_epoch)
+
+    def end_take_over(self, response: messages.CreateRunResponse) -> int:
+        """Go on with the new epoch.
+
+        Whatever of the uncertain mutations was still under way is over: done and counted, or fenced
+        and never to be applied.
+
+        Returns:
+            How many of the uncertain mutations were applied.
+
+        Raises:
+            ServiceError: ABORTED (WRITER_FENCED); another writer has taken over since.
+        """
+        with self._changed:
+            if response.writer_epoch != response.run.writer_epoch:
                 raise ServiceError(
                     code="ABORTED",
                     message=f"run {self._run_id!r}: another writer took over",
-                    reason="SEQUENCE_CONFLICT",
+                    reason="WRITER_FENCED",
                 )
-            # From here on a raised epoch may be this writer's own, though the answer be lost.
-            self._taking_over = True
-            run = take_over()
-            applied = run.last_sequence_number > self._last
-            self._last, self._writer_epoch = run.last_sequence_number, run.writer_epoch
-            self._uncertain, self._taking_over = None, False
-            return applied
+            last = response.run.last_sequence_number
+            applied_count = sum(one.header.sequence_number <= last for one in self._uncertain)
+            self._last, self._writer_epoch = last, response.writer_epoch
+            self._uncertain = []
+            self._attach_id = None  # at the end: up to here the take-over can be repeated
+            self._changed.notify_all()
+            return applied_count
+
+    def _has_room(self, most_in_flight: int) -> bool:
+        # Those before a refused one are still carried out, and a take-over would fence them.
+        most = most_in_flight if self._attach_id is None else 1
+        return len(self._in_flight) < most
+
+    def _wait(self, is_over: Callable[[], bool], timeout_seconds: float) -> None:
+        end = time.monotonic() + timeout_seconds
+        while not self._changed.wait_for(is_over, min(NAP_SECONDS, end - time.monotonic())):
+            if time.monotonic() < end:
+                continue
+            raise ServiceError(
+                code="DEADLINE_EXCEEDED",
+                message=f"not sent: {len(self._in_flight)} earlier calls of this handle did not "
+                "end in time",
+            )
+
+    def _ended_by(self, ticket: AnyTicket) -> list[AnyTicket]:
+        """The mutation and those behind it, where it is in flight."""
+        number = ticket.header.sequence_number
+        if self._in_flight.get(number) is not ticket:
+            return []
+        return [self._in_flight[each] for each in sorted(self._in_flight) if each >= number]
+
+    def _remove(self, ended: list[AnyTicket]) -> None:
+        numbers = {one.header.sequence_number for one in ended}
+        self._in_flight = {
+            number: one for number, one in self._in_flight.items() if number not in numbers
+        }
+        self._changed.notify_all()

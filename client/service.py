@@ -4,9 +4,10 @@ from abc import abstractmethod
 from types import TracebackType
 from typing import ClassVar, Self
 
-from client.connection import DEFAULT_RETRY, Connection, RetryPolicy, Role
+from client.connection import Connection, Role
 from client.model import Model
 from client.parsing import parse_tokenizer
+from client.retry import DEFAULT_RETRY, RetryPolicy
 from distill.tokenizer import TextTokenizer
 from distill.v1.scoring_pb2 import ModelInfo
 
@@ -16,7 +17,11 @@ class ServiceClient(Model):
 
     A context manager; safe to use from many threads. Every call has a deadline, of
     `timeout_seconds` unless the call is given its own, and raises `client.errors.ServiceError` on
-    any status other than OK. UNAVAILABLE is retried until the deadline, a few times.
+    any status other than OK.
+
+    A service that restarts or is busy is waited for: UNAVAILABLE, and RESOURCE_EXHAUSTED with a
+    delay after which to come again, are retried until the deadline, or as `retry` says. After a few
+    seconds a warning of the logger "client.retry" says what is waited for.
     """
 
     role: ClassVar[Role]
@@ -34,7 +39,7 @@ class ServiceClient(Model):
         Args:
             address: HOST:PORT.
             timeout_seconds: default deadline of a call.
-            retry: how UNAVAILABLE is retried.
+            retry: how a call is repeated that the service cannot answer now.
 
         Raises:
             ValueError: the address is not HOST:PORT, nor one of gRPC's own targets.

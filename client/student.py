@@ -1,5 +1,6 @@
 """The client of a student service."""
 
+import uuid
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -49,6 +50,7 @@ class StudentClient(ServiceClient):
         *,
         lora: LoraConfig | None,
         take_over: bool = False,
+        expected_writer_epoch: int | None = None,
         timeout_seconds: float | None = None,
     ) -> StudentRun:
         """Create a run, or attach to the run of that name and configuration.
@@ -57,15 +59,25 @@ class StudentClient(ServiceClient):
             run_id: 1 to 64 of [A-Za-z0-9._-], no leading dot.
             lora: the adapter to train; None trains a copy of all weights.
             take_over: become the only writer of an existing run; the earlier one is refused.
+            expected_writer_epoch: only with `take_over`: take the run over from this epoch's writer
+                alone.
             timeout_seconds: deadline of this call.
 
         Raises:
-            ServiceError: ALREADY_EXISTS when the run has another configuration.
+            ServiceError: ALREADY_EXISTS when the run has another configuration; ABORTED
+                (WRITER_FENCED) when another epoch than the expected one is current.
         """
         config = RunConfig(full=FullConfig()) if lora is None else RunConfig(lora=lora)
-        request = messages.CreateRunRequest(run_id=run_id, config=config, take_over=take_over)
+        request = messages.CreateRunRequest(
+            run_id=run_id,
+            config=config,
+            take_over=take_over,
+            expected_writer_epoch=expected_writer_epoch,
+            # One for all attempts of this call, so that a retry raises the epoch no further.
+            attach_id=uuid.uuid4().hex,
+        )
         response = self._connection.ask(self._stub.CreateRun, request, timeout_seconds)
-        return StudentRun(self._connection, self._stub, response.run)
+        return StudentRun(self._connection, self._stub, response.run, response.writer_epoch)
 
     def get_run(self, run_id: str, *, timeout_seconds: float | None = None) -> Run:
         """Describe a run."""

@@ -4,8 +4,7 @@ The mapping lives in `distill.rpc.status`; this module knows no gRPC, so that th
 can raise these without importing a transport.
 """
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 
 class DistillError(Exception):
@@ -14,13 +13,13 @@ class DistillError(Exception):
     The message must not contain a file path, a token or prompt text.
     """
 
-    code: ClassVar[str] = "INTERNAL"
+    code: str = "INTERNAL"
     """Name of the gRPC status code."""
 
-    reason: ClassVar[str] = "INTERNAL"
+    reason: str = "INTERNAL"
     """Stable, machine-readable reason: a name of the enum `ErrorReason` without its prefix."""
 
-    retry_seconds: ClassVar[float | None] = None
+    retry_seconds: float | None = None
     """When the same request may succeed (google.rpc.RetryInfo). None: it will not by itself."""
 
     def __init__(self, message: str) -> None:
@@ -31,6 +30,11 @@ class DistillError(Exception):
     def metadata(self) -> Mapping[str, str]:
         """Details for programs (google.rpc.ErrorInfo.metadata)."""
         return {}
+
+    @property
+    def violations(self) -> Sequence[tuple[str, str]]:
+        """The paths of fields at fault, and what is wrong with each (google.rpc.BadRequest)."""
+        return ()
 
 
 class InvalidFieldError(DistillError):
@@ -43,6 +47,11 @@ class InvalidFieldError(DistillError):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+
+    @property
+    def violations(self) -> Sequence[tuple[str, str]]:
+        """The one field."""
+        return ((self.field, self.problem),)
 
 
 class IncompleteStreamError(InvalidFieldError):
@@ -221,6 +230,37 @@ class UnavailableError(DistillError):
 
     code = "UNAVAILABLE"
     reason = "UNAVAILABLE"
+
+
+class RelayedError(DistillError):
+    """What another service said, in its own words."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        reason: str,
+        metadata: Mapping[str, str] | None = None,
+        retry_seconds: float | None = None,
+        violations: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.retry_seconds = retry_seconds
+        self._metadata = metadata or {}
+        self._violations = violations
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Of the other service."""
+        return self._metadata
+
+    @property
+    def violations(self) -> Sequence[tuple[str, str]]:
+        """Of the other service."""
+        return self._violations
 
 
 class ModelError(DistillError):

@@ -1,14 +1,14 @@
 """A teacher's top-K rows: one type, from the scorer to the gradient. NumPy alone.
 
 The scorer makes `Rows`, `distill.wire` turns them into bytes and reads them back, the client
-returns them, the student checks them and trains on them.
+returns them as `ScoredRows`, the student checks them and trains on them.
 
 Letters: R rows, K support size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,8 @@ class Rows:
 
     Row i of a prompt is the distribution over token i given the tokens before it. Log-probabilities
     are normalised over the full vocabulary after temperature. The fields have the names of those of
-    the message `TopKChunk`, which says what each promises.
+    the message `TopKChunk`, which says what each promises. The scorer gives all that apply; rows
+    that were relayed from another server may lack those that are None by default.
     """
 
     prompt_index: int
@@ -52,13 +53,13 @@ class Rows:
     log_probs: FloatArray = field(metadata=_PER_TOKEN)
     """Log-probabilities of the support, [R, K]."""
 
-    prompt_log_probs: FloatArray = field(metadata=_PER_ROW)
+    prompt_log_probs: FloatArray | None = field(default=None, metadata=_PER_ROW)
     """Log-probability of the prompt's own token, [R]."""
 
-    tail_log_probs: FloatArray = field(metadata=_PER_ROW)
+    tail_log_probs: FloatArray | None = field(default=None, metadata=_PER_ROW)
     """Log of the probability outside the support, [R]; -inf where nothing is outside."""
 
-    entropies: FloatArray = field(metadata=_PER_ROW)
+    entropies: FloatArray | None = field(default=None, metadata=_PER_ROW)
     """Entropy of the full distribution in nats, [R]."""
 
     draw_weights: FloatArray | None = field(default=None, metadata=_PER_TOKEN)
@@ -88,7 +89,7 @@ class Rows:
         """Bytes of the arrays."""
         return sum(array.nbytes for array in self.arrays().values())
 
-    def slice(self, first_row: int, end_row: int) -> "Rows":
+    def slice(self, first_row: int, end_row: int) -> Self:
         """The rows [first_row, end_row) in prompt coordinates; views of the same memory.
 
         Raises:
@@ -103,10 +104,26 @@ class Rows:
         return replace(self, first_row=first_row, **cut)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays by name, without absent draw weights; the first axis of each counts rows."""
+        """The arrays by name, without absent ones; the first axis of each counts rows."""
         values = {name: getattr(self, name) for name in ARRAY_RANKS}
         return {name: array for name, array in values.items() if array is not None}
 
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRows(Rows):
+    """Rows as a service of this project scores them: only draw weights may be absent."""
+
+    prompt_log_probs: FloatArray = field(metadata=_PER_ROW)
+    """As in `Rows`."""
+
+    tail_log_probs: FloatArray = field(metadata=_PER_ROW)
+    """As in `Rows`."""
+
+    entropies: FloatArray = field(metadata=_PER_ROW)
+    """As in `Rows`."""
+
+
+ROWS = TypeVar("ROWS", bound=Rows)
 
 ARRAY_RANKS = {each.name: each.metadata["rank"] for each in fields(Rows) if each.metadata}
 """Fields of `Rows` that are arrays, and their ranks: 2 is [R, K], 1 is [R]."""
@@ -123,7 +140,20 @@ def check_next(rows: Rows, expected_row: int) -> int:
     return rows.end_row
 
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
+def as_scored(rows: Rows) -> ScoredRows:
+    """The same rows, of which nothing is absent.
+
+    Raises:
+        ValueError: something is.
+    """
+    values = {each.name: getattr(rows, each.name) for each in fields(Rows)}
+    absent = [name for name in values if values[name] is None and name != "draw_weights"]
+    if absent:
+        raise ValueError(f"rows of prompt {rows.prompt_index} without {' and '.join(absent)}")
+    return ScoredRows(**values)
+
+
+def concatenate(parts: Sequence[ROWS]) -> ROWS:
     """The rows of consecutive parts of one prompt as one.
 
     It checks the tiling: parts that pass cover the rows from the first part's first to the last
@@ -134,19 +164,20 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
     Raises:
         TilingError: the parts overlap or leave a gap.
-        ValueError: some parts have draw weights and others have none.
+        ValueError: some parts have an array that others lack.
     """
     first = parts[0]
     expected_row = first.first_row
     for part in parts:
         expected_row = check_next(part, expected_row)
-    if len({part.draw_weights is None for part in parts}) > 1:
-        raise ValueError(
-            f"some parts of prompt {first.prompt_index} have draw weights and others have none"
-        )
     if len(parts) == 1:
         return first  # most prompts are one chunk, which need not be copied
     each = [part.arrays() for part in parts]
+    for name in ARRAY_RANKS:
+        if len({name in arrays for arrays in each}) > 1:
+            raise ValueError(
+                f"some parts of prompt {first.prompt_index} have {name} and others have none"
+            )
     joined: dict[str, Any] = {
         name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]
     }

@@ -62,8 +62,8 @@ def rows_to_bytes(rows: Rows) -> bytes:
 
 
 def rows_from_message(chunk: scoring_pb2.TopKChunk, field: str) -> Rows:
-    """The rows of a chunk, whose arrays describe the same R rows and K tokens. Values may be
-    anything, NaN included.
+    """The rows of a chunk, whose arrays describe the same R rows and K tokens. Those that are
+    optional may be absent; values may be anything, NaN included.
 
     Args:
         chunk: the message.

@@ -63,8 +63,13 @@ def main() -> None:
         for _ in range(arguments.steps):
             # The student asks the teacher itself: no distribution passes through here.
             pull = pulled_targets("main", batch.prompts, top_k=20)
-            result = run.forward_backward(batch.examples, batch_settings("tail_bucket"), pull=pull)
-            step = run.optim_step(AdamW(learning_rate=5e-4))
+            # Both are sent at once. They apply in this order, and no step is taken if the batch is
+            # refused; forward_backward and optim_step would wait for each answer.
+            training = run.submit_forward_backward(
+                batch.examples, batch_settings("tail_bucket"), pull=pull
+            )
+            stepping = run.submit_optim_step(AdamW(learning_rate=5e-4))
+            result, step = training.result(), stepping.result()
             print(
                 f"step {step.step}: KL {result.metrics['tail_bucket_kl']:.3f} nats over "
                 f"{result.totals.row_count} tokens, gradient norm {step.gradient_norm:.2f}"

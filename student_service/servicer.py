@@ -14,6 +14,7 @@ from distill.rpc.deadline import remaining_seconds
 from distill.rpc.scoring_service import ScoringService
 from distill.v1 import student_service_pb2 as pb
 from distill.v1 import student_service_pb2_grpc, training_pb2
+from student_service.edge.attachments import create_or_attach
 from student_service.edge.batch_stream import BatchReader
 from student_service.edge.distributions import with_targets
 from student_service.edge.formatting import (
@@ -22,7 +23,7 @@ from student_service.edge.formatting import (
     format_file,
     format_run,
 )
-from student_service.edge.mutations import apply_once, make_ticket, mutate, replayed, request_ticket
+from student_service.edge.mutations import apply_once, make_ticket, mutate, replayed
 from student_service.edge.teacher_pool import TeacherPool
 from student_service.edge.validation import (
     check_mutation,
@@ -34,6 +35,8 @@ from student_service.runs.caller import Caller
 from student_service.runs.names import parse_name
 from student_service.runs.registry import RunRegistry
 from student_service.runs.run import Run
+from student_service.runs.run_state import RunState
+from student_service.runs.sequencer import Committed
 from student_service.runs.weight_files import export_files
 
 
@@ -70,15 +73,8 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         self, request: pb.CreateRunRequest, context: grpc.ServicerContext
     ) -> pb.CreateRunResponse:
         """See the proto."""
-        run_id = parse_name(request.run_id, "run_id")
         lora = parse_run_config(request.config, self._model.config)
-        run, is_new = self._runs.create(run_id, lora, partial(remaining_seconds, context))
-        if request.take_over and not is_new:
-            context.add_callback(run.sequencer.wake)
-            run.sequencer.take_over(
-                timeout_seconds=remaining_seconds(context), is_active=context.is_active
-            )
-        return pb.CreateRunResponse(run=format_run(run))
+        return create_or_attach(self._runs, request, lora, context)
 
     def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
         """See the proto."""
@@ -95,18 +91,20 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
     ) -> pb.DeleteRunResponse:
         """See the proto."""
 
-        def delete(run: Run, header: training_pb2.Mutation) -> pb.DeleteRunResponse:
+        header = request.mutation
+        ticket = make_ticket(header, "DeleteRun", request.delete_checkpoints)
+
+        def delete(run: Run, state: RunState) -> tuple[RunState, pb.DeleteRunResponse]:
             if request.delete_checkpoints:
                 run.delete_checkpoints()
-            self._runs.remove(run, request_ticket(header, request))
-            return pb.DeleteRunResponse()
+            self._runs.remove(run, ticket)
+            return state, pb.DeleteRunResponse()
 
         try:
-            return mutate(self._runs, request, context, delete)
+            return mutate(self._runs, header, ticket, context, delete)
         except NotFoundError:
             # The run's kept answers went with it. The registry remembers this one mutation of it.
-            header = request.mutation
-            if self._runs.deleted_by(header.run_id) != request_ticket(header, request):
+            if self._runs.deleted_by(header.run_id) != ticket:
                 raise
             return pb.DeleteRunResponse(replayed=True)
 
@@ -120,7 +118,7 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         check_mutation(mutation, "header.mutation")
         run = self._runs.get(mutation.run_id, "header.mutation.run_id")
         received = reader.batch(header.batch, self._teachers)
-        ticket = make_ticket(mutation, "ForwardBackward", received.digest)
+        ticket = make_ticket(mutation, "ForwardBackward", received.digest, field="header.mutation")
         repeated = run.sequencer.repeated(ticket)
         if isinstance(repeated, pb.ForwardBackwardResponse):
             return replayed(repeated)
@@ -129,15 +127,17 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             received, context, self._teachers, self._limits, self._vocab_size
         )
 
-        def apply() -> pb.ForwardBackwardResponse:
-            outcome, seconds = run.forward_backward(batch, partial(remaining_seconds, context))
+        def apply(state: RunState) -> tuple[RunState, pb.ForwardBackwardResponse]:
+            summed, outcome, seconds = run.operations.forward_backward(
+                state, batch, partial(remaining_seconds, context)
+            )
             result = format_batch_result(
                 outcome,
                 header.batch,
                 pulled_bytes=pulled_bytes,
                 seconds={"targets": target_seconds, **seconds},
             )
-            return pb.ForwardBackwardResponse(result=result)
+            return summed, pb.ForwardBackwardResponse(result=result)
 
         return apply_once(run, ticket, apply, context)
 
@@ -170,17 +170,34 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         settings = parse_adamw(request.adamw)
         normalization = parse_normalization(request.normalization)
+        ticket = make_ticket(request.mutation, "OptimStep", settings, normalization)
 
-        def step(run: Run, header: training_pb2.Mutation) -> pb.OptimStepResponse:
-            answer = run.optim_step(
+        def step(run: Run, state: RunState) -> tuple[RunState, pb.OptimStepResponse]:
+            stepped, answer = run.operations.optim_step(
+                state,
                 settings,
                 normalization,
-                header.sequence_number,
+                ticket.sequence_number,
                 partial(remaining_seconds, context),
             )
-            return pb.OptimStepResponse(**answer)
+            return stepped, pb.OptimStepResponse(**answer)
 
-        return mutate(self._runs, request, context, step)
+        return mutate(self._runs, request.mutation, ticket, context, step)
+
+    def DiscardGradient(
+        self, request: pb.DiscardGradientRequest, context: grpc.ServicerContext
+    ) -> pb.DiscardGradientResponse:
+        """See the proto."""
+        ticket = make_ticket(request.mutation, "DiscardGradient")
+
+        def discard(run: Run, state: RunState) -> tuple[RunState, pb.DiscardGradientResponse]:
+            return run.operations.discard_gradient(state), pb.DiscardGradientResponse(
+                discarded_batches=state.accumulated_batches,
+                discarded_rows=state.accumulated_rows,
+                discarded_examples=state.accumulated_examples,
+            )
+
+        return mutate(self._runs, request.mutation, ticket, context, discard)
 
     def Sample(
         self, request: pb.StudentServiceSampleRequest, context: grpc.ServicerContext
@@ -208,16 +225,15 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         name = parse_name(request.name, "name")
 
-        def save(run: Run, header: training_pb2.Mutation) -> pb.SaveCheckpointResponse:
-            saved = run.save_checkpoint(
-                name,
-                request.overwrite,
-                header.sequence_number,
-                partial(remaining_seconds, context),
-            )
-            return pb.SaveCheckpointResponse(checkpoint=format_checkpoint(saved))
+        ticket = make_ticket(request.mutation, "SaveCheckpoint", name, request.overwrite)
 
-        return mutate(self._runs, request, context, save)
+        def save(run: Run, state: RunState) -> tuple[RunState, pb.SaveCheckpointResponse]:
+            saved = run.operations.save_checkpoint(
+                state, name, request.overwrite, ticket, partial(remaining_seconds, context)
+            )
+            return state, pb.SaveCheckpointResponse(checkpoint=format_checkpoint(saved))
+
+        return mutate(self._runs, request.mutation, ticket, context, save)
 
     def LoadCheckpoint(
         self, request: pb.LoadCheckpointRequest, context: grpc.ServicerContext
@@ -225,14 +241,21 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
         """See the proto."""
         name = parse_name(request.name, "name")
 
-        def load(run: Run, header: training_pb2.Mutation) -> pb.LoadCheckpointResponse:
-            run.load_checkpoint(name, partial(remaining_seconds, context))
-            described = format_run(run)
-            # The sequencer counts this mutation only after its answer is made.
-            described.last_sequence_number = header.sequence_number
-            return pb.LoadCheckpointResponse(run=described)
+        ticket = make_ticket(request.mutation, "LoadCheckpoint", name)
 
-        return mutate(self._runs, request, context, load)
+        def load(run: Run, state: RunState) -> tuple[RunState, pb.LoadCheckpointResponse]:
+            loaded = run.operations.load_checkpoint(
+                state, name, partial(remaining_seconds, context)
+            )
+            # Described as it will be committed.
+            after = Committed(
+                state=loaded,
+                sequence_number=ticket.sequence_number,
+                writer_epoch=ticket.writer_epoch,
+            )
+            return loaded, pb.LoadCheckpointResponse(run=format_run(run, after))
+
+        return mutate(self._runs, request.mutation, ticket, context, load)
 
     def ListCheckpoints(
         self, request: pb.ListCheckpointsRequest, context: grpc.ServicerContext

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from client.errors import ServiceError
 from client.recipes.batches import Targets
+from client.retry import RetryPolicy
 from client.services.local import TEACHER_MODULE, LocalService
 from client.settings import DISTRIBUTION_OBJECTIVES
 from client.student import StudentClient
@@ -67,7 +68,7 @@ def add_student_address(parser: argparse.ArgumentParser) -> None:
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:
-    """The deadline of the command's calls."""
+    """The deadline of the command's calls, and how long a service that never answers is tried."""
     parser.add_argument(
         "--timeout-seconds",
         type=positive_float,
@@ -75,6 +76,22 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="deadline of each call (default: %(default)s)",
     )
+    # Short, because whoever types a command and meets nobody has mistaken the address more often
+    # than started a service a moment ago. A service that has answered once is waited for until the
+    # deadline, as the contract says.
+    parser.add_argument(
+        "--wait-seconds",
+        type=positive_float,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to try a service that does not answer at all; a larger number waits for one "
+        "that is starting (default: %(default)s)",
+    )
+
+
+def retry_policy(arguments: argparse.Namespace) -> RetryPolicy:
+    """How calls are repeated, as `add_timeout` was told."""
+    return RetryPolicy(unanswered_seconds=arguments.wait_seconds)
 
 
 def add_distributions(parser: argparse.ArgumentParser, *, top_k: int, objective: str) -> None:
@@ -94,10 +111,13 @@ def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
     """The teacher that `add_teacher_source` was told; a private one ends with the block."""
     with ExitStack() as stack:
         service, target = None, arguments.teacher_address
+        retry = retry_policy(arguments)
         if target is None:
             service = LocalService(TEACHER_MODULE, ["--model", arguments.model])
             target = stack.enter_context(service).address
-        client = TeacherClient(target, timeout_seconds=arguments.timeout_seconds)
+            # Nobody restarts a private teacher, so there is no waiting for one that has ended.
+            retry = RetryPolicy(before_retry=service.check)
+        client = TeacherClient(target, timeout_seconds=arguments.timeout_seconds, retry=retry)
         try:
             yield stack.enter_context(client)
         except ServiceError:
@@ -108,7 +128,11 @@ def open_teacher(arguments: argparse.Namespace) -> Iterator[TeacherClient]:
 
 def open_student(arguments: argparse.Namespace) -> StudentClient:
     """The student that `add_student_address` was told."""
-    return StudentClient(arguments.student_address, timeout_seconds=arguments.timeout_seconds)
+    return StudentClient(
+        arguments.student_address,
+        timeout_seconds=arguments.timeout_seconds,
+        retry=retry_policy(arguments),
+    )
 
 
 def address(text: str) -> str:

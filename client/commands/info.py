@@ -5,9 +5,8 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from client.commands.command import Command, add_timeout, address
+from client.commands.command import Command, add_timeout, address, open_student, retry_policy
 from client.results import Limits, ModelInfo
-from client.student import StudentClient
 from client.teacher import TeacherClient
 
 
@@ -26,13 +25,13 @@ def _execute(arguments: argparse.Namespace) -> None:
     teacher_names: list[str] = []
     if arguments.teacher_address is not None:
         with TeacherClient(
-            arguments.teacher_address, timeout_seconds=arguments.timeout_seconds
+            arguments.teacher_address,
+            timeout_seconds=arguments.timeout_seconds,
+            retry=retry_policy(arguments),
         ) as teacher:
             described["teacher"] = teacher.model_info()
     if arguments.student_address is not None:
-        with StudentClient(
-            arguments.student_address, timeout_seconds=arguments.timeout_seconds
-        ) as student:
+        with open_student(arguments) as student:
             described["student"] = student.model_info()
             teacher_names = student.teacher_names()
     table = Table("", *described)

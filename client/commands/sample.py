@@ -10,6 +10,7 @@ from client.commands.command import (
     add_timeout,
     address,
     non_negative_float,
+    open_student,
     open_teacher,
     positive_float,
     positive_int,
@@ -17,7 +18,6 @@ from client.commands.command import (
 )
 from client.results import Sample
 from client.settings import SamplingParams, Tokens, WeightsRef
-from client.student import StudentClient
 from distill.tokenizer import TextTokenizer
 
 
@@ -107,9 +107,7 @@ def _sample(arguments: argparse.Namespace) -> list[Sample]:
         with open_teacher(arguments) as teacher:
             return teacher.sample([_prompt(arguments, teacher.tokenizer())], settings)
     weights = WeightsRef(checkpoint=arguments.checkpoint) if arguments.checkpoint else None
-    with StudentClient(
-        arguments.student_address, timeout_seconds=arguments.timeout_seconds
-    ) as student:
+    with open_student(arguments) as student:
         prompt = _prompt(arguments, student.tokenizer())
         model = student.under(arguments.run, weights) if arguments.run else student
         return model.sample([prompt], settings)

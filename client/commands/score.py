@@ -17,7 +17,7 @@ from client.commands.command import (
     positive_int,
     some_text,
 )
-from distill.rows import Rows
+from distill.rows import ScoredRows
 from distill.tokenizer import TextTokenizer
 
 
@@ -65,7 +65,7 @@ def _execute(arguments: argparse.Namespace) -> None:
     Console().print(score_table(tokenizer, token_ids, scores))
 
 
-def score_table(tokenizer: TextTokenizer, token_ids: list[int], scores: Rows) -> Table:
+def score_table(tokenizer: TextTokenizer, token_ids: list[int], scores: ScoredRows) -> Table:
     """A row for every scored position: its token, and what the model expected there."""
     table = Table(title="distribution of each token given those before it", title_justify="left")
     table.add_column("row", justify="right")
@@ -100,7 +100,7 @@ def _rank(support: list[int], token_id: int) -> str:
     return str(support.index(token_id) + 1) if token_id in support else f"> {len(support)}"
 
 
-def _alternatives(tokenizer: TextTokenizer, scores: Rows, index: int, own: int) -> Text:
+def _alternatives(tokenizer: TextTokenizer, scores: ScoredRows, index: int, own: int) -> Text:
     line = Text()
     probabilities = np.exp(scores.log_probs[index])
     for token_id, probability in zip(scores.token_ids[index], probabilities, strict=True):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from client.batch_parts import Chunks
 from client.results import BatchResult, check_pair
-from client.run import Chunks, StudentRun
+from client.run import StudentRun
 from client.settings import (
     Example,
     PulledScoring,
@@ -141,7 +142,7 @@ class Transfer:
 
 
 class Submit(Protocol):
-    """A run's `forward_backward` or `forward` with its examples and settings filled in."""
+    """Sends the examples of a batch with these targets and waits for the result."""
 
     def __call__(
         self, *, pull: PulledScoring | None = None, chunks: Chunks = ()

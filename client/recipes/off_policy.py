@@ -3,18 +3,18 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from client.recipes.batches import (
     AlignedSequence,
     TeacherLink,
     align,
     check_teacher,
-    run_batch,
     shuffled_batches,
 )
+from client.recipes.leftovers import drop_leftovers
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
+from client.recipes.training_step import train_step
 from client.run import StudentRun
 from client.settings import AdamW, Tokens, batch_settings, check_distribution_objective
 from distill.tokenizer import TextTokenizer
@@ -69,6 +69,8 @@ def train_off_policy(
 ) -> list[StepMetrics]:
     """Train a run on the teacher's distributions over every token of the corpus but the first.
 
+    A gradient that an earlier script left in the run is dropped, with a warning.
+
     Args:
         run: what is trained.
         teacher: which teacher, and how its distributions travel.
@@ -85,6 +87,7 @@ def train_off_policy(
     """
     sequences = list(_sequences(corpus))
     check_teacher(teacher, run)
+    drop_leftovers(run)
     schedule = Schedule(
         step_count=settings.step_count,
         warmup_steps=settings.warmup_steps,
@@ -97,15 +100,14 @@ def train_off_policy(
     for index, chosen in zip(range(settings.step_count), batches, strict=False):
         started = time.monotonic()
         batch = align([sequences[position] for position in chosen])
-        transfer = run_batch(
-            teacher,
-            batch,
+        transfer, step = train_step(
+            run=run,
+            teacher=teacher,
+            batch=batch,
+            minimised=minimised,
             top_k=settings.top_k,
             temperature=settings.temperature,
-            submit=partial(run.forward_backward, batch.examples, minimised),
-        )
-        step = run.optim_step(
-            schedule.adamw(settings.adamw, index, time_share=time_share), normalization="rows"
+            adamw=schedule.adamw(settings.adamw, index, time_share=time_share),
         )
         metrics = step_metrics(
             transfer,

@@ -8,7 +8,7 @@ from client.run import StudentRun
 from client.settings import Tokens
 from client.student import StudentClient
 from client.teacher import TeacherClient
-from distill.rows import Rows
+from distill.rows import ScoredRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def share_won_back(*, teacher: Prediction, before: Prediction, after: Prediction
     return (before.nats_per_token - after.nats_per_token) / lost
 
 
-def _prediction(scores: Iterable[Rows]) -> Prediction:
+def _prediction(scores: Iterable[ScoredRows]) -> Prediction:
     all_scores = list(scores)
     token_count = sum(len(one.prompt_log_probs) for one in all_scores)
     total = -sum(float(one.prompt_log_probs.sum(dtype="float64")) for one in all_scores)

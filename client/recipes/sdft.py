@@ -18,8 +18,10 @@ from client.recipes.batches import (
     run_batch,
     shuffled_batches,
 )
+from client.recipes.leftovers import drop_leftovers
 from client.recipes.metrics import StepMetrics, step_metrics
 from client.recipes.schedule import Schedule
+from client.recipes.training_step import train_step
 from client.results import BatchResult, Sample
 from client.run import StudentRun
 from client.settings import (
@@ -93,6 +95,8 @@ def train_sdft(
 ) -> list[StepMetrics]:
     """Train a run on a teacher that sees more.
 
+    A gradient that an earlier script left in the run is dropped, with a warning.
+
     Args:
         student: the service of the run.
         run: what is trained.
@@ -111,6 +115,7 @@ def train_sdft(
     if not prompts:
         raise ValueError("prompts: must not be empty")
     check_teacher(teacher, run)
+    drop_leftovers(run)
     batches = shuffled_batches(len(prompts), settings.prompts_per_step, settings.seed)
     schedule = Schedule(
         step_count=settings.step_count, final_factor=settings.final_learning_rate_factor
@@ -125,14 +130,15 @@ def train_sdft(
         )
         sampling_seconds = time.monotonic() - started
         batch = align(pair_completions(batch_prompts, completions))
-        transfer = run_batch(
-            teacher,
-            batch,
+        transfer, step = train_step(
+            run=run,
+            teacher=teacher,
+            batch=batch,
+            minimised=minimised,
             top_k=settings.top_k,
             temperature=settings.temperature,
-            submit=partial(run.forward_backward, batch.examples, minimised),
+            adamw=schedule.adamw(settings.adamw, index),
         )
-        step = run.optim_step(schedule.adamw(settings.adamw, index), normalization="rows")
         metrics = step_metrics(
             transfer,
             step,

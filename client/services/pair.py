@@ -9,6 +9,7 @@ from client.connection import wait_until_serving
 from client.errors import ClientError, ServiceError
 from client.recipes.batches import Targets, TeacherLink
 from client.results import check_pair
+from client.retry import RetryPolicy
 from client.services.local import (
     STUDENT_MODULE,
     TEACHER_MODULE,
@@ -107,15 +108,21 @@ def open_pair(
         else:
             addresses = (source.teacher, source.student)
             _wait(source)
-        teacher = stack.enter_context(TeacherClient(addresses[0], timeout_seconds=600))
-        student = stack.enter_context(StudentClient(addresses[1], timeout_seconds=600))
+
+        def check_all() -> None:
+            # Nobody restarts what was started here. The student's calls need the teacher too.
+            for service in services:
+                service.check()
+
+        retry = RetryPolicy(before_retry=check_all)
+        teacher = stack.enter_context(TeacherClient(addresses[0], timeout_seconds=600, retry=retry))
+        student = stack.enter_context(StudentClient(addresses[1], timeout_seconds=600, retry=retry))
         try:
             _check(teacher, student, teacher_name, targets, say)
             link = TeacherLink(client=teacher, name=teacher_name, targets=targets)
             yield Pair(teacher=teacher, student=student, link=link, tokenizer=teacher.tokenizer())
         except ServiceError as error:
-            for service in services:
-                service.check()  # its end explains more than the failed call
+            check_all()  # its end explains more than the failed call
             ends = [f"\nthe end of {one.log_path}:\n{log_tail(one.log_path)}" for one in services]
             raise PairError(f"{error}{''.join(ends)}") from None
 

@@ -136,6 +136,9 @@ class DeviceQueue:
             DeadlineError: the piece did not start in time, and never will.
             UnavailableError: the queue is closing.
         """
+        if timeout_seconds is not None and timeout_seconds <= 0:
+            # An idle worker would start the piece before the wait below is over.
+            raise DeadlineError("the deadline passed before the device was free")
         future = self.submit(function)
         wait([future], timeout_seconds)
         # `cancel` fails once the piece has started: it decides between the two atomically.

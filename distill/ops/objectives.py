@@ -44,6 +44,9 @@ class ObjectiveSpec:
     needs_distribution: bool = False
     """The targets are a teacher's log-probs over the full vocabulary, on any support."""
 
+    reads_tail: bool = False
+    """The loss depends on the teacher's probability outside the support."""
+
     needs_teacher_tail: bool = False
     """The loss is infinite where the teacher gives no probability to what the student may do."""
 
@@ -72,7 +75,9 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         ObjectiveSpec(name="renormalized", row_loss=renormalized, needs_distribution=True),
         ObjectiveSpec(name="truncated", row_loss=truncated, needs_distribution=True),
         ObjectiveSpec(name="support", row_loss=support, needs_distribution=True),
-        ObjectiveSpec(name="tail_bucket", row_loss=tail_bucket, needs_distribution=True),
+        ObjectiveSpec(
+            name="tail_bucket", row_loss=tail_bucket, needs_distribution=True, reads_tail=True
+        ),
         ObjectiveSpec(name="reverse_support", row_loss=reverse_support, needs_distribution=True),
         ObjectiveSpec(
             name="reverse_truncated", row_loss=reverse_truncated, needs_distribution=True
@@ -81,12 +86,14 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             name="reverse_tail_bucket",
             row_loss=reverse_tail_bucket,
             needs_distribution=True,
+            reads_tail=True,
             needs_teacher_tail=True,
         ),
         ObjectiveSpec(
             name="jsd",
             row_loss=jsd,
             needs_distribution=True,
+            reads_tail=True,
             needs_teacher_tail=True,
             uses_beta=True,
         ),

@@ -12,7 +12,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from distill.errors import BusyError, DistillError, InvalidFieldError
+from distill.errors import BusyError, DistillError
 from distill.limits import MAX_HELD_BYTES, MAX_REQUEST_BYTES, MAX_SILENT_SECONDS
 from distill.rpc.byte_budget import ByteBudget, HeldMemory, memory_of_call
 from distill.rpc.request_messages import Receiver, RequestMessages
@@ -50,14 +50,19 @@ def to_status(error: BaseException) -> status_pb2.Status:
     )
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
+            reason=error.reason,
+            domain=ERROR_DOMAIN,
+            metadata={key: _shortened(value) for key, value in error.metadata.items()},
         )
     ]
-    if isinstance(error, InvalidFieldError):
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_shortened(error.field), description=_shortened(error.problem)
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.violations:
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(
+                field=_shortened(field), description=_shortened(problem)
+            )
+            for field, problem in error.violations
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
     if error.retry_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(error.retry_seconds * 1e9))

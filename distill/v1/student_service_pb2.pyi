@@ -92,7 +92,8 @@ class CreateRunRequest(google.protobuf.message.Message):
     """
     expected_writer_epoch: builtins.int
     """Only with `take_over`: take the run over from this epoch's writer alone.
-    ABORTED (WRITER_FENCED) when another epoch is current.
+    ABORTED (WRITER_FENCED) when another epoch is current, NOT_FOUND when there
+    is no such run: none is created.
     """
     attach_id: builtins.str
     """Names this attempt to create or to take over, so that it can be repeated

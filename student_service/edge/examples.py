@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.arrays import FloatArray, Int32Array
-from distill.errors import InvalidFieldError
+from distill.errors import InvalidFieldError, LimitExceededError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
-from distill.rpc.checks import check_limit, check_token_ids, parse_token_ids
+from distill.rpc.checks import check_token_ids, parse_token_ids
 from distill.tensors import decode_floats, decode_int32
 from distill.v1 import training_pb2
 from student_service.training.batch import LossSettings, NamedTokens
@@ -74,7 +74,13 @@ class ExampleParser:
             max_length=self._limits.max_sequence_tokens,
         )
         self._token_count += len(tokens)
-        check_limit("examples.input_tokens", self._token_count, self._limits.max_request_tokens)
+        if self._token_count > self._limits.max_request_tokens:
+            raise LimitExceededError(
+                f"{field}.input_tokens",
+                self._limits.max_request_tokens,
+                self._token_count,
+                unit="tokens in all examples together",
+            )
         targets: NamedTokens | PromptRows
         expected = "distribution_targets" if self._objective.reads_prompts else "token_targets"
         kind = example.WhichOneof("targets")

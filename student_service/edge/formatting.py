@@ -10,6 +10,8 @@ from distill.rpc.messages import message_from
 from distill.v1 import student_service_pb2, training_pb2
 from student_service.runs.checkpoints import CheckpointInfo
 from student_service.runs.run import Run
+from student_service.runs.run_state import RunState
+from student_service.runs.sequencer import Committed
 from student_service.training.batch import BatchOutcome, TrainingBatch
 
 EXPORT_PIECE_BYTES = 1 << 20
@@ -43,19 +45,25 @@ def check_result_size(batch: TrainingBatch, header: training_pb2.Batch) -> None:
     if total > MAX_MESSAGE_BYTES:
         option = "log_probs" if log_prob_bytes >= row_loss_bytes else "row_losses"
         raise LimitExceededError(
-            f"batch.return_{option}", MAX_MESSAGE_BYTES, total, unit="bytes of results"
+            f"header.batch.return_{option}", MAX_MESSAGE_BYTES, total, unit="bytes of results"
         )
 
 
-def format_run(run: Run) -> training_pb2.Run:
-    """Describe a run."""
+def format_run(run: Run, at: Committed[RunState] | None = None) -> training_pb2.Run:
+    """Describe a run.
+
+    Args:
+        run: what does not change.
+        at: the moment to describe. None: now.
+    """
+    at = at or run.sequencer.committed
     return message_from(
         training_pb2.Run,
         run,
-        run.state,
+        at,
+        at.state,
         config=format_run_config(run.lora),
-        writer_epoch=run.sequencer.epoch,
-        last_sequence_number=run.sequencer.last,
+        last_sequence_number=at.sequence_number,
     )
 
 

@@ -6,27 +6,19 @@ import grpc
 
 from distill.errors import (
     CallEndedError,
-    DeadlineError,
-    DistillError,
     InvalidFieldError,
     LimitExceededError,
+    TokenizerMismatchError,
     UnavailableError,
-    WrongStateError,
 )
 from distill.rpc.channel import CHANNEL_OPTIONS
 from distill.rpc.deadline import remaining_seconds
 from distill.tokenizer import describe_mismatch
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
+from student_service.edge.teacher_errors import PULL_FIELD, teacher_error
 
 INFO_TIMEOUT_SECONDS = 10.0
 """Longest wait for a teacher to say what it serves."""
-
-
-class _RefusedByTeacherError(DistillError):
-    """The request is beyond a limit of the teacher, whose message names it."""
-
-    code = LimitExceededError.code
-    reason = LimitExceededError.reason
 
 
 class TeacherPool:
@@ -72,11 +64,10 @@ class TeacherPool:
             max_bytes: most bytes to keep.
 
         Raises:
-            UnavailableError, DeadlineError: the teacher cannot answer (in time).
-            CallEndedError: the call ended meanwhile.
-            InvalidFieldError: the teacher refused the request.
             LimitExceededError: more than `max_bytes`.
-            WrongStateError: its tokenizer is not the student's.
+            TokenizerMismatchError: its tokenizer is not the student's.
+            CallEndedError: the call ended meanwhile.
+            DistillError: the teacher refused, or could not answer in time; see `teacher_error`.
         """
         stub = teacher_service_pb2_grpc.TeacherServiceStub(self._channels[name])
         try:
@@ -92,7 +83,7 @@ class TeacherPool:
             finally:
                 responses.cancel()  # does nothing where the stream has ended
         except grpc.RpcError as error:
-            raise _as_distill_error(name, error) from error
+            raise teacher_error(name, error, is_active=context.is_active()) from error
 
     def close(self) -> None:
         """End all connections."""
@@ -106,13 +97,21 @@ class TeacherPool:
         timeout_seconds: float | None,
     ) -> None:
         # At each pull, because another teacher may have taken the address since the last one.
-        timeout = INFO_TIMEOUT_SECONDS
-        if timeout_seconds is not None:
-            timeout = min(timeout, timeout_seconds)
+        is_ours = timeout_seconds is None or timeout_seconds > INFO_TIMEOUT_SECONDS
         request = teacher_service_pb2.TeacherServiceGetModelInfoRequest()
-        model = stub.GetModelInfo(request, timeout=timeout).model
+        try:
+            model = stub.GetModelInfo(
+                request, timeout=INFO_TIMEOUT_SECONDS if is_ours else timeout_seconds
+            ).model
+        except grpc.RpcError as error:
+            if is_ours and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                # The caller's deadline has not passed, so it must not be told that.
+                raise UnavailableError(
+                    f"teacher {name!r} did not answer within {INFO_TIMEOUT_SECONDS:g} s"
+                ) from error
+            raise
         if model.tokenizer_fingerprint != self._fingerprint:
-            raise WrongStateError(
+            raise TokenizerMismatchError(
                 describe_mismatch(
                     teacher=f"teacher {name!r} ({model.name})",
                     teacher_fingerprint=model.tokenizer_fingerprint,
@@ -129,21 +128,6 @@ def _within(
     for response in responses:
         byte_count += response.chunk.ByteSize()
         if byte_count > max_bytes:
-            raise LimitExceededError("batch.pull", max_bytes, byte_count, unit="bytes")
+            raise LimitExceededError(PULL_FIELD, max_bytes, byte_count, unit="bytes")
         chunks.append(response.chunk)
     return chunks, byte_count
-
-
-def _as_distill_error(name: str, error: grpc.RpcError) -> DistillError:
-    code, detail = error.code(), error.details()
-    if code == grpc.StatusCode.INVALID_ARGUMENT:
-        return InvalidFieldError("batch.pull.scoring", f"teacher {name!r} refused it: {detail}")
-    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return _RefusedByTeacherError(f"teacher {name!r} refused the request: {detail}")
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineError(f"teacher {name!r} did not finish before the deadline")
-    if code == grpc.StatusCode.CANCELLED:
-        return CallEndedError(f"the call ended while teacher {name!r} answered")
-    if code == grpc.StatusCode.UNAVAILABLE:
-        return UnavailableError(f"teacher {name!r} is not reachable or draining")
-    return WrongStateError(f"teacher {name!r} failed with {code.name}: {detail}")

@@ -91,20 +91,22 @@ def parse_loss(batch: training_pb2.Batch, limits: RequestLimits) -> LossSettings
     """
     if batch.objective not in training_pb2.Objective.values() or not batch.objective:
         names = ", ".join(training_pb2.Objective.keys()[1:])
-        raise InvalidFieldError("batch.objective", f"must be one of {names}, got {batch.objective}")
+        raise InvalidFieldError(
+            "header.batch.objective", f"must be one of {names}, got {batch.objective}"
+        )
     name = enum_name(training_pb2.Objective, batch.objective)
     temperature = batch.temperature if batch.HasField("temperature") else 1.0
-    check_temperature("batch.temperature", temperature)
+    check_temperature("header.batch.temperature", temperature)
     if batch.reduction not in training_pb2.Reduction.values():
         raise InvalidFieldError(
-            "batch.reduction",
+            "header.batch.reduction",
             f"must be one of {', '.join(training_pb2.Reduction.keys())}, got {batch.reduction}",
         )
     if batch.example_count < 1:
         raise InvalidFieldError(
-            "batch.example_count", f"must be at least 1, got {batch.example_count}"
+            "header.batch.example_count", f"must be at least 1, got {batch.example_count}"
         )
-    check_limit("batch.example_count", batch.example_count, limits.max_sequences)
+    check_limit("header.batch.example_count", batch.example_count, limits.max_sequences)
     spec = OBJECTIVES[name]
     clip_low, clip_high = _parse_clips(batch, spec)
     return LossSettings(
@@ -121,10 +123,14 @@ def _parse_beta(batch: training_pb2.Batch, spec: ObjectiveSpec) -> float:
     if not batch.HasField("jsd_beta"):
         return LossSettings.beta
     if not spec.uses_beta:
-        raise InvalidFieldError("batch.jsd_beta", f"the objective {spec.name} does not use it")
+        raise InvalidFieldError(
+            "header.batch.jsd_beta", f"the objective {spec.name} does not use it"
+        )
     # This refuses NaN too.
     if not 0 <= batch.jsd_beta <= 1:
-        raise InvalidFieldError("batch.jsd_beta", f"must be in [0, 1], got {batch.jsd_beta:g}")
+        raise InvalidFieldError(
+            "header.batch.jsd_beta", f"must be in [0, 1], got {batch.jsd_beta:g}"
+        )
     return batch.jsd_beta
 
 
@@ -133,14 +139,14 @@ def _parse_clips(batch: training_pb2.Batch, spec: ObjectiveSpec) -> tuple[float,
     if spec.default_clips is None:
         if given:
             raise InvalidFieldError(
-                f"batch.{given[0]}", f"the objective {spec.name} does not use it"
+                f"header.batch.{given[0]}", f"the objective {spec.name} does not use it"
             )
         return LossSettings.clip_low, LossSettings.clip_high
     for name in given:
         value = getattr(batch, name)
         if not (np.isfinite(value) and value >= 0):
             raise InvalidFieldError(
-                f"batch.{name}", f"must be finite and at least 0, got {value:g}"
+                f"header.batch.{name}", f"must be finite and at least 0, got {value:g}"
             )
     # Rounded to float32 as the fields are, so that a bound given as 0.8 equals the default of 0.8.
     low, high = (float(np.float32(bound)) for bound in spec.default_clips)
@@ -148,7 +154,7 @@ def _parse_clips(batch: training_pb2.Batch, spec: ObjectiveSpec) -> tuple[float,
     high = batch.clip_high if batch.HasField("clip_high") else high
     if low > high:
         raise InvalidFieldError(
-            "batch.clip_low", f"must be at most clip_high, which is {high:g}, got {low:g}"
+            "header.batch.clip_low", f"must be at most clip_high, which is {high:g}, got {low:g}"
         )
     return low, high
 

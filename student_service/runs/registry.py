@@ -1,6 +1,7 @@
 """All runs of the service, by name."""
 
 import threading
+import uuid
 from collections import OrderedDict
 
 from distill.engine.device_queue import DeviceQueue
@@ -9,8 +10,10 @@ from distill.models.loading import LoadedModel
 from distill.network.adapters import LoraSpec
 from student_service.runs.caller import Remaining
 from student_service.runs.checkpoints import CheckpointStore
+from student_service.runs.kept_answers import Ticket
+from student_service.runs.operations import Operations
 from student_service.runs.run import Run
-from student_service.runs.sequencer import Sequencer, Ticket
+from student_service.runs.sequencer import Sequencer
 from student_service.training.trainer import Trainer
 
 KEPT_DELETIONS = 1024
@@ -56,8 +59,16 @@ class RunRegistry:
         self._first_epoch = first_epoch
         self._max_runs = max_runs
 
-    def create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
+    def create(
+        self, run_id: str, lora: LoraSpec | None, remaining: Remaining, *, attach_id: str = ""
+    ) -> tuple[Run, bool]:
         """The run of that name, and whether this call made it.
+
+        Args:
+            run_id: its name.
+            lora: the adapter that it trains; None: all weights.
+            remaining: time within which it may be made.
+            attach_id: the caller's name for its attempt; see `Sequencer`.
 
         Raises:
             AlreadyExistsError: it exists with another configuration.
@@ -66,7 +77,7 @@ class RunRegistry:
         """
         run = self._find(run_id)
         if run is None:
-            run, is_new = self._create(run_id, lora, remaining)
+            run, is_new = self._create(run_id, lora, remaining, attach_id)
             if is_new:
                 return run, True
         if run.lora != lora:
@@ -80,7 +91,9 @@ class RunRegistry:
         with self._lock:
             return self._runs.get(run_id)
 
-    def _create(self, run_id: str, lora: LoraSpec | None, remaining: Remaining) -> tuple[Run, bool]:
+    def _create(
+        self, run_id: str, lora: LoraSpec | None, remaining: Remaining, attach_id: str
+    ) -> tuple[Run, bool]:
         # Not `_lock`: a new run waits for the device, and requests of other runs must not wait with
         # it.
         timeout = remaining()
@@ -95,31 +108,44 @@ class RunRegistry:
                     raise LimitExceededError(
                         "runs of the service", self._max_runs, len(self._runs) + 1
                     )
-            run = Run(
-                run_id,
-                lora,
-                trainer=self._trainer,
-                queue=self._queue,
-                store=self._store,
-                base_version=self._model.weights_version,
-                sequencer=self._new_sequencer(run_id),
-                remaining=remaining,
-            )
+            run = self._new_run(run_id, lora, remaining, attach_id)
             with self._lock:
                 self._runs[run_id] = run
             return run, True
         finally:
             self._creating.release()
 
-    def _new_sequencer(self, run_id: str) -> Sequencer:
+    def _new_run(
+        self, run_id: str, lora: LoraSpec | None, remaining: Remaining, attach_id: str
+    ) -> Run:
+        operations = Operations(
+            run_id,
+            uuid.uuid4().hex[:12],
+            lora,
+            trainer=self._trainer,
+            queue=self._queue,
+            store=self._store,
+            base_version=self._model.weights_version,
+        )
         # A higher epoch than the deleted run of that name had, so that its writer is refused.
         with self._lock:
             deletion = self._deletions.get(run_id)
             epoch = self._first_epoch if deletion is None else deletion.writer_epoch + 1
-        return Sequencer(
+        sequencer = Sequencer(
+            operations.initial_state(remaining),
             epoch=epoch,
+            attach_id=attach_id,
             waiting_slots=self._waiting_slots,
             measure=lambda answer: answer.ByteSize(),
+        )
+        return Run(
+            run_id,
+            lora,
+            operations=operations,
+            sequencer=sequencer,
+            trainer=self._trainer,
+            queue=self._queue,
+            store=self._store,
         )
 
     def get(self, run_id: str, field: str = "run_id") -> Run:

@@ -1,6 +1,10 @@
-"""Decides what happens to a mutation: run it, wait, answer it again, or refuse it.
+"""Owns the state of a run and decides what happens to a mutation: run it, wait, answer it again, or
+refuse it.
 
-One sequencer per run. The table it implements is in docs/exactly-once.md.
+One sequencer per run. The table it implements is in docs/exactly-once.md. A mutation is a function
+from the state to a proposed state and an answer. Both are committed together, with the sequence
+number and the digest, under one lock: a mutation that fails before has changed nothing, and no
+reader sees the state of one number beside another number.
 """
 
 import threading
@@ -8,10 +12,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from distill.errors import (
-    AlreadyAppliedError,
     BusyError,
     CallEndedError,
     DeadlineError,
@@ -20,55 +23,55 @@ from distill.errors import (
     TooFarAheadError,
     WriterFencedError,
 )
+from student_service.runs.kept_answers import ANSWER_BYTES, KeptAnswer, KeptAnswers, Ticket
 
-Answer = TypeVar("Answer")
+StateT = TypeVar("StateT")
+AnswerT = TypeVar("AnswerT")
 
 IN_FLIGHT_LIMIT = 64
 """Requests of a run that may be on their way at once: so far ahead of the last applied number may
 one be, and so many answers are kept for repetition."""
 
-ANSWER_BYTES = 16 << 20
-"""Bound on the kept answers of a run, the latest not counted. Enough for 64 answers
-without log-probs and row losses, which can make a single one as large as a message may be."""
+KEPT_ATTACHMENTS = 64
+"""Attempts to create or to take over a run that can be repeated."""
+
+Operation: TypeAlias = Callable[[StateT], tuple[StateT, AnswerT]]
+"""A mutation: the proposed state, and the answer. It must not edit the state that it is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ticket:
-    """What identifies a mutation."""
+class Committed(Generic[StateT]):
+    """A state with the number of the mutation that made it, and the writer's epoch, all of one
+    moment."""
 
-    writer_epoch: int
-    """Epoch the writer was given."""
+    state: StateT
+    """The state."""
 
     sequence_number: int
-    """Position in the run's sequence, from 1."""
+    """The last applied number; 0 for a new run."""
 
-    digest: bytes
-    """Digest of the operation and its payload; tells a repetition from a conflict."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Kept:
-    digest: bytes
-    answer: object
-    byte_count: int
+    writer_epoch: int
+    """Epoch of the current writer."""
 
 
-class Sequencer:
+class Sequencer(Generic[StateT]):
     """Applies mutations exactly once and in order, whatever order they arrive in."""
 
     def __init__(
         self,
+        state: StateT,
         *,
-        last: int = 0,
         epoch: int = 1,
+        attach_id: str = "",
         in_flight_limit: int = IN_FLIGHT_LIMIT,
         waiting_slots: threading.Semaphore | None = None,
         measure: Callable[[Any], int] = lambda _: 0,
         answer_bytes: int = ANSWER_BYTES,
     ) -> None:
         """Args:
-        last: the last applied sequence number.
+        state: the first one.
         epoch: of the first writer.
+        attach_id: the first writer's name for its attempt to create the run; empty: it has none.
         in_flight_limit: how far ahead a request may be, and answers kept.
         waiting_slots: bounds the requests that wait for their turn; the sequencers of a service
             share one. None: as many as may be in flight.
@@ -78,54 +81,78 @@ class Sequencer:
         self._changed = threading.Condition()
         self._in_flight_limit = in_flight_limit
         self._waiting_slots = waiting_slots or threading.Semaphore(in_flight_limit)
-        self._last = last
-        self._epoch = epoch
+        self._committed = Committed(state=state, sequence_number=0, writer_epoch=epoch)
         self._in_flight: bytes | None = None
         self._closed = False
-        self._measure = measure
-        self._answer_bytes = answer_bytes
-        self._answers: OrderedDict[int, _Kept] = OrderedDict()
+        self._answers = KeptAnswers(count=in_flight_limit, byte_limit=answer_bytes, measure=measure)
+        self._attachments: OrderedDict[str, int] = OrderedDict()
+        self._remember_attachment(attach_id)
 
     @property
-    def last(self) -> int:
-        """The last applied sequence number."""
+    def committed(self) -> Committed[StateT]:
+        """The present state with its number and epoch."""
         with self._changed:
-            return self._last
+            return self._committed
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of the current writer."""
+    def attached_epoch(self, attach_id: str) -> int | None:
+        """The epoch that an attempt of this name gave; None where none is remembered."""
         with self._changed:
-            return self._epoch
+            return self._attachments.get(attach_id)
 
     def take_over(
         self,
         *,
+        expected_epoch: int | None = None,
+        attach_id: str = "",
         timeout_seconds: float | None = None,
         is_active: Callable[[], bool] = lambda: True,
-    ) -> int:
-        """Fence the current writer and return the new epoch, once nothing is in flight.
+    ) -> tuple[int, Committed[StateT]]:
+        """Fence the current writer, once nothing is in flight.
 
-        The epoch stays as it was when this raises.
+        Args:
+            expected_epoch: of the writer that is to be fenced. None: whoever it is.
+            attach_id: names the attempt. One that succeeded before gives its epoch again and
+                fences nobody. Empty: every attempt is a new one.
+            timeout_seconds: longest wait for what is in flight. None: no limit.
+            is_active: whether the caller is still there; asked again after every `wake`.
 
-        Raises:
+        Returns:
+            The epoch of this attempt, and the run at this moment.
+
+        Raises, with the epoch as it was:
+            WriterFencedError: another epoch than the expected one is current.
             DeadlineError: what is in flight did not end in time.
             CallEndedError: the caller left before that.
             RunDeletedError: the run was deleted before that.
         """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         with self._changed:
-            ended = self._changed.wait_for(
-                lambda: self._in_flight is None or not is_active(), timeout_seconds
+            while True:
+                if (earlier := self._attachments.get(attach_id)) is not None:
+                    return earlier, self._committed
+                if not is_active():
+                    raise CallEndedError("the call ended before it could take the run over")
+                if self._closed:
+                    raise RunDeletedError("run_id: the run was deleted")
+                current = self._committed.writer_epoch
+                if expected_epoch not in (None, current):
+                    raise WriterFencedError(
+                        "expected_writer_epoch", current=current, got=expected_epoch
+                    )
+                if self._in_flight is None:
+                    break
+                remaining = _remaining(deadline)
+                if remaining is not None and remaining <= 0:
+                    raise DeadlineError("a mutation is still in flight")
+                self._changed.wait(remaining)
+            self._committed = Committed(
+                state=self._committed.state,
+                sequence_number=self._committed.sequence_number,
+                writer_epoch=current + 1,
             )
-            if not is_active():
-                raise CallEndedError("the call ended before it could take the run over")
-            if not ended:
-                raise DeadlineError("a mutation is still in flight")
-            if self._closed:
-                raise RunDeletedError("run_id: the run was deleted")
-            self._epoch += 1
+            self._remember_attachment(attach_id)
             self._changed.notify_all()
-            return self._epoch
+            return current + 1, self._committed
 
     def close(self) -> None:
         """Refuse every new mutation from now on, because the run was deleted."""
@@ -149,14 +176,14 @@ class Sequencer:
     def execute(
         self,
         ticket: Ticket,
-        operation: Callable[[], Answer],
+        operation: Operation[StateT, AnswerT],
         *,
         timeout_seconds: float | None,
         is_active: Callable[[], bool] = lambda: True,
-    ) -> tuple[Answer, bool]:
-        """Run `operation` in its turn, or return the kept answer.
+    ) -> tuple[AnswerT, bool]:
+        """Run `operation` in its turn and commit what it returns, or return the kept answer.
 
-        `operation` must change nothing when it raises: then its number is not consumed.
+        When it raises, nothing has changed and its number is not consumed.
 
         Args:
             ticket: what identifies the mutation.
@@ -185,13 +212,28 @@ class Sequencer:
             if known is not None:
                 return known, True  # type: ignore[return-value] # same digest, same operation
             self._in_flight = ticket.digest
+            state = self._committed.state
         try:
-            answer = operation()
+            proposed, answer = operation(state)
+            kept = self._answers.measured(ticket, answer)
         except BaseException:
-            self._finish(ticket, None)
+            with self._changed:
+                self._in_flight = None
+                self._changed.notify_all()
             raise
-        self._finish(ticket, answer)
+        self._commit(ticket, proposed, kept)
         return answer, False
+
+    def _commit(self, ticket: Ticket, state: StateT, kept: KeptAnswer) -> None:
+        with self._changed:
+            self._committed = Committed(
+                state=state,
+                sequence_number=ticket.sequence_number,
+                writer_epoch=self._committed.writer_epoch,
+            )
+            self._answers.keep(ticket.sequence_number, kept)
+            self._in_flight = None
+            self._changed.notify_all()
 
     def _is_settled(self, ticket: Ticket, is_active: Callable[[], bool]) -> bool:
         """Whether there is an answer, or it is the ticket's turn. Raises what `execute` would."""
@@ -222,7 +264,7 @@ class Sequencer:
             )
         try:
             while not self._is_settled(ticket, is_active):
-                remaining = None if deadline is None else deadline - time.monotonic()
+                remaining = _remaining(deadline)
                 if remaining is not None and remaining <= 0:
                     raise DeadlineError(
                         f"mutation.sequence_number: {ticket.sequence_number} still waits for "
@@ -232,11 +274,16 @@ class Sequencer:
         finally:
             self._waiting_slots.release()
 
+    @property
+    def _last(self) -> int:
+        return self._committed.sequence_number
+
     def _find_answer(self, ticket: Ticket) -> object | None:
         number = ticket.sequence_number
-        if ticket.writer_epoch != self._epoch:
+        current = self._committed.writer_epoch
+        if ticket.writer_epoch != current:
             raise WriterFencedError(
-                "mutation.writer_epoch", current=self._epoch, got=ticket.writer_epoch
+                "mutation.writer_epoch", current=current, got=ticket.writer_epoch
             )
         if self._closed and number > self._last and self._in_flight != ticket.digest:
             raise RunDeletedError("mutation.run_id: the run was deleted")
@@ -247,31 +294,15 @@ class Sequencer:
             )
         if number > self._last:
             return None
-        if number not in self._answers:
-            raise AlreadyAppliedError(
-                f"mutation.sequence_number: {number} was already applied and its answer is no "
-                f"longer kept (the last applied is {self._last})"
-            )
-        kept = self._answers[number]
-        if kept.digest != ticket.digest:
-            raise SequenceReusedError(
-                f"mutation.sequence_number: {number} was already used for other content"
-            )
-        return kept.answer
+        return self._answers.find(ticket, last=self._last)
 
-    def _finish(self, ticket: Ticket, answer: object | None) -> None:
-        with self._changed:
-            self._in_flight = None
-            if answer is not None:
-                self._last = ticket.sequence_number
-                self._forget_answers()
-                self._answers[ticket.sequence_number] = _Kept(
-                    digest=ticket.digest, answer=answer, byte_count=self._measure(answer)
-                )
-            self._changed.notify_all()
+    def _remember_attachment(self, attach_id: str) -> None:
+        if not attach_id:
+            return
+        self._attachments[attach_id] = self._committed.writer_epoch
+        while len(self._attachments) > KEPT_ATTACHMENTS:
+            self._attachments.popitem(last=False)
 
-    def _forget_answers(self) -> None:
-        """Forget the oldest answers until both their count and their bytes leave room for one."""
-        total = sum(kept.byte_count for kept in self._answers.values())
-        while len(self._answers) >= self._in_flight_limit or total > self._answer_bytes:
-            total -= self._answers.popitem(last=False)[1].byte_count
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - time.monotonic()

@@ -42,7 +42,7 @@ class MicroBatch:
     """Weights, advantages or log p, [R, K]."""
 
     tail_log_probs: FloatArray
-    """[R]."""
+    """[R]; zeros where the targets have none."""
 
     old_log_probs: FloatArray
     """[R, K]; zeros where the objective does not use them."""
@@ -123,7 +123,9 @@ def _micro_batch(
         target_ids[here] = example.token_ids[rows]
         target_values[here] = example.values[rows]
         if isinstance(targets, Rows):
-            tail_log_probs[here] = targets.tail_log_probs[rows]
+            # Where they are absent no objective reads the zeros that stand for them.
+            if targets.tail_log_probs is not None:
+                tail_log_probs[here] = targets.tail_log_probs[rows]
         elif targets.old_log_probs is not None:
             old_log_probs[here] = targets.old_log_probs[rows]
         factor = 1.0 / len(rows) if batch.loss.sequence_mean else 1.0

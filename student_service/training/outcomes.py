@@ -33,7 +33,8 @@ class RowOutcomes(NamedTuple):
     """[R]."""
 
     tail_bucket_kls: FloatArray
-    """[R]; zeros where the targets are not a distribution."""
+    """[R]; zeros where the targets are not a distribution, without a meaning where they have no
+    tail."""
 
 
 def summarize(
@@ -95,13 +96,16 @@ def _metrics(
         (batch.examples[index], weighted) for members in sources for index, weighted in members
     ]
 
-    def of_teacher(field: str) -> NDArray[Any]:
+    def of_teacher(field: str) -> NDArray[Any] | None:
         """A field of the teacher's `Rows` at each weighted row: an array [N], or one value for all
-        rows of an example."""
+        rows of an example. None where an example has none."""
+        values = [getattr(example.targets, field) for example, _ in weighted_rows]
+        if any(value is None for value in values):
+            return None
         return np.concatenate(
             [
-                np.broadcast_to(getattr(example.targets, field), len(example.token_ids))[weighted]
-                for example, weighted in weighted_rows
+                np.broadcast_to(value, len(example.token_ids))[weighted]
+                for value, (example, weighted) in zip(values, weighted_rows, strict=True)
             ]
         )
 
@@ -122,18 +126,23 @@ def _metrics(
         "student_entropy": mean(of_student("student_entropies")),
         "student_support_mass": mean(student_probs.sum(-1)),
     }
-    if spec.reads_prompts:
-        metrics["teacher_entropy"] = mean(of_teacher("entropies"))
+    entropies = of_teacher("entropies") if spec.reads_prompts else None
+    if entropies is not None:
+        metrics["teacher_entropy"] = mean(entropies)
     if not spec.needs_distribution:
         return metrics
     log_p = values
-    metrics["tail_bucket_kl"] = mean(of_student("tail_bucket_kls"))
+    tails = of_teacher("tail_log_probs")
+    if tails is not None:
+        metrics["tail_bucket_kl"] = mean(of_student("tail_bucket_kls"))
     metrics["teacher_support_mass"] = mean(np.exp(log_p).sum(-1))
     if target_ids.shape[1] <= MAX_OVERLAP_SUPPORT:
         metrics["top_k_overlap"] = mean(of_student("support_overlaps"))
-    # No token outside the support is more probable than the tail, which is all of them together.
-    outweighs_tail = log_p.max(-1) >= of_teacher("tail_log_probs")
-    if (outweighs_tail | of_teacher("most_probable")).all():
+    holds_best = of_teacher("most_probable")
+    if tails is not None:
+        # No token outside the support is more probable than the tail, which is all of them.
+        holds_best = holds_best | (log_p.max(-1) >= tails)
+    if np.all(holds_best):
         best = log_p.argmax(-1)[:, None]
         teacher_top = np.take_along_axis(target_ids, best, axis=-1)[:, 0]
         metrics["top_1_agreement"] = mean(teacher_top == of_student("top_token_ids"))

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from client.connection import RetryPolicy
+from client.retry import RetryPolicy
 from client.run import StudentRun
 from client.settings import LoraConfig
 from client.student import StudentClient

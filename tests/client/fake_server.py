@@ -16,7 +16,7 @@ from tests.client.fake_teacher import FakeTeacher
 @contextmanager
 def serving(servicer: FakeTeacher | FakeStudent) -> Iterator[str]:
     """Serve it on a free loopback port; yields the address."""
-    server = grpc.server(ThreadPoolExecutor(8), interceptors=[ErrorInterceptor(8)])
+    server = grpc.server(ThreadPoolExecutor(32), interceptors=[ErrorInterceptor(32)])
     port = server.add_insecure_port("127.0.0.1:0")
     if isinstance(servicer, FakeTeacher):
         teacher_service_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, server)

@@ -1,6 +1,7 @@
 """A teacher in this process that follows the contract, and misbehaves where a test asks."""
 
 import threading
+import time
 
 import grpc
 
@@ -14,8 +15,9 @@ class FakeTeacher(teacher_service_pb2_grpc.TeacherServiceServicer):
 
     def __init__(self) -> None:
         self.tokenizer = fake_tokenizer()
-        self.unavailable_count = 0
+        self.passing_errors: list[Exception] = []
         self.error: Exception | None = None
+        self.silent_seconds = 0.0
         self.drop_chunk: int | None = None
         self.cut_after: int | None = None
         self.deadlines: list[float | None] = []
@@ -25,9 +27,10 @@ class FakeTeacher(teacher_service_pb2_grpc.TeacherServiceServicer):
     def _arrive(self, name: str, context: grpc.ServicerContext) -> None:
         self.calls.append(name)
         self.deadlines.append(context.time_remaining())
-        if self.unavailable_count:
-            self.unavailable_count -= 1
-            raise UnavailableError("the service is draining")
+        silent_seconds, self.silent_seconds = self.silent_seconds, 0.0
+        time.sleep(silent_seconds)
+        if self.passing_errors:
+            raise self.passing_errors.pop(0)
         if self.error is not None:
             raise self.error
 

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
-from client.connection import Connection, RetryPolicy, Role, wait_until_serving
+from client.connection import Connection, Role, wait_until_serving
 from client.errors import ServiceError
+from client.retry import RetryPolicy
 from client.student import StudentClient
 from client.teacher import TeacherClient
+from distill.errors import UnavailableError
+from distill.limits import MAX_MESSAGE_BYTES
 from tests.client.fake_server import serving
 from tests.client.fake_teacher import FakeTeacher
 
@@ -69,7 +73,7 @@ def test_a_service_that_does_not_run_comes_with_the_command_that_starts_it() -> 
 
 def test_a_service_that_says_why_it_is_unavailable_is_not_told_to_be_absent() -> None:
     teacher = FakeTeacher()
-    teacher.unavailable_count = 1
+    teacher.error = UnavailableError("the service is draining")
     with (
         serving(teacher) as address,
         TeacherClient(address, retry=ONCE) as client,
@@ -89,11 +93,11 @@ BROKEN = f"an earlier attempt ended with {GONE}"
 @pytest.mark.parametrize(
     ("problems", "told"),
     [
-        ([REFUSED, REFUSED], f"{REFUSED}; {NOBODY}"),
-        ([GONE, GONE], GONE),
-        ([GONE, REFUSED], f"{REFUSED}; {NOBODY}; {BROKEN}"),
-        ([REFUSED, GONE, REFUSED], f"{REFUSED}; {NOBODY}; {BROKEN}"),
-        ([GONE, "DEADLINE_EXCEEDED: no answer"], f"DEADLINE_EXCEEDED: no answer; {BROKEN}"),
+        ([REFUSED], f"{REFUSED}; {NOBODY}"),
+        ([REFUSED, REFUSED], f"{REFUSED}; {NOBODY}; tried 2 times in 0.0 s"),
+        ([GONE, GONE], f"{GONE}; tried 2 times in 0.0 s"),
+        ([GONE, REFUSED], f"{REFUSED}; {NOBODY}; {BROKEN}; tried 2 times in 0.0 s"),
+        ([REFUSED, GONE, REFUSED], f"{REFUSED}; {NOBODY}; {BROKEN}; tried 3 times in 0.0 s"),
         ([GONE, BAD_FIELD], BAD_FIELD),
     ],
 )
@@ -106,13 +110,55 @@ def test_a_call_that_fails_says_what_broke_it_but_not_what_a_retry_survived(
         code, _, message = left.pop(0).partition(": ")
         raise ServiceError(code=code, message=message)
 
-    retry = RetryPolicy(attempts=len(problems), first_delay_seconds=0.01)
+    retry = RetryPolicy(attempts=len(problems), first_delay_seconds=0.001)
     connection = Connection("127.0.0.1:1", Role.TEACHER, timeout_seconds=5, retry=retry)
     with pytest.raises(ServiceError) as caught:
         connection.call(attempt, connection.deadline(None))
     assert str(caught.value) == told
+    assert caught.value.attempts == len(problems)
     assert left == []
     connection.close()
+
+
+def test_a_service_that_answered_once_is_waited_for_longer_than_one_that_never_did() -> None:
+    retry = RetryPolicy(unanswered_seconds=0.05, first_delay_seconds=0.02)
+    connection = Connection("127.0.0.1:1", Role.TEACHER, timeout_seconds=30, retry=retry)
+
+    def failing(count: int) -> Callable[[float], str]:
+        left = [ServiceError(code="UNAVAILABLE", message="Connection refused")] * count
+
+        def attempt(_timeout_seconds: float) -> str:
+            if left:
+                raise left.pop()
+            return "answer"
+
+        return attempt
+
+    with pytest.raises(ServiceError, match="nothing listens"):
+        connection.call(failing(5), connection.deadline(None))
+    assert connection.call(failing(0), connection.deadline(None)) == "answer"
+    assert connection.call(failing(5), connection.deadline(None)) == "answer"
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "refused_by"),
+    [(2 * MAX_MESSAGE_BYTES, "SERVER"), (2 * MAX_MESSAGE_BYTES + 1, "CLIENT")],
+)
+def test_twice_the_largest_message_is_sent_and_what_grpc_refuses_comes_with_the_limit_to_look_at(
+    size: int, refused_by: str
+) -> None:
+    # The fake's server takes what gRPC takes by default, 4 MiB.
+    with serving(FakeTeacher()) as address:
+        connection = Connection(address, Role.TEACHER, timeout_seconds=60)
+        send = connection.channel.unary_unary("/distill.v1.TeacherService/GetModelInfo")
+        told = rf"{refused_by}: .* larger than max.*; .*Limits\.max_message_bytes"
+        with pytest.raises(ServiceError, match=told) as caught:
+            connection.call(
+                lambda timeout: send(bytes(size), timeout=timeout), connection.deadline(None)
+            )
+        assert (caught.value.code, caught.value.attempts) == ("RESOURCE_EXHAUSTED", 1)
+        connection.close()
 
 
 def test_the_address_of_the_other_service_is_recognised() -> None:

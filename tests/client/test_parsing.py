@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from client.errors import BrokenStreamError
-from client.parsing import parse_batch_result, parse_completion
+from client.parsing import parse_batch_result, parse_completion, parse_rows
 from client.results import METRIC_NAMES
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2, training_pb2
@@ -44,6 +44,21 @@ def test_a_completion_has_its_arrays_and_its_reason_by_name() -> None:
 def test_a_completion_that_breaks_the_contract_is_refused(fields, problem) -> None:
     with pytest.raises(BrokenStreamError, match=problem):
         parse_completion(sequence(**fields))
+
+
+def test_rows_of_a_service_that_lack_an_array_are_refused() -> None:
+    ids, values = encode_int32(np.zeros((1, 2))), encode_floats(np.zeros((1, 2)))
+    given = dict.fromkeys(
+        ("prompt_log_probs", "tail_log_probs", "entropies"), encode_floats(np.zeros(1))
+    )
+    chunk = scoring_pb2.TopKChunk(token_ids=ids, log_probs=values, **given)
+    assert len(parse_rows(chunk)) == 1
+    for name in given:
+        lacking = scoring_pb2.TopKChunk()
+        lacking.CopyFrom(chunk)
+        lacking.ClearField(name)
+        with pytest.raises(BrokenStreamError, match=f"rows of prompt 0 without {name}"):
+            parse_rows(lacking)
 
 
 def test_an_absent_metric_is_a_key_error_and_an_absent_array_none() -> None:

@@ -43,6 +43,35 @@ def test_inline_chunks_reach_the_student_unread(
     assert result.examples[0].log_probs is None
 
 
+@pytest.mark.parametrize("operation", ["forward_backward", "forward"])
+def test_a_stream_says_that_it_is_whole_and_a_pull_has_no_need_to(
+    run: StudentRun,
+    teacher: TeacherClient,
+    fake_student: FakeStudent,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+) -> None:
+    received = []
+    genuine = fake_student._receive
+
+    def receive(requests):
+        received.append(list(requests))
+        return genuine(received[-1])
+
+    monkeypatch.setattr(fake_student, "_receive", receive)
+    send = getattr(run, operation)
+    chunks = list(teacher.stream_top_k_messages([scored_prompt(TEACHER_PROMPT, score_from=4)], 5))
+    send([EXAMPLE], chunks=chunks)
+    send(
+        [token_example([1, 2], target_offset=0, token_ids=[3, 4])], batch_settings("cross_entropy")
+    )
+    send([EXAMPLE], pull=pull())
+    kinds = [[part.WhichOneof("part") for part in parts] for parts in received]
+    assert kinds[0] == ["header", "example", *["chunk"] * len(chunks), "end"]
+    assert kinds[1:] == [["header", "example", "end"], ["header", "example"]]
+    assert [parts[-1].end.chunk_count for parts in received[:2]] == [len(chunks), 0]
+
+
 def test_token_targets_and_settings_arrive(run: StudentRun, fake_student: FakeStudent) -> None:
     example = token_example(
         [1, 2, 3],
@@ -152,6 +181,20 @@ def test_listing_scoring_and_sampling(student: StudentClient, run: StudentRun) -
     assert completion.text.startswith("Paris")
     chunks = list(student.under("run").stream_top_k([[1, 2, 3]], 4))
     assert sum(len(chunk.token_ids) for chunk in chunks) == 2
+
+
+def test_discarding_drops_the_gradient_and_says_what_it_was(run: StudentRun) -> None:
+    run.forward_backward([EXAMPLE], pull=pull())
+    run.forward_backward([EXAMPLE, EXAMPLE], pull=pull())
+    dropped = run.discard_gradient()
+    assert (dropped.discarded_batches, dropped.discarded_rows, dropped.discarded_examples) == (
+        2,
+        9,
+        3,
+    )
+    assert run.state().accumulated_batches == 0
+    assert run.discard_gradient().discarded_batches == 0
+    assert run.state().last_sequence_number == 4
 
 
 def test_delete_ends_the_run(run: StudentRun, fake_student: FakeStudent) -> None:

@@ -84,28 +84,8 @@ def test_a_mutation_without_an_answer_is_settled_by_asking(
     monkeypatch.undo()
     with pytest.raises(UncertainMutationError, match="optim_step"):
         run.optim_step(STEP)
-    assert run.resynchronize() is applied
+    assert run.resynchronize() == (1 if applied else 0)
     assert run.optim_step(STEP).step == (2 if applied else 1)
-
-
-@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
-def test_a_mutation_that_a_signal_broke_off_is_settled_by_asking(
-    run: StudentRun, end: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    optim_step = run._stub.OptimStep
-
-    def interrupted(*args: object, **kwargs: object) -> None:
-        optim_step(*args, **kwargs)
-        raise end
-
-    monkeypatch.setattr(run._stub, "OptimStep", interrupted)
-    with pytest.raises(end):
-        run.optim_step(STEP)
-    monkeypatch.undo()
-    with pytest.raises(UncertainMutationError, match="optim_step"):
-        run.optim_step(STEP)
-    assert run.resynchronize()
-    assert run.optim_step(STEP).step == 2
 
 
 def test_an_answer_that_fits_no_message_is_no_refusal(
@@ -152,21 +132,79 @@ def test_resynchronizing_does_not_fence_a_writer_that_took_over(
 ) -> None:
     _make_uncertain(run, fake_student)
     successor = student.create_run("run", lora=LoraConfig(rank=4), take_over=True)
-    with pytest.raises(ServiceError, match=r"ABORTED.*another writer took over"):
-        run.resynchronize()
+    for _ in range(2):
+        with pytest.raises(ServiceError, match=r"ABORTED.*another writer took over") as caught:
+            run.resynchronize()
+        assert caught.value.reason == "WRITER_FENCED"
     assert successor.optim_step(STEP).step == 2
 
 
+@pytest.mark.parametrize("lost_answers", [1, 3])  # a retry of the call, or of the caller
 def test_resynchronizing_can_be_repeated_when_its_own_answer_is_lost(
-    run: StudentRun, fake_student: FakeStudent, monkeypatch: pytest.MonkeyPatch
+    run: StudentRun, fake_student: FakeStudent, lost_answers: int
 ) -> None:
     _make_uncertain(run, fake_student)
-    with monkeypatch.context() as patch:
-        patch.setattr(fake_student, "lose_take_overs", True)
+    fake_student.lose_take_overs = lost_answers
+    if lost_answers == 3:
         with pytest.raises(ServiceError, match="UNAVAILABLE"):
             run.resynchronize()
     assert run.resynchronize()
+    assert fake_student.epoch == 2
+    assert len({one.attach_id for one in fake_student.attach_requests[1:]}) == 1
     assert run.optim_step(STEP).step == 2
+
+
+def test_a_repeated_resynchronize_neither_fences_a_later_writer_nor_counts_what_it_did(
+    run: StudentRun, student: StudentClient, fake_student: FakeStudent
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_student, "_apply", _always_unavailable)
+        with pytest.raises(ServiceError, match="UNAVAILABLE"):
+            run.optim_step(STEP)
+    fake_student.lose_take_overs = 3
+    with pytest.raises(ServiceError, match="UNAVAILABLE"):
+        run.resynchronize()
+    successor = student.create_run("run", lora=LoraConfig(rank=4), take_over=True)
+    assert successor.optim_step(STEP).step == 1
+    with pytest.raises(ServiceError, match="ABORTED") as caught:
+        run.resynchronize()
+    assert caught.value.reason == "WRITER_FENCED"
+    with pytest.raises(UncertainMutationError):
+        run.optim_step(STEP)
+    assert successor.optim_step(STEP).step == 2
+
+
+def test_resynchronizing_a_run_that_is_gone_makes_no_new_one(
+    run: StudentRun, fake_student: FakeStudent
+) -> None:
+    _make_uncertain(run, fake_student)
+    fake_student.deleted = True
+    with pytest.raises(ServiceError, match="NOT_FOUND"):
+        run.resynchronize()
+
+
+def test_a_run_can_be_taken_from_one_writer_alone(student: StudentClient, run: StudentRun) -> None:
+    lora = LoraConfig(rank=4)
+    second = student.create_run("run", lora=lora, take_over=True, expected_writer_epoch=1)
+    with pytest.raises(ServiceError, match="ABORTED") as caught:
+        student.create_run("run", lora=lora, take_over=True, expected_writer_epoch=1)
+    assert caught.value.reason == "WRITER_FENCED"
+    with pytest.raises(ServiceError, match="ABORTED"):
+        run.optim_step(STEP)
+    assert second.optim_step(STEP).step == 1
+
+
+def test_a_lost_answer_of_create_run_takes_over_once(
+    student: StudentClient, run: StudentRun, fake_student: FakeStudent
+) -> None:
+    fake_student.lose_take_overs = 1
+    second = student.create_run("run", lora=LoraConfig(rank=4), take_over=True)
+    with pytest.raises(ServiceError, match="ABORTED"):
+        run.optim_step(STEP)
+    assert fake_student.epoch == 2
+    assert second.optim_step(STEP).step == 1
+    ids = [one.attach_id for one in fake_student.attach_requests]
+    assert ids[1] == ids[2] != ids[0]
 
 
 def _always_unavailable(*_: object) -> None:
@@ -200,7 +238,7 @@ def test_a_number_that_was_applied_though_its_answer_is_gone_is_not_given_again(
     monkeypatch.undo()
     with pytest.raises(UncertainMutationError):
         run.optim_step(STEP)
-    assert run.resynchronize() is True
+    assert run.resynchronize() == 1
     assert run.optim_step(STEP).step == 2
 
 

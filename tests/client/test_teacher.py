@@ -1,10 +1,12 @@
+import time
+
 import numpy as np
 import pytest
 
 from client.errors import BrokenStreamError, ServiceError
 from client.settings import SamplingParams, scored_prompt
 from client.teacher import TeacherClient
-from distill.errors import InvalidFieldError, LimitExceededError
+from distill.errors import BusyError, InvalidFieldError, LimitExceededError, UnavailableError
 from tests.client.fake_model import COMPLETION, END_TOKEN, VOCAB_SIZE, row_log_probs
 from tests.client.fake_teacher import FakeTeacher
 
@@ -81,18 +83,46 @@ def test_every_call_has_a_deadline(teacher: TeacherClient, fake_teacher: FakeTea
     assert fake_teacher.deadlines[-1] <= 6
 
 
-def test_unavailable_is_retried_a_few_times(
+DRAINING = UnavailableError("the service is draining")
+BUSY = BusyError("the service handles 8 requests at a time")
+
+
+def test_unavailable_is_retried(teacher: TeacherClient, fake_teacher: FakeTeacher) -> None:
+    fake_teacher.passing_errors = [DRAINING] * 2
+    assert teacher.model_info().name == "fake"
+    fake_teacher.passing_errors = [DRAINING] * 2
+    assert len(teacher.score([[1, 2]], 2)) == 1
+    assert fake_teacher.calls == ["GetModelInfo"] * 3 + ["StreamTopK"] * 3
+
+
+def test_a_busy_service_is_asked_again_after_the_delay_that_it_names(
     teacher: TeacherClient, fake_teacher: FakeTeacher
 ) -> None:
-    fake_teacher.unavailable_count = 2
+    fake_teacher.passing_errors = [BUSY]
+    started = time.monotonic()
     assert teacher.model_info().name == "fake"
-    fake_teacher.unavailable_count = 2
-    assert len(teacher.score([[1, 2]], 2)) == 1
-    fake_teacher.unavailable_count = 3
+    assert time.monotonic() - started >= 0.5  # of BusyError; the client's own delay is 0.01 s
+    assert fake_teacher.calls == ["GetModelInfo"] * 2
+
+
+def test_attempts_that_run_out_are_counted_and_the_last_error_is_raised(
+    teacher: TeacherClient, fake_teacher: FakeTeacher
+) -> None:
+    fake_teacher.passing_errors = [DRAINING] * 3
+    with pytest.raises(ServiceError, match="draining; tried 3 times in") as caught:
+        teacher.model_info()
+    assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "UNAVAILABLE")
+    assert caught.value.attempts == 3
+
+
+def test_the_error_of_a_later_attempt_knows_of_the_earlier_ones(
+    teacher: TeacherClient, fake_teacher: FakeTeacher
+) -> None:
+    fake_teacher.passing_errors = [DRAINING, InvalidFieldError("scoring", "is wrong")]
     with pytest.raises(ServiceError) as caught:
         teacher.model_info()
-    assert caught.value.code == "UNAVAILABLE"
-    assert caught.value.reason == "UNAVAILABLE"
+    assert (caught.value.code, caught.value.attempts) == ("INVALID_ARGUMENT", 2)
+    assert str(caught.value) == "INVALID_ARGUMENT: scoring: is wrong"
 
 
 def test_other_errors_are_not_retried_and_name_the_field(
@@ -113,6 +143,8 @@ def test_other_errors_are_not_retried_and_name_the_field(
     assert caught.value.reason == "LIMIT_EXCEEDED"
     assert caught.value.field == "scoring.prompts"
     assert caught.value.metadata["limit"] == "64"
+    assert caught.value.attempts == 1
+    assert fake_teacher.calls == ["StreamTopK"] * 2
 
 
 def test_an_error_amid_a_stream_is_not_retried(

@@ -1,13 +1,16 @@
 """Rows: cutting and joining lose nothing, and parts that do not tile are refused."""
 
 import itertools
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.rows import ARRAY_RANKS, Rows, TilingError, concatenate
+from distill.rows import ARRAY_RANKS, Rows, ScoredRows, TilingError, as_scored, concatenate
+
+OPTIONAL = [each.name for each in fields(Rows) if each.default is None]
 
 
 def rows_of(
@@ -73,9 +76,31 @@ def test_parts_that_leave_a_gap_or_overlap_are_refused(second: int, expected: in
         concatenate([rows_of(2), rows_of(2, first_row=second)])
 
 
-def test_parts_of_which_some_have_draw_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="some parts of prompt 5 have draw weights"):
-        concatenate([rows_of(2, drawn=True), rows_of(2, first_row=5)])
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_parts_of_which_some_lack_an_array_are_refused_by_its_name(name: str) -> None:
+    parts = [rows_of(2, drawn=True), replace(rows_of(2, first_row=5, drawn=True), **{name: None})]
+    with pytest.raises(ValueError, match=f"some parts of prompt 5 have {name} and others have"):
+        concatenate(parts)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_rows_without_an_array_are_cut_and_joined_like_others(name: str) -> None:
+    whole = replace(rows_of(6, drawn=True), **{name: None})
+    assert name not in whole.arrays()
+    assert_same(concatenate([whole.slice(3, 5), whole.slice(5, 9)]), whole)
+
+
+def test_scored_rows_are_the_same_rows_and_stay_scored_ones() -> None:
+    for drawn in (False, True):
+        scored = as_scored(rows_of(6, drawn=drawn))
+        assert_same(scored, rows_of(6, drawn=drawn))
+        assert isinstance(concatenate([scored.slice(3, 5), scored.slice(5, 9)]), ScoredRows)
+
+
+def test_rows_that_lack_what_a_service_always_sends_are_no_scored_ones() -> None:
+    for name in set(OPTIONAL) - {"draw_weights"}:
+        with pytest.raises(ValueError, match=f"rows of prompt 5 without {name}"):
+            as_scored(replace(rows_of(2), **{name: None}))
 
 
 def test_joined_rows_are_the_most_probable_only_where_all_parts_are() -> None:

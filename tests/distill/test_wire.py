@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import InvalidFieldError
-from distill.rows import ARRAY_RANKS, Rows
+from distill.rows import ARRAY_RANKS, Rows, as_scored
 from distill.tensors import decode_floats, decode_int32, encode_floats, encode_int32
 from distill.v1 import scoring_pb2
 from distill.wire import rows_from_message, rows_to_bytes
@@ -100,8 +100,8 @@ def test_a_chunk_keeps_every_value_on_the_wire() -> None:
 def test_a_chunk_cut_short_anywhere_is_never_taken_for_a_whole_one() -> None:
     whole = rows_to_bytes(chunk_of(2, 3))
     for end in range(len(whole)):
-        with pytest.raises((DecodeError, InvalidFieldError)):
-            rows_from_message(scoring_pb2.TopKChunk.FromString(whole[:end]), "chunk")
+        with pytest.raises((DecodeError, InvalidFieldError, ValueError)):
+            as_scored(rows_from_message(scoring_pb2.TopKChunk.FromString(whole[:end]), "chunk"))
 
 
 def test_a_chunk_keeps_the_fields_of_a_later_contract_when_it_is_relayed() -> None:
@@ -118,11 +118,12 @@ def test_rows_have_the_fields_of_the_message() -> None:
     top_k=st.integers(0, 9),
     seed=st.integers(0, 99),
     drawn=st.booleans(),
+    absent=st.sets(st.sampled_from(["prompt_log_probs", "tail_log_probs", "entropies"])),
 )
 def test_rows_come_back_from_the_wire_bit_for_bit(
-    row_count: int, top_k: int, seed: int, drawn: bool
+    row_count: int, top_k: int, seed: int, drawn: bool, absent: set[str]
 ) -> None:
-    rows = chunk_of(row_count, top_k, seed=seed)
+    rows = replace(chunk_of(row_count, top_k, seed=seed), **dict.fromkeys(absent))
     if drawn:
         rows = replace(rows, draw_weights=rows.log_probs[::-1])
     message = scoring_pb2.TopKChunk.FromString(rows_to_bytes(rows))

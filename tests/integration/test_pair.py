@@ -226,7 +226,7 @@ def test_unknown_teacher_is_refused_by_name(student, run_name):
     examples, prompts = aligned(completions())
     run = student.create_run(run_name, lora=LORA)
     pull = pulled_targets("other", prompts, top_k=5)
-    with pytest.raises(ServiceError, match=r"batch.pull.teacher.*main.*'other'"):
+    with pytest.raises(ServiceError, match=r"header.batch.pull.teacher.*main.*'other'"):
         run.forward_backward(examples, batch_settings(), pull=pull)
     assert run.state().last_sequence_number == 0
 
@@ -240,6 +240,6 @@ def test_results_that_fit_no_message_are_refused_before_anything_changes(student
     pull = pulled_targets("main", [scored_prompt(ids)], top_k=VOCAB)
     with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED") as caught:
         run.forward_backward([example] * 132, batch_settings(return_log_probs=True), pull=pull)
-    assert caught.value.field == "batch.return_log_probs"
+    assert caught.value.field == "header.batch.return_log_probs"
     assert run.state().last_sequence_number == 0
     move(run)  # nothing is in doubt

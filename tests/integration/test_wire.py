@@ -214,7 +214,11 @@ def named_calls(stub, run_name, name):
             weights=weights,
             batch=training_pb2.Batch(objective=CROSS_ENTROPY, example_count=1),
         )
-        requests = [pb.ForwardRequest(header=header), pb.ForwardRequest(example=hard())]
+        requests = [
+            pb.ForwardRequest(header=header),
+            pb.ForwardRequest(example=hard()),
+            pb.ForwardRequest(end=training_pb2.BatchEnd()),
+        ]
         return stub.Forward(iter(requests))
 
     def sample(run_id, weights=None):

@@ -32,6 +32,7 @@ def batch_of(example_count, *, sequence_number):
     )
     for _ in range(example_count):
         yield pb.ForwardBackwardRequest(example=example)
+    yield pb.ForwardBackwardRequest(end=training_pb2.BatchEnd())
 
 
 def test_sigterm_ends_a_batch_under_way_after_the_grace_and_the_process_with_code_0(

@@ -1,14 +1,21 @@
 """What callers may rely on when the device is busy or their deadline passes."""
 
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 
-from client.errors import ServiceError, UncertainMutationError
+from client.errors import ServiceError, UncertainMutationError, parse_error
 from client.settings import AdamW, LoraConfig, batch_settings, token_example
+from distill.v1 import student_service_pb2 as pb
+from distill.v1 import training_pb2
+from distill.v1.student_service_pb2_grpc import StudentServiceStub
+from student_service import servicer
+from student_service.runs.checkpoints import CheckpointStore
 
 LORA = LoraConfig(rank=2)
 STEP = AdamW(learning_rate=1e-2)
@@ -44,7 +51,7 @@ def test_mutation_whose_deadline_passes_before_the_device_is_free_never_happens(
             mutate(run, timeout_seconds=0.3)
         with pytest.raises(UncertainMutationError):
             mutate(run)
-        assert run.resynchronize(timeout_seconds=20) is False
+        assert run.resynchronize(timeout_seconds=20) == 0
     assert run.state().last_sequence_number == before.last_sequence_number
     assert run.state().step == before.step
     assert [one.name for one in run.list_checkpoints()] == ["early"]
@@ -71,7 +78,7 @@ def test_resynchronizing_waits_for_a_mutation_that_has_begun(in_process, run, mo
         with ThreadPoolExecutor(1) as executor:
             applied = executor.submit(run.resynchronize, timeout_seconds=20)
             release.set()
-            assert applied.result(20) is True
+            assert applied.result(20) == 1
     assert run.state().step == 1
     run.forward_backward([EXAMPLE], HARD)
     assert run.optim_step(STEP).step == 2
@@ -89,3 +96,98 @@ def test_creating_a_run_keeps_nobody_from_the_others(in_process, student, run):
             assert not first.done()
         assert first.result(20).created == second.result(20).created
     assert f"{name}-late" not in [one.run_id for one in student.list_runs()]
+
+
+def test_a_batch_whose_answer_cannot_be_made_was_not_added(student, run, monkeypatch):
+    before = run.state()
+    with monkeypatch.context() as patch:
+        patch.setattr(servicer, "format_batch_result", lambda *_, **__: 1 / 0)
+        with pytest.raises(ServiceError, match="INTERNAL"):
+            run.forward_backward([EXAMPLE], HARD)
+    assert run.state() == before
+    assert run.resynchronize() is False
+    run.forward_backward([EXAMPLE], HARD)
+    after = student.get_run(run.run_id)
+    assert after.accumulated_batches == before.accumulated_batches + 1
+    assert after.last_sequence_number == before.last_sequence_number + 1
+
+
+def test_a_discarded_gradient_is_no_part_of_the_next_step(in_process, run):
+    stub = StudentServiceStub(grpc.insecure_channel(in_process.address))
+    header = training_pb2.Mutation(run_id=run.run_id, writer_epoch=1, sequence_number=2)
+    answer = stub.DiscardGradient(pb.DiscardGradientRequest(mutation=header))
+    assert (answer.discarded_batches, answer.discarded_rows) == (1, 9)
+    assert (answer.discarded_examples, answer.replayed) == (1, False)
+    assert stub.DiscardGradient(pb.DiscardGradientRequest(mutation=header)).replayed
+    state = run.state()
+    assert (state.accumulated_batches, state.accumulated_rows, state.last_sequence_number) == (
+        0,
+        0,
+        2,
+    )
+    header.sequence_number = 3
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.OptimStep(pb.OptimStepRequest(mutation=header, adamw=STEP))
+    assert parse_error(refused.value).reason == "NO_GRADIENT"
+
+
+def test_a_load_does_not_start_after_its_deadline(run, monkeypatch):
+    run.save_checkpoint("saved")
+    before = run.state()
+    genuine = CheckpointStore.load
+
+    def slow(store, *names):
+        loaded = genuine(store, *names)
+        time.sleep(0.6)
+        return loaded
+
+    monkeypatch.setattr(CheckpointStore, "load", slow)
+    with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+        run.load_checkpoint("saved", timeout_seconds=0.3)
+    assert run.resynchronize() is False
+    assert run.state().last_sequence_number == before.last_sequence_number
+
+
+def attach(stub, run, **fields):
+    return stub.CreateRun(
+        pb.CreateRunRequest(run_id=run.run_id, config=run.created.config, **fields)
+    )
+
+
+def test_a_repeated_attempt_to_attach_gets_its_own_epoch_and_fences_nobody(in_process, run):
+    stub = StudentServiceStub(grpc.insecure_channel(in_process.address))
+    first = attach(stub, run, take_over=True, attach_id="first")
+    again = attach(stub, run, take_over=True, attach_id="first")
+    assert first.writer_epoch == again.writer_epoch == run.created.writer_epoch + 1
+    second = attach(stub, run, take_over=True, attach_id="second")
+    assert second.writer_epoch == first.writer_epoch + 1
+    late = attach(stub, run, take_over=True, attach_id="first")
+    assert late.writer_epoch == first.writer_epoch
+    assert late.run.writer_epoch == second.writer_epoch
+    with pytest.raises(grpc.RpcError) as refused:
+        attach(stub, run, take_over=True, expected_writer_epoch=first.writer_epoch)
+    error = parse_error(refused.value)
+    assert (error.code, error.reason) == ("ABORTED", "WRITER_FENCED")
+    assert error.metadata["writer_epoch"] == str(second.writer_epoch)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"expected_writer_epoch": 1}, "INVALID_ARGUMENT"),
+        ({"expected_writer_epoch": 0, "take_over": True}, "INVALID_ARGUMENT"),
+        ({"attach_id": "a b", "take_over": True}, "INVALID_ARGUMENT"),
+        ({"run_id": "gone", "expected_writer_epoch": 1, "take_over": True}, "NOT_FOUND"),
+    ],
+)
+def test_an_attempt_to_attach_that_cannot_be_meant_changes_nothing(
+    in_process, student, run, fields, code
+):
+    stub = StudentServiceStub(grpc.insecure_channel(in_process.address))
+    before = student.list_runs()
+    request = pb.CreateRunRequest(run_id=run.run_id, config=run.created.config)
+    request.MergeFrom(pb.CreateRunRequest(**fields))
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.CreateRun(request)
+    assert parse_error(refused.value).code == code
+    assert student.list_runs() == before

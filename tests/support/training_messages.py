@@ -74,11 +74,22 @@ def make_chunks(
     return chunks, arrays
 
 
+def without(chunk, *names):
+    """A copy of the chunk that lacks some fields."""
+    copy = scoring_pb2.TopKChunk()
+    copy.CopyFrom(chunk)
+    for name in names:
+        copy.ClearField(name)
+    return copy
+
+
 def changed_chunk(**fields):
-    """A chunk of two rows, 3 and 4, with other fields: numbers, or messages."""
+    """A chunk of two rows, 3 and 4, with other fields: numbers, messages, or None for absent."""
     chunk = make_chunks(row_count=2)[0][0]
     for name, value in fields.items():
-        if isinstance(value, int):
+        if value is None:
+            chunk.ClearField(name)
+        elif isinstance(value, int):
             setattr(chunk, name, value)
         else:
             getattr(chunk, name).CopyFrom(value)
@@ -111,7 +122,7 @@ def forward_backward_parts(
     mutation: training_pb2.Mutation | None = None,
     **batch,
 ) -> Iterator[pb.ForwardBackwardRequest]:
-    """The messages of a stream; `batch` are fields of its header's batch."""
+    """The messages of a stream up to its end; `batch` are fields of its header's batch."""
     batch = {"example_count": len(examples)} | batch
     header = pb.ForwardBackwardHeader(mutation=mutation, batch=training_pb2.Batch(**batch))
     yield pb.ForwardBackwardRequest(header=header)
@@ -119,3 +130,4 @@ def forward_backward_parts(
         yield pb.ForwardBackwardRequest(example=example)
     for chunk in chunks:
         yield pb.ForwardBackwardRequest(chunk=chunk)
+    yield pb.ForwardBackwardRequest(end=training_pb2.BatchEnd(chunk_count=len(chunks)))

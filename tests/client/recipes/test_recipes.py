@@ -1,8 +1,9 @@
 import math
+import threading
 
 import pytest
 
-from client.errors import MismatchedPairError
+from client.errors import MismatchedPairError, ServiceError
 from client.recipes.batches import Targets, TeacherLink
 from client.recipes.metrics import StepMetrics
 from client.recipes.off_policy import OffPolicySettings, tokenize_corpus, train_off_policy
@@ -13,11 +14,13 @@ from client.recipes.sdft import (
     sample_completions,
     train_sdft,
 )
+from client.run import StudentRun
 from client.settings import AdamW, LoraConfig
 from client.student import StudentClient
 from client.teacher import TeacherClient
 from tests.client.fake_model import fake_tokenizer
 from tests.client.fake_student import FakeStudent
+from tests.client.requests import EXAMPLE, pull
 
 PROMPTS = [
     PrivilegedPrompt(student_prompt=[7, index], teacher_prompt=[9, 9, 9, 7, index])
@@ -45,7 +48,7 @@ def test_sdft_trains_on_the_students_own_samples(
     )
     assert seen == history
     assert [one.step for one in history] == [1, 2, 3]
-    assert fake_student.calls == ["Sample", "ForwardBackward", "OptimStep"] * 3
+    assert fake_student.done == ["Sample", "ForwardBackward", "OptimStep"] * 3
     assert history[0].objective == 1.0  # the fake's loss is one per row before the first step
     assert all(one.target_bytes > 0 for one in history)
     assert all(math.isfinite(value) for one in history for value in _numbers(one))
@@ -148,6 +151,72 @@ def test_training_ends_with_the_step_in_which_its_time_is_over(
     )
     assert len(history) == 1
     assert fake_student.learning_rates == [1]
+
+
+def _train(recipe: str, student: StudentClient, run: StudentRun, teacher: TeacherClient) -> None:
+    if recipe == "sdft":
+        train_sdft(
+            student=student,
+            run=run,
+            teacher=link(teacher, Targets.PULL),
+            prompts=PROMPTS,
+            settings=SdftSettings(step_count=1, prompts_per_step=1),
+        )
+    else:
+        train_off_policy(
+            run=run,
+            teacher=link(teacher, Targets.PULL),
+            corpus=[[1, 2, 3]],
+            settings=OffPolicySettings(step_count=1, sequences_per_step=1),
+        )
+
+
+@pytest.mark.parametrize("recipe", ["sdft", "off_policy"])
+def test_a_step_is_on_its_way_before_its_batch_is_answered(
+    student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient, recipe: str
+) -> None:
+    meeting = threading.Barrier(2, timeout=5)  # breaks unless both are there at once
+
+    def meet(_: int) -> None:
+        meeting.wait()
+
+    fake_student.on_arrival = meet
+    _train(recipe, student, student.create_run("run", lora=LoraConfig(rank=4)), teacher)
+    assert fake_student.done[-2:] == ["ForwardBackward", "OptimStep"]
+
+
+@pytest.mark.parametrize("recipe", ["sdft", "off_policy"])
+def test_a_refused_batch_is_what_a_recipe_raises_and_no_step_is_taken(
+    student: StudentClient, fake_student: FakeStudent, teacher: TeacherClient, recipe: str
+) -> None:
+    fake_student.refuse_next = True
+    run = student.create_run("run", lora=LoraConfig(rank=4))
+    with pytest.raises(ServiceError, match="refused by the test"):
+        _train(recipe, student, run, teacher)
+    assert (fake_student.last, fake_student.step) == (0, 0)
+    _train(recipe, student, run, teacher)
+    assert fake_student.step == 1
+
+
+@pytest.mark.parametrize("recipe", ["sdft", "off_policy"])
+def test_a_gradient_that_another_script_left_is_dropped_and_never_stepped(
+    student: StudentClient,
+    fake_student: FakeStudent,
+    teacher: TeacherClient,
+    caplog: pytest.LogCaptureFixture,
+    recipe: str,
+) -> None:
+    run = student.create_run("run", lora=LoraConfig(rank=4))
+    _train(recipe, student, run, teacher)
+    assert "DiscardGradient" not in fake_student.calls
+    (clean,) = fake_student.normalizers
+    run.forward_backward([EXAMPLE], pull=pull())  # and the script ends before its step
+    again = student.create_run("run", lora=LoraConfig(rank=4))
+    _train(recipe, student, again, teacher)
+    assert fake_student.normalizers == [clean, clean]
+    (warning,) = caplog.messages
+    assert warning.startswith("run run: dropped a gradient")
+    assert "batches 1, rows 3, examples 1" in warning
 
 
 def test_a_teacher_of_another_tokenizer_is_not_relayed(

@@ -39,6 +39,7 @@ def forward_parts(run_id, weights=None):
     yield pb.ForwardRequest(
         example=training_pb2.Example(input_tokens=TOKENS, token_targets=targets)
     )
+    yield pb.ForwardRequest(end=training_pb2.BatchEnd())
 
 
 def test_a_forward_whose_caller_left_computes_no_further_piece(in_process, stub, run, monkeypatch):

@@ -9,13 +9,15 @@ from distill.errors import InvalidFieldError
 from distill.limits import RequestLimits
 from distill.ops.objectives import OBJECTIVES
 from distill.tensors import encode_floats, encode_int32
-from student_service.edge.distributions import assemble_prompts, attach_targets
+from student_service.edge.chunks import assemble_prompts
+from student_service.edge.distributions import attach_targets
 from student_service.edge.examples import CheckedExample, PromptRows
 from tests.support.training_messages import (
     VOCAB_SIZE,
     changed_chunk,
     make_chunks,
     sampled_chunk,
+    without,
 )
 
 LIMITS = RequestLimits(max_sequence_tokens=64, max_top_k=8)
@@ -93,6 +95,65 @@ def test_a_tail_beside_the_whole_vocabulary_is_refused_before_the_student_pays_f
                     InvalidFieldError, match=rf"tail_log_probs: must be -inf with K = 4.*got {tail}"
                 ):
                     assemble_prompts([chunk], LIMITS, 4, spec)
+
+
+OPTIONAL = ("prompt_log_probs", "tail_log_probs", "entropies")
+
+
+def test_chunks_need_only_what_their_objective_reads():
+    """Ids and log-probs for all, as other servers have them, and a tail for K + 1 outcomes."""
+    (chunk,), (ids, values, _, _) = make_chunks()
+    assert {name for name, spec in OBJECTIVES.items() if spec.reads_tail} == {
+        *("tail_bucket", "reverse_tail_bucket", "jsd")
+    }
+    for name, spec in OBJECTIVES.items():
+        if not spec.needs_distribution:
+            continue
+        bare = without(chunk, *OPTIONAL)
+        if spec.reads_tail:
+            with pytest.raises(InvalidFieldError) as caught:
+                assemble([bare], name)
+            assert caught.value.field == "chunks[0].tail_log_probs"
+            assert name in caught.value.problem
+            bare.tail_log_probs.CopyFrom(chunk.tail_log_probs)
+        rows = assemble([bare], name)[0]
+        np.testing.assert_array_equal(rows.token_ids, ids)
+        np.testing.assert_array_equal(rows.log_probs, values)
+        assert (rows.tail_log_probs is None) == (not spec.reads_tail)
+        assert rows.entropies is rows.prompt_log_probs is None
+    rows = assemble([without(sampled_chunk(), *OPTIONAL)], "sampled")[0]
+    assert rows.arrays().keys() == {"token_ids", "log_probs", "draw_weights"}
+
+
+def test_prompts_may_differ_in_what_their_chunks_have():
+    chunks = [*make_chunks(cuts=(3,))[0], *make_chunks(cuts=(3,), prompt_index=1, seed=1)[0]]
+    bare = [*chunks[:2], *(without(chunk, *OPTIONAL) for chunk in chunks[2:])]
+    prompts = assemble(bare, "renormalized")
+    assert (prompts[0].entropies is None, prompts[1].entropies is None) == (False, True)
+    (example,) = attach_targets([example_of(4, 6, prompt_index=1)], prompts)
+    assert len(example.targets) == 6
+    assert example.targets.tail_log_probs is None
+
+
+def test_support_without_a_tail_may_have_any_probability_up_to_1_within_the_tolerance():
+    for mass, is_right in ((1e-6, True), (0.5, True), (1.009, True), (1.011, False)):
+        log_probs = encode_floats(np.log(np.full((2, 4), mass / 4)))
+        chunk = changed_chunk(log_probs=log_probs, tail_log_probs=None)
+        if is_right:
+            assert assemble([chunk], "renormalized")
+        else:
+            with pytest.raises(InvalidFieldError, match=r"at most 1 within 0.01, got 1.011"):
+                assemble([chunk], "renormalized")
+
+
+def test_entropy_may_be_below_0_by_rounding_alone():
+    for entropy, is_right in ((0.0, True), (-9e-4, True), (-1.1e-3, False)):
+        chunk = changed_chunk(entropies=encode_floats(np.full(2, entropy)))
+        if is_right:
+            assert assemble([chunk])
+        else:
+            with pytest.raises(InvalidFieldError, match=r"entropies: must be .*at least 0, got -0"):
+                assemble([chunk])
 
 
 positive = st.floats(0, 2, width=32)

@@ -38,7 +38,10 @@ def test_advantages_and_old_log_probs_reach_the_batch_in_the_shape_of_the_ids():
 def test_limits_name_themselves_and_the_value():
     with pytest.raises(LimitExceededError, match="must be at most 16, got 17"):
         parse_all([token_example(length=17)])
-    with pytest.raises(LimitExceededError, match="must be at most 40, got 48"):
+    with pytest.raises(
+        LimitExceededError,
+        match=r"examples\[2\].input_tokens: must be at most 40 tokens .* together, got 48",
+    ):
         parse_all([token_example(length=16)] * 3)
 
 

@@ -5,16 +5,29 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from distill.errors import (
+    AlreadyAppliedError,
+    BusyError,
     CallEndedError,
+    CorruptDataError,
     DeadlineError,
+    DistillError,
+    HeldBytesError,
     InvalidFieldError,
     LimitExceededError,
+    NotFoundError,
+    SequenceReusedError,
+    TokenizerMismatchError,
     UnavailableError,
     WrongStateError,
 )
+from distill.rpc.status import to_status
 from distill.v1 import scoring_pb2, teacher_service_pb2, teacher_service_pb2_grpc
+from student_service.edge import teacher_pool
+from student_service.edge.teacher_errors import teacher_error
 from student_service.edge.teacher_pool import TeacherPool
 
 FINGERPRINT = "same"
@@ -25,13 +38,19 @@ class FakeTeacher(teacher_service_pb2_grpc.TeacherServiceServicer):
 
     def __init__(self):
         self.fingerprint = FINGERPRINT
+        self.error = None
         self.status = None
+        self.is_frozen = False
         self.deadlines = []
         self.stalls = False
         self.started = threading.Event()
         self.ended = threading.Event()
 
     def GetModelInfo(self, request, context):  # noqa: ARG002
+        if self.is_frozen:
+            left = threading.Event()
+            context.add_callback(left.set)
+            left.wait(20)
         model = scoring_pb2.ModelInfo(tokenizer_fingerprint=self.fingerprint)
         return teacher_service_pb2.TeacherServiceGetModelInfoResponse(model=model)
 
@@ -44,6 +63,8 @@ class FakeTeacher(teacher_service_pb2_grpc.TeacherServiceServicer):
         for row, _ in enumerate(request.scoring.prompts):
             chunk = scoring_pb2.TopKChunk(prompt_index=row)
             yield teacher_service_pb2.TeacherServiceStreamTopKResponse(chunk=chunk)
+        if self.error is not None:
+            context.abort_with_status(rpc_status.to_status(to_status(self.error)))
         if self.status is not None:
             context.abort(self.status, "the reason")
 
@@ -61,6 +82,9 @@ class Call:
 
     def add_callback(self, callback):
         self.callbacks.append(callback)
+        return self.active
+
+    def is_active(self):
         return self.active
 
     def cancel(self):
@@ -108,7 +132,7 @@ def test_pull_returns_every_chunk_under_the_remaining_deadline(pool, teacher):
 
 def test_teacher_with_another_vocabulary_is_refused_with_both_fingerprints(pool, teacher):
     teacher.fingerprint = "foreign"
-    with pytest.raises(WrongStateError, match=r"'main'.*foreign.*same"):
+    with pytest.raises(TokenizerMismatchError, match=r"'main'.*foreign.*same"):
         pull(pool)
     assert teacher.deadlines == []
 
@@ -116,7 +140,7 @@ def test_teacher_with_another_vocabulary_is_refused_with_both_fingerprints(pool,
 def test_teacher_that_was_replaced_by_a_foreign_one_is_refused(pool, teacher):
     pull(pool)
     teacher.fingerprint = "foreign"
-    with pytest.raises(WrongStateError, match="foreign"):
+    with pytest.raises(TokenizerMismatchError, match="foreign"):
         pull(pool)
     assert len(teacher.deadlines) == 1
 
@@ -155,19 +179,125 @@ def test_chunks_beyond_the_limit_are_refused_and_the_teacher_stops(pool, teacher
     assert teacher.ended.wait(5)
 
 
+RELAYED = [
+    InvalidFieldError("scoring.top_k", "must be in [1, 256], got 999"),
+    LimitExceededError("scoring.prompts", 4096, 5000),
+    BusyError("the service handles 64 requests at a time"),
+    HeldBytesError(100, 200),
+    WrongStateError("not now"),
+    UnavailableError("the service drains"),
+]
+
+
+@pytest.mark.parametrize("error", RELAYED, ids=lambda error: error.reason)
+def test_what_a_teacher_says_of_the_request_or_its_load_comes_back_as_it_is(pool, teacher, error):
+    teacher.error = error
+    with pytest.raises(DistillError) as caught:
+        pull(pool)
+    relayed = caught.value
+    assert (relayed.code, relayed.reason) == (error.code, error.reason)
+    assert relayed.retry_seconds == error.retry_seconds
+    assert relayed.message == f"teacher 'main': {error.message}"
+    assert relayed.violations == [
+        (f"header.batch.pull.{field}", problem) for field, problem in error.violations
+    ]
+    field = {
+        key: f"header.batch.pull.{error.metadata[key]}" for key in {"field"} & {*error.metadata}
+    }
+    assert relayed.metadata == {**error.metadata, **field}
+    # All of it reaches the caller of the student.
+    sent, original = to_status(relayed), to_status(error)
+    assert [each.TypeName() for each in sent.details] == [
+        each.TypeName() for each in original.details
+    ]
+
+
+OWN = [
+    NotFoundError("no such run"),
+    AlreadyAppliedError("applied"),
+    SequenceReusedError("used"),
+    CorruptDataError("damaged"),
+    DistillError("internal error"),
+]
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: error.reason)
+def test_what_would_be_taken_for_a_mutations_own_fate_is_a_wrong_state(pool, teacher, error):
+    teacher.error = error
+    with pytest.raises(
+        WrongStateError, match=f"teacher 'main' failed with {error.code}: "
+    ) as caught:
+        pull(pool)
+    assert (caught.value.code, caught.value.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+
+
 @pytest.mark.parametrize(
-    ("status", "error"),
+    ("status", "code", "reason"),
     [
-        (grpc.StatusCode.INVALID_ARGUMENT, InvalidFieldError),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineError),
-        (grpc.StatusCode.UNAVAILABLE, UnavailableError),
-        (grpc.StatusCode.INTERNAL, WrongStateError),
+        ("INVALID_ARGUMENT", "INVALID_ARGUMENT", "INVALID_FIELD"),
+        ("RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED"),
+        ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
+        ("UNAVAILABLE", "UNAVAILABLE", "UNAVAILABLE"),
+        ("CANCELLED", "UNAVAILABLE", "UNAVAILABLE"),
+        ("UNIMPLEMENTED", "FAILED_PRECONDITION", "WRONG_STATE"),
+        ("UNAUTHENTICATED", "FAILED_PRECONDITION", "WRONG_STATE"),
+        ("PERMISSION_DENIED", "FAILED_PRECONDITION", "WRONG_STATE"),
+        ("INTERNAL", "FAILED_PRECONDITION", "WRONG_STATE"),
     ],
 )
-def test_errors_of_the_teacher_name_it(pool, teacher, status, error):
-    teacher.status = status
-    with pytest.raises(error, match="'main'"):
+def test_bare_status_of_a_teacher_names_it_and_is_not_the_students_own(
+    pool, teacher, status, code, reason
+):
+    teacher.status = grpc.StatusCode[status]
+    with pytest.raises(DistillError, match="teacher 'main'") as caught:
         pull(pool)
+    assert (caught.value.code, caught.value.reason) == (code, reason)
+    assert caught.value.retry_seconds is None
+
+
+def test_details_of_another_domain_are_not_taken_for_this_contracts():
+    info = error_details_pb2.ErrorInfo(reason="QUOTA", domain="proxy.example")
+    status = status_pb2.Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="later")
+    status.details.add().Pack(info)
+    error = teacher_error("main", FailedCall(status), is_active=True)
+    assert (error.code, error.reason) == ("UNAVAILABLE", "UNAVAILABLE")
+
+
+def test_details_that_do_not_parse_leave_code_and_message():
+    status = to_status(BusyError("busy"))
+    status.details[0].value = b"\xff"
+    error = teacher_error("main", FailedCall(status), is_active=True)
+    assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED")
+    assert error.message == "teacher 'main': busy"
+
+
+class FailedCall(grpc.RpcError):
+    """A call that ended with a status."""
+
+    def __init__(self, status):
+        self.status = status
+
+    def code(self):
+        return next(code for code in grpc.StatusCode if code.value[0] == self.status.code)
+
+    def details(self):
+        return self.status.message
+
+    def trailing_metadata(self):
+        return (("grpc-status-details-bin", self.status.SerializeToString()),)
+
+
+def test_teacher_that_does_not_say_what_it_serves_is_unavailable_and_no_deadline_passed(
+    pool, teacher, monkeypatch
+):
+    monkeypatch.setattr(teacher_pool, "INFO_TIMEOUT_SECONDS", 0.2)
+    teacher.is_frozen = True
+    with pytest.raises(UnavailableError, match=r"teacher 'main' did not answer within 0.2 s"):
+        pull(pool)
+    with pytest.raises(UnavailableError):
+        pull(pool, call=Call(seconds=None))
+    with pytest.raises(DeadlineError, match="'main' did not finish before the deadline"):
+        pull(pool, call=Call(seconds=0.1))
 
 
 @pytest.mark.usefixtures("proxy_for_the_web")
@@ -184,4 +314,4 @@ def test_unreachable_teacher_is_unavailable():
 
 def test_unknown_name_is_refused_with_the_known_ones(pool):
     with pytest.raises(InvalidFieldError, match="must be one of: main; got 'other'"):
-        pool.check_name("other", "batch.pull.teacher")
+        pool.check_name("other", "header.batch.pull.teacher")

@@ -56,7 +56,12 @@ def test_every_objective_of_the_contract_is_computed_and_the_other_way_round():
 )
 def test_bad_optimizer_settings_are_refused(name, value):
     with pytest.raises(InvalidFieldError, match=f"adamw.{name}"):
-        parse_adamw(training_pb2.AdamW(**{name: value}))
+        parse_adamw(training_pb2.AdamW(**{"learning_rate": 0.1, name: value}))
+
+
+def test_a_step_without_a_learning_rate_is_refused():
+    with pytest.raises(InvalidFieldError, match=r"adamw\.learning_rate: must be given"):
+        parse_adamw(training_pb2.AdamW())
 
 
 def test_absent_optimizer_settings_take_their_documented_defaults():

@@ -17,7 +17,8 @@ from distill.errors import (
     WriterFencedError,
     WrongStateError,
 )
-from student_service.runs.sequencer import Sequencer, Ticket
+from student_service.runs.kept_answers import Ticket
+from student_service.runs.sequencer import KEPT_ATTACHMENTS, Sequencer
 
 
 def ticket(number, content=None, epoch=1):
@@ -34,45 +35,53 @@ def apply(
     is_active=lambda: True,
     **identity,
 ):
+    """The state of these sequencers is the number of mutations that changed it."""
     return sequencer.execute(
-        ticket(number, **identity), operation, timeout_seconds=timeout, is_active=is_active
+        ticket(number, **identity),
+        lambda state: (state + 1, operation()),
+        timeout_seconds=timeout,
+        is_active=is_active,
     )
 
 
+def last(sequencer):
+    return sequencer.committed.sequence_number
+
+
 def test_repetition_gets_the_first_answer_and_runs_nothing():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     assert apply(sequencer, 1, lambda: "first") == ("first", False)
     assert apply(sequencer, 1, lambda: "second") == ("first", True)
-    assert sequencer.last == 1
+    assert last(sequencer) == 1
 
 
 def test_reused_number_with_other_content_is_refused():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     apply(sequencer, 1)
     with pytest.raises(SequenceReusedError, match="other content"):
         apply(sequencer, 1, content="something else")
 
 
 def test_failed_operation_does_not_consume_its_number():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
 
     def fail():
         raise InvalidFieldError("x", "bad")
 
     with pytest.raises(InvalidFieldError):
         apply(sequencer, 1, fail)
-    assert sequencer.last == 0
+    assert last(sequencer) == 0
     assert apply(sequencer, 1, lambda: "corrected", content="corrected") == ("corrected", False)
 
 
 def test_number_beyond_the_limit_is_refused_and_names_the_last():
-    sequencer = Sequencer(in_flight_limit=4)
+    sequencer = Sequencer(0, in_flight_limit=4)
     with pytest.raises(WrongStateError, match=r"at most 4 .the last applied is 0., got 5"):
         apply(sequencer, 5)
 
 
 def test_answer_that_is_no_longer_kept_is_reported_as_applied():
-    sequencer = Sequencer(in_flight_limit=2)
+    sequencer = Sequencer(0, in_flight_limit=2)
     for number in (1, 2, 3):
         apply(sequencer, number)
     with pytest.raises(AlreadyAppliedError, match="already applied"):
@@ -81,7 +90,7 @@ def test_answer_that_is_no_longer_kept_is_reported_as_applied():
 
 
 def test_kept_answers_stay_within_their_bytes_and_the_latest_is_always_kept():
-    sequencer = Sequencer(measure=len, answer_bytes=25)
+    sequencer = Sequencer(0, measure=len, answer_bytes=25)
     sizes = (10, 10, 10, 100, 5, 20, 1)
     # Before each, the answers kept so far shrink to 25 bytes; the fourth is more than that alone.
     kept_after = [(1,), (1, 2), (1, 2, 3), (2, 3, 4), (5,), (5, 6), (5, 6, 7)]
@@ -96,7 +105,7 @@ def test_kept_answers_stay_within_their_bytes_and_the_latest_is_always_kept():
 
 
 def test_missing_predecessor_ends_in_the_deadline_and_leaves_the_number_free():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     with pytest.raises(DeadlineError, match="2 still waits for 1"):
         apply(sequencer, 2, timeout=0.05)
     apply(sequencer, 1)
@@ -120,7 +129,7 @@ class Caller:
 
 
 def test_caller_that_leaves_while_it_waits_frees_its_place():
-    sequencer = Sequencer(waiting_slots=threading.Semaphore(1))
+    sequencer = Sequencer(0, waiting_slots=threading.Semaphore(1))
     caller, errors = Caller(), []
 
     def wait_for_predecessor():
@@ -140,7 +149,7 @@ def test_caller_that_leaves_while_it_waits_frees_its_place():
 
 
 def test_caller_that_left_before_its_turn_changes_nothing():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     with pytest.raises(CallEndedError):
         apply(sequencer, 1, is_active=lambda: False)
     assert apply(sequencer, 1, content="another") == ("done", False)
@@ -149,7 +158,7 @@ def test_caller_that_left_before_its_turn_changes_nothing():
 
 def test_request_that_finds_no_place_to_wait_is_refused_and_the_next_number_runs():
     slots = threading.Semaphore(2)
-    sequencers = [Sequencer(waiting_slots=slots) for _ in range(2)]
+    sequencers = [Sequencer(0, waiting_slots=slots) for _ in range(2)]
     answers, threads = [], []
 
     def wait_for_predecessor(sequencer, caller):
@@ -171,16 +180,16 @@ def test_request_that_finds_no_place_to_wait_is_refused_and_the_next_number_runs
 
 
 def test_take_over_fences_the_writer_before():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     apply(sequencer, 1)
-    assert sequencer.take_over() == 2
+    assert sequencer.take_over()[0] == 2
     with pytest.raises(WriterFencedError, match="current epoch is 2, got 1"):
         apply(sequencer, 2)
     assert apply(sequencer, 2, epoch=2) == ("done", False)
 
 
 def test_take_over_waits_for_what_is_in_flight_within_its_own_time():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     begun, release = threading.Event(), threading.Event()
 
     def slow():
@@ -195,15 +204,15 @@ def test_take_over_waits_for_what_is_in_flight_within_its_own_time():
         sequencer.take_over(timeout_seconds=0.05)
     with pytest.raises(CallEndedError):
         sequencer.take_over(is_active=lambda: False)
-    assert sequencer.epoch == 1
+    assert sequencer.committed.writer_epoch == 1
     release.set()
-    assert sequencer.take_over(timeout_seconds=5) == 2
-    assert sequencer.last == 1
+    assert sequencer.take_over(timeout_seconds=5)[0] == 2
+    assert last(sequencer) == 1
     thread.join(5)
 
 
 def test_take_over_fences_a_request_that_already_waits():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     errors = []
 
     def wait_for_predecessor():
@@ -220,7 +229,7 @@ def test_take_over_fences_a_request_that_already_waits():
 
 
 def test_duplicate_in_flight_waits_for_the_one_answer():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     started, release, runs, answers = threading.Event(), threading.Event(), [], []
 
     def slow():
@@ -245,7 +254,7 @@ def test_duplicate_in_flight_waits_for_the_one_answer():
 
 
 def test_deleted_run_refuses_everything_but_the_repeated_deletion():
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     begun, release, answers = threading.Event(), threading.Event(), []
 
     def delete():
@@ -274,7 +283,7 @@ def test_deleted_run_refuses_everything_but_the_repeated_deletion():
 @settings(deadline=None, max_examples=30)
 @given(st.permutations([number for number in range(1, 9) for _ in range(2)]))
 def test_any_arrival_order_with_duplicates_applies_each_once_in_order(arrivals):
-    sequencer = Sequencer()
+    sequencer = Sequencer(0)
     applied = []
     threads = []
     for number in arrivals:
@@ -288,4 +297,84 @@ def test_any_arrival_order_with_duplicates_applies_each_once_in_order(arrivals):
     for thread in threads:
         thread.join(20)
     assert applied == list(range(1, 9))
-    assert sequencer.last == 8
+    assert last(sequencer) == 8
+
+
+def test_an_operation_that_fails_while_its_answer_is_made_has_changed_nothing():
+    def unmeasurable(answer):
+        raise ArithmeticError(answer)
+
+    sequencer = Sequencer(0, measure=unmeasurable)
+    for _ in range(2):  # the second is no repetition of an applied one
+        with pytest.raises(ArithmeticError):
+            apply(sequencer, 1)
+        assert (sequencer.committed.state, last(sequencer)) == (0, 0)
+
+
+def test_readers_never_see_the_state_of_one_number_beside_another_number():
+    sequencer, ended, seen = Sequencer(0), threading.Event(), []
+
+    def read():
+        while not ended.is_set():
+            now = sequencer.committed
+            seen.append(now.state - now.sequence_number)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, 2000):
+        apply(sequencer, number)
+    ended.set()
+    reader.join(5)
+    assert set(seen) == {0}
+
+
+def test_a_repeated_take_over_gets_the_epoch_that_it_gave_and_fences_nobody():
+    sequencer = Sequencer(0, attach_id="created")
+    assert sequencer.take_over(attach_id="created")[0] == 1
+    assert sequencer.take_over(attach_id="first")[0] == 2
+    assert sequencer.take_over(attach_id="first")[0] == 2
+    assert sequencer.take_over(attach_id="second")[0] == 3
+    epoch, committed = sequencer.take_over(attach_id="first")
+    assert (epoch, committed.writer_epoch) == (2, 3)
+    assert sequencer.take_over()[0] == 4  # without a name each attempt is a new one
+    assert sequencer.take_over()[0] == 5
+
+
+def test_take_over_of_an_expected_writer_refuses_every_other_one():
+    sequencer = Sequencer(0)
+    assert sequencer.take_over(expected_epoch=1)[0] == 2
+    with pytest.raises(WriterFencedError, match="expected_writer_epoch: the current epoch is 2"):
+        sequencer.take_over(expected_epoch=1)
+    assert sequencer.committed.writer_epoch == 2
+
+
+def test_writers_that_take_over_side_by_side_get_epochs_of_their_own():
+    sequencer = Sequencer(0)
+    begun, release, given = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        release.wait(5)
+
+    def take_over(name):
+        given.append(sequencer.take_over(attach_id=name, timeout_seconds=5))
+
+    threads = [threading.Thread(target=lambda: apply(sequencer, 1, slow))]
+    threads += [threading.Thread(target=take_over, args=(f"{index % 8}",)) for index in range(16)]
+    for thread in threads:
+        thread.start()
+        assert begun.wait(5)
+    release.set()
+    for thread in threads:
+        thread.join(5)
+    assert sorted(epoch for epoch, _ in given) == sorted([*range(2, 10)] * 2)
+    assert {committed.sequence_number for _, committed in given} == {1}
+
+
+def test_attachments_are_forgotten_in_the_end():
+    sequencer = Sequencer(0)
+    for index in range(KEPT_ATTACHMENTS + 1):
+        sequencer.take_over(attach_id=f"{index}")
+    epoch = sequencer.committed.writer_epoch
+    assert sequencer.take_over(attach_id="1")[0] == 3
+    assert sequencer.take_over(attach_id="0")[0] == epoch + 1

@@ -148,3 +148,24 @@ def test_settings_of_an_objective_compile_nothing(model, trainable, on_policy):
     compiled = trainer.compile_count
     both(0.0, 0.1, 7.0)
     assert trainer.compile_count == compiled
+
+
+def test_rows_without_a_tail_train_bit_for_bit_as_with_one_where_no_tail_is_read(
+    model, trainer, trainable
+):
+    examples = examples_of(model, distribution_example)
+    bare = [
+        replace(
+            e,
+            targets=replace(e.targets, tail_log_probs=None, entropies=None, prompt_log_probs=None),
+        )
+        for e in examples
+    ]
+    whole, lacking = (
+        run(trainer, trainable, LORA, batch_of(each, "renormalized")) for each in (examples, bare)
+    )
+    assert_trees_equal(lacking.gradients, whole.gradients)
+    assert lacking.batch.loss == whole.batch.loss
+    assert whole.batch.metrics.keys() - lacking.batch.metrics.keys() == {
+        *("tail_bucket_kl", "teacher_entropy")
+    }

@@ -6,12 +6,20 @@ import numpy as np
 
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2
-from tests.support.hazards.hazard import DISTRIBUTIONS, DRAWS, MAX_TOP_K, VOCAB, Hazard
+from tests.support.hazards.hazard import (
+    DISTRIBUTIONS,
+    DRAWS,
+    MAX_TOP_K,
+    VOCAB,
+    Hazard,
+    objective,
+)
 from tests.support.training_messages import (
     changed_chunk,
     distribution_example,
     make_chunks,
     sampled_chunk,
+    without,
 )
 
 _, (IDS, LOG_PROBS, TAILS, ENTROPIES) = make_chunks(row_count=2)
@@ -73,8 +81,24 @@ VALUES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"tail_log_probs": encode_floats(TAILS[:1])},
     ),
     "NaN entropy": (
-        *("entropies", "must be finite, got nan"),
+        *("entropies", "must be finite and at least 0, got nan"),
         {"entropies": with_first(ENTROPIES, np.nan)},
+    ),
+    "negative entropy": (
+        *("entropies", "must be finite and at least 0, got -0.5"),
+        {"entropies": with_first(ENTROPIES, -0.5)},
+    ),
+    "NaN log-prob of the prompt": (
+        *("prompt_log_probs", "must be finite and at most 0.001, got nan"),
+        {"prompt_log_probs": with_first(TAILS, np.nan)},
+    ),
+    "positive log-prob of the prompt": (
+        *("prompt_log_probs", "must be finite and at most 0.001, got 0.5"),
+        {"prompt_log_probs": with_first(TAILS, 0.5)},
+    ),
+    "no tail for tail_bucket": (
+        *("tail_log_probs", "must be given for the objective tail_bucket"),
+        {"tail_log_probs": None},
     ),
 }
 
@@ -97,11 +121,21 @@ TILINGS: dict[str, tuple[str, str, list[scoring_pb2.TopKChunk]]] = {
     ),
     "chunk twice": ("chunks.first_row", "must be tiled exactly once", [CUT[0], CUT[1], CUT[1]]),
     "gap between chunks": ("chunks.first_row", "must be tiled exactly once", [CUT[0], CUT[2]]),
+    "log-probs of the prompt in some chunks of it": (
+        *("chunks[1].prompt_log_probs", "of prompt 0 must have it, or none: it is absent here"),
+        [CUT[0], without(CUT[1], "prompt_log_probs"), CUT[2]],
+    ),
+    "entropies in some chunks of a prompt": (
+        *("chunks[2].entropies", "of prompt 0 must have it, or none: it is here and was not"),
+        [*(without(chunk, "entropies") for chunk in CUT[:2]), CUT[2]],
+    ),
     "different K in chunks": (
         *("chunks[1].token_ids.shape", "K must be 4 as in the chunks before it, got 3"),
         [changed_chunk(), *OTHER_K],
     ),
 }
+
+HEAVY = changed_chunk(log_probs=encode_floats(np.full((2, 4), np.log(0.6))), tail_log_probs=None)
 
 ROWS = "examples[0].distribution_targets"
 UNDESCRIBED = {
@@ -148,6 +182,18 @@ CHUNK_HAZARDS = {
         )
         for name, (first, count) in UNDESCRIBED.items()
     },
+    "a tail in some chunks of a prompt": Hazard(
+        request=DISTRIBUTIONS.but(
+            chunks=(CUT[0], without(CUT[1], "tail_log_probs")), **objective("renormalized")
+        ),
+        field="chunks[1].tail_log_probs",
+        problem="of prompt 0 must have it, or none: it is absent here and was in those before",
+    ),
+    "support above 1 without a tail": Hazard(
+        request=DISTRIBUTIONS.but(chunks=(HEAVY,), **objective("renormalized")),
+        field="chunks[0].log_probs",
+        problem="must add up to at most 1 within 0.01, got 2.4",
+    ),
     "prompt that no chunk describes": Hazard(
         request=DISTRIBUTIONS.but(distribution_example(row_count=2, prompt_index=9)),
         field=f"{ROWS}.prompt_index",

@@ -34,7 +34,7 @@ HEADER_HAZARDS = {
     **{
         f"{field} {value} for {name}": Hazard(
             request=TOKENS.but(**objective(name) | {field: value}),
-            field=f"batch.{field}",
+            field=f"header.batch.{field}",
             problem=problem,
         )
         for name, field, value, problem in SETTINGS
@@ -42,16 +42,16 @@ HEADER_HAZARDS = {
     "fewer examples than said": Hazard(
         request=TOKENS.but(example_count=2),
         field="part",
-        problem="the header says 2 examples, got the end after 1",
+        problem="the header says 2 examples, got end after 1",
     ),
     "more examples than said": Hazard(
         request=TOKENS.but(token_example(), token_example(), example_count=1),
         field="part",
-        problem="only chunks follow the 1 examples, got example",
+        problem="only chunks and the end follow the 1 examples, got example",
     ),
     "chunks nobody asked for": Hazard(
         request=TOKENS.but(chunks=(changed_chunk(),)),
-        field="chunk",
-        problem="the examples name their targets",
+        field="chunks[0]",
+        problem="the examples name their tokens",
     ),
 }
