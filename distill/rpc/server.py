@@ -43,6 +43,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
+    # gRPC slows down after two pings without data between them, as in a long computation.
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     # Clients ping this often. (gRPC silently ignores the name of the option with "recv" in it.)
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
