@@ -49,8 +49,9 @@ def constant(name: str) -> float:
             1,
             lambda: constant("IN_FLIGHT_LIMIT"),
         ),
+        (r"The last (\d+) of a run are remembered", 1, lambda: constant("KEPT_ATTACHMENTS")),
     ],
-    ids=["temperature", "log_prob", "mass", "overhead", "in_flight"],
+    ids=["temperature", "log_prob", "mass", "overhead", "in_flight", "attachments"],
 )
 def test_a_number_of_the_contract_is_that_of_the_code(pattern, count, value) -> None:
     named = re.findall(pattern, comments())

@@ -176,6 +176,7 @@ CODES = {
     errors.CallEndedError("x"): "CANCELLED",
     errors.CorruptDataError("x"): "DATA_LOSS",
     errors.UnavailableError("x"): "UNAVAILABLE",
+    errors.RelayedError("x", code="UNAVAILABLE", reason="UNAVAILABLE"): "UNAVAILABLE",
     errors.ModelError("x"): "FAILED_PRECONDITION",
 }
 
