@@ -1,14 +1,12 @@
 """The parts of a client stream: their order, their number, and what identifies them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.errors import IncompleteStreamError, InvalidFieldError, LimitExceededError
-from distill.limits import MESSAGE_OVERHEAD_BYTES, RequestLimits
+from distill.errors import IncompleteStreamError, InvalidFieldError
+from distill.limits import RequestLimits
 from distill.tensors import encode_int32
 from distill.v1 import scoring_pb2, training_pb2
 from distill.v1 import student_service_pb2 as pb
@@ -149,16 +147,6 @@ def test_message_without_a_part_is_refused_by_name(teachers):
     parts = whole_stream("tokens")
     with pytest.raises(InvalidFieldError, match="follow the 1 examples, got no part"):
         read_parts(teachers, [*parts[:-1], pb.ForwardBackwardRequest()])
-
-
-def test_bytes_of_all_messages_and_what_each_costs_beside_them_are_limited(teachers):
-    examples, chunks = [distribution_example()], make_chunks()[0]
-    objective = training_pb2.OBJECTIVE_TAIL_BUCKET
-    parts = list(forward_backward_parts(examples, chunks, objective=objective))
-    total = sum(part.ByteSize() + MESSAGE_OVERHEAD_BYTES for part in parts)
-    assert read(teachers, examples, chunks, limits=replace(LIMITS, max_request_bytes=total))
-    with pytest.raises(LimitExceededError, match=f"at most {total - 1} bytes, got {total}"):
-        read(teachers, examples, chunks, limits=replace(LIMITS, max_request_bytes=total - 1))
 
 
 @given(cuts=st.sets(st.integers(1, 11), max_size=5).map(sorted), order=st.randoms())

@@ -7,9 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.errors import InvalidFieldError, LimitExceededError, WrongStateError
-from distill.limits import RequestLimits
+from distill.errors import (
+    HeldBytesError,
+    InvalidFieldError,
+    LimitExceededError,
+    WrongStateError,
+)
+from distill.limits import MESSAGE_OVERHEAD_BYTES, RequestLimits
 from distill.ops.objectives import OBJECTIVES
+from distill.rpc.byte_budget import ByteBudget, memory_of_call
 from distill.tensors import encode_floats, encode_int32
 from distill.v1 import scoring_pb2, training_pb2
 from student_service.edge.batch_stream import ReceivedBatch
@@ -278,7 +284,7 @@ class Teacher:
         return 1000
 
 
-def pulled(teacher, prompt_count=2):
+def pulled(teacher, prompt_count=2, budget=None):
     """A batch of one example, with rows 3 to 6 of prompt 0, whose targets a teacher has."""
     scoring = scoring_pb2.Scoring(
         prompts=[{"token_ids": encode_int32(np.arange(15)), "score_from": 3}] * prompt_count,
@@ -291,7 +297,22 @@ def pulled(teacher, prompt_count=2):
         prompts={},
         digest=b"",
     )
-    return with_targets(received, None, teacher, LIMITS, VOCAB_SIZE)
+    context = object()
+    with memory_of_call(context, budget or ByteBudget(1 << 20)):
+        return with_targets(received, context, teacher, LIMITS, VOCAB_SIZE)
+
+
+def test_pulled_chunks_count_against_what_requests_hold_until_the_call_ends():
+    chunks = make_chunks(cuts=(5,))[0]
+    held = sum(chunk.ByteSize() + MESSAGE_OVERHEAD_BYTES for chunk in chunks)
+    budget = ByteBudget(held + 100)
+    pulled(Teacher(chunks), budget=budget)
+    assert budget.held == 0
+    budget.take(101)
+    teacher = Teacher(chunks)
+    with pytest.raises(HeldBytesError):
+        pulled(teacher, budget=budget)
+    assert (teacher.sent, budget.held) == (2, 101)
 
 
 def test_pulled_chunks_become_the_targets_that_relayed_ones_would():
