@@ -75,6 +75,9 @@ def parse_adamw(adamw: training_pb2.AdamW) -> AdamWSettings:
         if not adamw.HasField(each.name):  # type: ignore[arg-type] # equal names
             if each.default is MISSING:
                 raise InvalidFieldError(f"adamw.{each.name}", "must be given")
+            if each.default is not None:
+                # As a field holds it, so that the default that is spelled out is the same setting.
+                values[each.name] = float(np.float32(each.default))
             continue
         value = getattr(adamw, each.name)
         _check_interval(f"adamw.{each.name}", value, each.metadata["interval"])

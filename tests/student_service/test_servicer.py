@@ -191,3 +191,20 @@ def test_an_attempt_to_attach_that_cannot_be_meant_changes_nothing(
         stub.CreateRun(request)
     assert parse_error(refused.value).code == code
     assert student.list_runs() == before
+
+
+def test_a_repeated_step_is_the_same_when_it_means_the_same(in_process, run):
+    stub = StudentServiceStub(grpc.insecure_channel(in_process.address))
+    header = training_pb2.Mutation(run_id=run.run_id, writer_epoch=1, sequence_number=2)
+    step = {"mutation": header, "adamw": AdamW(learning_rate=1e-2)}
+    first = stub.OptimStep(pb.OptimStepRequest(**step))
+    step["adamw"] = AdamW(learning_rate=1e-2, beta1=0.9, beta2=0.95, weight_decay=0.0)
+    step["normalization"] = training_pb2.GRADIENT_NORMALIZATION_NONE
+    again = stub.OptimStep(pb.OptimStepRequest(**step))
+    assert again.replayed
+    again.replayed = False
+    assert again == first
+    step["adamw"].beta1 = 0.8
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.OptimStep(pb.OptimStepRequest(**step))
+    assert parse_error(refused.value).reason == "SEQUENCE_REUSED"

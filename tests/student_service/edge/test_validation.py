@@ -66,8 +66,9 @@ def test_a_step_without_a_learning_rate_is_refused():
 
 def test_absent_optimizer_settings_take_their_documented_defaults():
     settings = parse_adamw(training_pb2.AdamW(learning_rate=0.5))
-    assert (settings.beta1, settings.beta2, settings.epsilon) == (0.9, 0.95, 1e-8)
-    assert (settings.weight_decay, settings.max_gradient_norm) == (0.0, None)
+    documented = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.0}
+    assert settings == parse_adamw(training_pb2.AdamW(learning_rate=0.5, **documented))
+    assert settings.max_gradient_norm is None
 
 
 @pytest.mark.parametrize(
