@@ -18,13 +18,13 @@ from distill.engine.weights import ModelWeights
 from distill.errors import UnavailableError, WrongStateError
 from distill.network.adapters import LoraSpec
 from student_service.runs.caller import Caller, Remaining
-from student_service.runs.checkpoints import CheckpointInfo, CheckpointStore
+from student_service.runs.checkpoints import CheckpointStore
+from student_service.runs.manifests import CheckpointInfo
 from student_service.runs.run_state import (
     COUNTERS,
     RunState,
     from_named_arrays,
     named_arrays,
-    state_tree,
 )
 from student_service.runs.sequencer import Sequencer
 from student_service.training.batch import BatchOutcome, TrainingBatch
@@ -179,14 +179,13 @@ class Run:
         info = {
             "name": name,
             "sequence_number": sequence_number,
+            "writer_epoch": self.sequencer.epoch,
             "weights_version": state.weights_version,
             "base_weights_version": self._base_version,
             "lora": self._lora_values(),
             **{counter: getattr(state, counter) for counter in COUNTERS},
         }
-        arrays = self._queue.run(
-            lambda: named_arrays(state_tree(state)), timeout_seconds=remaining()
-        )
+        arrays = self._queue.run(lambda: named_arrays(state), timeout_seconds=remaining())
         return self._store.save(self.run_id, info, arrays, overwrite=overwrite)
 
     def load_checkpoint(self, name: str, remaining: Remaining) -> None:
@@ -276,10 +275,8 @@ class Run:
                 f"checkpoint {name!r} was trained on base weights "
                 f"{manifest['base_weights_version']}, this service has {self._base_version}"
             )
-        tree = state_tree(self._state)
-        has_gradient = any(key.startswith("gradient_sum") for key in arrays)
-        tree["gradient_sum"] = self._state.trainable if has_gradient else None
-        restored = run_piece(lambda: from_named_arrays(tree, arrays))
+        like, has_gradient = self._state, manifest["accumulated_rows"] > 0
+        restored = run_piece(lambda: from_named_arrays(like, arrays, has_gradient=has_gradient))
         state = RunState(
             **restored,
             **{counter: manifest[counter] for counter in COUNTERS},
