@@ -5,17 +5,24 @@ that file is renamed, and the directory is synced. Without the first sync the re
 back empty, without the second the name may come back as it was.
 """
 
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from distill.errors import AlreadyExistsError, ModelError
+
+
+class NotAFileError(OSError):
+    """A link, a pipe or a directory stands where a file is read."""
 
 
 def sync(path: Path) -> None:
@@ -27,33 +34,83 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, text: str) -> None:
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it that are missing, each synced into its parent."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    try:
+        sync(path.parent)
+    except OSError:
+        # The next call would find it and take it for synced.
+        with suppress(OSError):
+            path.rmdir()
+        raise
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file to read it. What is no file is neither followed nor waited for.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        NotAFileError: it is a link, a pipe, a directory or a device.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        # A link is ELOOP, a socket is ENXIO.
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise NotAFileError(error.errno, "not a regular file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFileError(errno.EINVAL, "not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def write_durably(path: Path, content: str | bytes) -> None:
     """Write a file, or replace one: a reader, and a power cut, see the old content or the new.
 
-    One process at a time writes to a path.
+    One process at a time writes to a path. A text is written in UTF-8.
     """
-    put_in_place(write_aside(path, text), path)
+    rename_aside(write_aside(path, content), path)
+    sync(path.parent)
 
 
-def write_aside(path: Path, text: str) -> Path:
-    """Write and sync what `put_in_place` will rename to `path`; nothing is left if that fails.
+def write_aside(path: Path, content: str | bytes) -> Path:
+    """Write and sync what `rename_aside` will rename to `path`; nothing is left if that fails.
 
     For callers that must undo something while the old file is still in place.
     """
     aside = path.with_name(f"{path.name}.tmp")
+    # A link that somebody put there goes; what it points to stays.
+    aside.unlink(missing_ok=True)
     try:
-        aside.write_text(text, encoding="utf-8")
-        sync(aside)
+        with aside.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:
-        aside.unlink(missing_ok=True)
+        _remove(aside)
         raise
     return aside
 
 
-def put_in_place(aside: Path, path: Path) -> None:
-    """Rename what `write_aside` wrote, and make the name durable."""
-    aside.replace(path)
-    sync(path.parent)
+def rename_aside(aside: Path, path: Path) -> None:
+    """Rename what `write_aside` wrote; nothing is left if that fails. The caller then syncs the
+    directory, or a power cut may undo it."""
+    try:
+        aside.replace(path)
+    except BaseException:
+        _remove(aside)
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of a failed write, whose own error matters more than this one's."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -80,7 +137,10 @@ def parse_json_object(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: the text is no JSON, or holds something other than an object.
     """
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError(f"must hold a JSON object, holds a {type(content).__name__}")
     return content
@@ -114,14 +174,14 @@ def check_vacant(target: Path) -> None:
 def new_directory(target: Path) -> Iterator[Path]:
     """A directory to write into, which takes the target's place when the block succeeds.
 
-    The target's parent is made where needed. Processes that write to one target take turns, and
-    the second finds it taken.
+    The target's parent is made where needed, durably. Processes that write to one target take
+    turns, and the second finds it taken.
 
     Raises:
         AlreadyExistsError: the target exists and is not an empty directory.
     """
     check_vacant(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     with locked(target):
         check_vacant(target)
         with directory_aside(target) as aside:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def load_service(
 
     Raises:
         ModelError: the model cannot be loaded.
-        StartError: the directory of runs cannot be written to.
+        StartError: the directory of runs cannot be written to, or another student has it.
     """
     # Here and not above: JAX takes a second to import, and --help or a bad argument need none.
     from distill.rpc.scoring_service import ScoringService
@@ -115,36 +116,44 @@ def load_service(
     from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_server
     from student_service.edge.teacher_pool import TeacherPool
     from student_service.runs.checkpoints import CheckpointStore
+    from student_service.runs.directory_lock import held_directory
+    from student_service.runs.environment import training_environment
     from student_service.runs.incarnation import first_epoch
     from student_service.runs.registry import RunRegistry
     from student_service.runs.sequencer import IN_FLIGHT_LIMIT
     from student_service.servicer import StudentServicer
     from student_service.training.trainer import Trainer
 
-    try:
-        epoch = first_epoch(runs_dir)
-    except (OSError, ValueError) as error:
-        raise StartError(f"cannot use --runs-dir {runs_dir}: {error}") from error
-    scoring = ScoringService.start(options, max_in_flight_mutations=IN_FLIGHT_LIMIT)
-    engine, model = scoring.engine, scoring.engine.model
-    trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
-    pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)
-    runs = RunRegistry(
-        model,
-        trainer=trainer,
-        queue=engine.queue,
-        store=CheckpointStore(runs_dir),
-        # The other half stays free for requests that can run, among them the predecessors of those
-        # that wait.
-        max_waiting_requests=options.max_concurrent_requests // 2,
-        first_epoch=epoch,
-        max_runs=max_runs,
-    )
-    servicer = StudentServicer(scoring, runs=runs, teachers=pool)
+    with ExitStack() as held:
+        try:
+            held.enter_context(held_directory(runs_dir))
+            epoch = first_epoch(runs_dir)
+        except (OSError, ValueError) as error:
+            raise StartError(f"cannot use --runs-dir {runs_dir}: {error}") from error
+        scoring = ScoringService.start(options, max_in_flight_mutations=IN_FLIGHT_LIMIT)
+        engine, model = scoring.engine, scoring.engine.model
+        trainer = Trainer(model, token_budget=micro_batch_tokens, remat=remat)
+        pool = TeacherPool(teachers, tokenizer_fingerprint=model.tokenizer.fingerprint)
+        store = CheckpointStore(runs_dir, environment=training_environment(model))
+        store.remove_deleted()
+        runs = RunRegistry(
+            model,
+            trainer=trainer,
+            queue=engine.queue,
+            store=store,
+            # The other half stays free for requests that can run, among them the predecessors of
+            # those that wait.
+            max_waiting_requests=options.max_concurrent_requests // 2,
+            first_epoch=epoch,
+            max_runs=max_runs,
+        )
+        servicer = StudentServicer(scoring, runs=runs, teachers=pool)
+        free_directory = held.pop_all().close
 
     def close(grace_seconds: float) -> None:
         scoring.close(grace_seconds)
         pool.close()
+        free_directory()
 
     return Service(
         full_name=DESCRIPTOR.services_by_name["StudentService"].full_name,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distill.errors import ModelError
 from distill.families.registry import family_named, hf_config, model_weight_entries
-from distill.files import directory_aside, locked, new_directory, write_json
+from distill.files import directory_aside, locked, make_directory, new_directory, write_json
 from distill.formats.gguf_file import GgufFile
 from distill.formats.gguf_tokenizer import rebuild_tokenizer
 from distill.formats.gguf_tokens import token_by_role
@@ -73,7 +73,7 @@ def convert_once(source: Path, cache: Path, progress: Progress = say_nothing) ->
     target = cache / f"{source.stem}-{digest}-v{CONVERSION_VERSION}"
     if target.is_dir():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
+    make_directory(cache)
     with locked(target):
         if not target.is_dir():
             with directory_aside(target) as directory:

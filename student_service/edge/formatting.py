@@ -8,7 +8,7 @@ from distill.limits import MAX_MESSAGE_BYTES
 from distill.network.adapters import LoraSpec
 from distill.rpc.messages import message_from
 from distill.v1 import student_service_pb2, training_pb2
-from student_service.runs.checkpoints import CheckpointInfo
+from student_service.runs.manifests import CheckpointInfo
 from student_service.runs.run import Run
 from student_service.runs.run_state import RunState
 from student_service.runs.sequencer import Committed

@@ -1,78 +1,76 @@
 """Saved states of runs: safetensors beside a JSON manifest, whole or not at all.
 
-Layout: `<root>/<run>/checkpoints/<name>.json` names its state file and that file's digest. The
-manifest is renamed into place after its state file is on disk, so a checkpoint that is overwritten
-is at every moment either the old one or the new one. A manifest has a digest of its own, so that no
-damage loads silently.
+Layout: `<root>/<run>/checkpoints/<name>.json` names its state file,
+`<name>-<epoch>-<sequence>.safetensors`, and that file's digest. The manifest is renamed into place
+after its state file is on disk, so a checkpoint that is overwritten is at every moment either the
+old one or the new one. Epoch and sequence number are those of the mutation that saves: when it
+fails and is repeated, it finds its own files, and finishes them.
 """
 
-import hashlib
-import json
+import errno
 import logging
-import re
+import os
 import shutil
+import stat
 import time
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
-from distill.files import parse_json_object, put_in_place, sync, write_aside
+from distill.files import (
+    NotAFileError,
+    make_directory,
+    open_file,
+    rename_aside,
+    sync,
+    write_aside,
+    write_durably,
+)
+from student_service.runs.manifests import (
+    MAX_MANIFEST_BYTES,
+    CheckpointInfo,
+    checkpoint_info,
+    format_manifest,
+    parse_manifest,
+)
 from student_service.runs.names import is_name, parse_name
-
-FORMAT_VERSION = 2
-"""It grows when the files change in a way that older code would misread. 2: with a digest."""
+from student_service.runs.state_files import (
+    is_state_of,
+    read_state,
+    state_is_whole,
+    state_name,
+    write_state,
+)
+from student_service.runs.storage import storage_errors
 
 _LOGGER = logging.getLogger(__name__)
 
-_MANIFEST_DIGEST = "manifest_sha256"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointInfo:
-    """A checkpoint without its arrays."""
-
-    name: str
-    """Unique in the run."""
-
-    step: int
-    """Optimizer steps of the run when it was saved."""
-
-    sequence_number: int
-    """Of the SaveCheckpoint that made it."""
-
-    created_unix_seconds: float
-    """When it was saved."""
-
-    weights_version: str
-    """Identifies the weights."""
-
-    size_bytes: int
-    """Of the state file."""
-
-
-_MANIFEST_TYPES: Mapping[str, Any] = {
-    **{each.name: each.type for each in fields(CheckpointInfo)},
-    "state_file": str,
-    "state_sha256": str,
-}
-"""What every manifest has; a run adds values of its own."""
+_DELETED = ".deleted-"
+"""Begins the name of a run's directory that is being removed. No run's name starts with a dot."""
 
 
 class CheckpointStore:
     """The checkpoints of all runs below one directory.
 
     The names of runs and checkpoints become parts of a path. The edge has checked them, and the
-    store checks them again, because a mistake there would reach other files.
+    store checks them again, because a mistake there would reach other files. What lies below the
+    directory is not trusted to be files: a link is not followed, a pipe is not waited for.
+
+    Whatever the file system refuses is a StorageError, or a StorageFullError.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, environment: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            root: the directory of runs. This process alone writes there.
+            environment: on what runs are trained, kept in the manifests.
+        """
         self._root = root
+        self._environment = dict(environment or {})
 
     def save(
         self,
@@ -82,59 +80,96 @@ class CheckpointStore:
         *,
         overwrite: bool,
     ) -> CheckpointInfo:
-        """Write a checkpoint.
+        """Write a checkpoint. One that fails leaves what was there before, or can be repeated.
 
         Args:
             run_id: the run.
-            info: JSON values, among them the fields of CheckpointInfo but size and time.
+            info: JSON values, among them the fields of CheckpointInfo but size and time, and
+                `writer_epoch`, which with the sequence number names the mutation that saves.
             arrays: the state by name.
-            overwrite: replace a checkpoint of the same name.
+            overwrite: replace a checkpoint of the same name that another mutation has made.
 
         Raises:
             AlreadyExistsError: the name is taken and `overwrite` is false.
         """
-        directory = self._directory(run_id)
-        directory.mkdir(parents=True, exist_ok=True)
         manifest_path = self._manifest_path(run_id, info["name"])
-        # The manifest is not read, so that a damaged one can be replaced too.
-        if manifest_path.exists() and not overwrite:
-            raise AlreadyExistsError(
-                f"name: the run has a checkpoint {info['name']!r} already; set overwrite to "
-                "replace it"
-            )
-        state_path = directory / f"{info['name']}-{uuid.uuid4().hex}.safetensors"
-        try:
-            save_file(dict(arrays), state_path)
-            sync(state_path)
-            manifest = {
-                **info,
-                "created_unix_seconds": time.time(),
-                "size_bytes": state_path.stat().st_size,
-                "state_file": state_path.name,
-                "state_sha256": _file_digest(state_path),
-            }
-            aside = write_aside(manifest_path, format_manifest(manifest))
-        except BaseException:
-            # No manifest names this state file, so nothing else would ever remove it.
-            state_path.unlink(missing_ok=True)
-            raise
-        # Outside of the `try`: when this fails, the manifest may name the new state already, and
-        # that state must stay.
-        put_in_place(aside, manifest_path)
-        self._remove_states(directory, info["name"], kept=state_path)
-        return _info(manifest)
+        directory = manifest_path.parent
+        with storage_errors(f"save checkpoint {info['name']!r}"):
+            self._check_directories(run_id)
+            previous = _read_manifest(manifest_path)
+            mine = self._made_by(run_id, info, previous)
+            if mine is not None and previous is not None and state_is_whole(directory, mine):
+                # This mutation has failed after its manifest was in place, and is repeated.
+                write_durably(manifest_path, previous)
+                manifest = mine
+            elif mine is None and not overwrite and os.path.lexists(manifest_path):
+                raise AlreadyExistsError(
+                    f"name: the run has a checkpoint {info['name']!r} already; set overwrite to "
+                    "replace it"
+                )
+            else:
+                manifest = self._write(run_id, info, arrays, manifest_path, previous)
+        self._remove_states(directory, info["name"], kept=manifest["state_file"])
+        return checkpoint_info(manifest)
 
     @staticmethod
-    def _remove_states(directory: Path, name: str, *, kept: Path) -> None:
-        """Remove the states that earlier saves of the checkpoint wrote."""
-        state_name = re.compile(rf"{re.escape(name)}-[0-9a-f]{{32}}\.safetensors")
-        for path in directory.iterdir():
-            if path != kept and state_name.fullmatch(path.name):
-                try:
+    def _made_by(
+        run_id: str, info: Mapping[str, Any], encoded: bytes | None
+    ) -> Mapping[str, Any] | None:
+        """A manifest, if the mutation that `info` names has made it."""
+        if encoded is None:
+            return None
+        try:
+            manifest = parse_manifest(encoded, run_id, info["name"])
+        except CorruptDataError:
+            return None  # and so one that can be replaced
+        keys = ("writer_epoch", "sequence_number")
+        return manifest if all(manifest[key] == info[key] for key in keys) else None
+
+    def _write(
+        self,
+        run_id: str,
+        info: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        manifest_path: Path,
+        previous: bytes | None,
+    ) -> Mapping[str, Any]:
+        directory = manifest_path.parent
+        state_path = directory / state_name(info)
+        may_be_named = False
+        try:
+            make_directory(directory)
+            size_bytes, digest = write_state(state_path, arrays)
+            manifest = {
+                **info,
+                "run_id": run_id,
+                "created_unix_seconds": time.time(),
+                "size_bytes": size_bytes,
+                "state_file": state_path.name,
+                "state_sha256": digest,
+                "trained_on": self._environment,
+            }
+            rename_aside(write_aside(manifest_path, format_manifest(manifest)), manifest_path)
+            may_be_named = True
+            sync(directory)
+        except BaseException:
+            if may_be_named:
+                may_be_named = not _put_back(manifest_path, previous)
+            if not may_be_named:
+                _remove_failed(state_path)
+            raise
+        return manifest
+
+    @staticmethod
+    def _remove_states(directory: Path, name: str, *, kept: str) -> None:
+        """Remove the states that other saves of the checkpoint wrote."""
+        # The new checkpoint is saved already: its save must not fail now.
+        try:
+            for path in directory.iterdir():
+                if path.name != kept and is_state_of(name, path.name):
                     path.unlink(missing_ok=True)
-                except OSError as error:
-                    # The new checkpoint is saved already: its save must not fail now.
-                    _LOGGER.warning("cannot remove the old state %s: %s", path.name, error)
+        except OSError as error:
+            _LOGGER.warning("cannot remove the old states of %s: %s", name, error.strerror)
 
     def load(self, run_id: str, name: str) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
         """The manifest and the arrays of a checkpoint.
@@ -144,57 +179,92 @@ class CheckpointStore:
             CorruptDataError: its state file is missing or does not match its digest, or the
                 manifest does not match its own.
         """
-        manifest = self.manifest(run_id, name)
-        while (arrays := self._arrays(run_id, manifest)) is None:
-            previous, manifest = manifest, self.manifest(run_id, name)
-            # A save that overwrites the checkpoint between the two reads removes the old state.
-            # That is no damage: the new manifest names another state, which is read next.
-            if manifest["state_file"] == previous["state_file"]:
-                raise CorruptDataError(
-                    f"the state of checkpoint {name!r} does not match its digest"
-                )
+        directory = self._directory(run_id)
+        with storage_errors(f"load checkpoint {name!r}"):
+            manifest = self.manifest(run_id, name)
+            while (arrays := read_state(directory, manifest)) is None:
+                previous, manifest = manifest, self.manifest(run_id, name)
+                # A save that overwrites the checkpoint between the two reads removes the old state.
+                # That is no damage: the new manifest names another state, which is read next.
+                if manifest["state_file"] == previous["state_file"]:
+                    raise CorruptDataError(
+                        f"the state of checkpoint {name!r} does not match its digest"
+                    )
+        self._note_the_move(run_id, manifest)
         return manifest, arrays
 
-    def _arrays(self, run_id: str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """The arrays of a manifest; None where they are missing or do not match it."""
-        path = self._directory(run_id) / Path(manifest["state_file"]).name
-        try:
-            if _file_digest(path) != manifest["state_sha256"]:
-                return None
-            arrays: dict[str, np.ndarray] = load_file(path)
-        except FileNotFoundError:
-            return None
-        return arrays
+    def _note_the_move(self, run_id: str, manifest: Mapping[str, Any]) -> None:
+        there, here = manifest["trained_on"], self._environment
+        moved = [key for key in here if there.get(key) != here[key]]
+        if moved:
+            changes = (f"{key} {there.get(key)} there, {here[key]} here" for key in moved)
+            _LOGGER.info(
+                "run %s loads checkpoint %s from elsewhere: %s",
+                run_id,
+                manifest["name"],
+                "; ".join(changes),
+            )
 
     def manifest(self, run_id: str, name: str) -> Mapping[str, Any]:
         """The manifest of a checkpoint. Raises what `load` raises."""
         path = self._manifest_path(run_id, name)
-        if not path.is_file() or path.is_symlink():
+        with storage_errors(f"read checkpoint {name!r}"):
+            self._check_directories(run_id)
+            encoded = _read_manifest(path)
+        if encoded is None:
             raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}")
-        try:
-            encoded = path.read_bytes()
-        except FileNotFoundError:  # deleted since the line above
-            raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}") from None
-        return parse_manifest(encoded, name)
+        return parse_manifest(encoded, run_id, name)
 
     def list(self, run_id: str) -> list[CheckpointInfo]:
         """The checkpoints of a run, oldest first; without those whose manifest is damaged."""
+        directory = self._directory(run_id)
         found = []
-        for path in self._directory(run_id).glob("*.json"):
-            if not is_name(path.stem):
-                continue  # no save made this file
-            try:
-                found.append(_info(self.manifest(run_id, path.stem)))
-            except CorruptDataError as error:
-                # A load of that checkpoint raises the same error. The list shows the others.
-                _LOGGER.warning("run %s: %s", run_id, error)
-            except NotFoundError:
-                continue  # a link, or removed since the directory was read
+        with storage_errors(f"list the checkpoints of run {run_id!r}"):
+            self._check_directories(run_id)
+            for path in sorted(directory.iterdir()) if directory.exists() else ():
+                if path.suffix != ".json" or not is_name(path.stem):
+                    continue  # no save made this file
+                try:
+                    found.append(checkpoint_info(self.manifest(run_id, path.stem)))
+                except CorruptDataError as error:
+                    # A load of that checkpoint raises the same error. The list shows the others.
+                    _LOGGER.warning("run %s: %s", run_id, error)
+                except NotFoundError:
+                    continue  # a link, or removed since the directory was read
         return sorted(found, key=lambda info: info.created_unix_seconds)
 
     def delete_all(self, run_id: str) -> None:
-        """Remove everything of a run."""
-        shutil.rmtree(self._directory(run_id).parent, ignore_errors=True)
+        """Remove everything of a run. One that fails can be repeated, and goes on."""
+        directory = self._directory(run_id).parent
+        aside = self._root / f"{_DELETED}{run_id}"
+        with storage_errors(f"delete the checkpoints of run {run_id!r}"):
+            if os.path.lexists(aside):  # a deletion before this one failed
+                self._remove_deleted_run(aside)
+            if os.path.lexists(directory):
+                directory.rename(aside)
+                self._remove_deleted_run(aside)
+
+    def _remove_deleted_run(self, aside: Path) -> None:
+        # From here on a power cut leaves nothing that could be loaded.
+        sync(self._root)
+        _remove_tree(aside)
+
+    def remove_deleted(self) -> None:
+        """Remove what deletions that were killed have left. For the start of a service."""
+        for path in self._root.glob(f"{_DELETED}*"):
+            try:
+                _remove_tree(path)
+            except OSError as error:
+                # It is in nobody's way: a deletion of that run tries again.
+                _LOGGER.warning("cannot remove what is left of a deleted run: %s", error.strerror)
+
+    def _check_directories(self, run_id: str) -> None:
+        """Raises NotADirectoryError where something else, such as a link, has the place of one."""
+        directory = self._directory(run_id)
+        for path in (directory.parent, directory):
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(path.lstat().st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, "not a directory")
 
     def _directory(self, run_id: str) -> Path:
         return self._root / parse_name(run_id, "run_id") / "checkpoints"
@@ -203,52 +273,43 @@ class CheckpointStore:
         return self._directory(run_id) / f"{parse_name(name, 'name')}.json"
 
 
-def format_manifest(manifest: Mapping[str, Any]) -> str:
-    """The text of a manifest, with its format and its digest."""
-    content = {**manifest, "format_version": FORMAT_VERSION}
-    return json.dumps({**content, _MANIFEST_DIGEST: _content_digest(content)}, indent=2)
-
-
-def parse_manifest(encoded: bytes, name: str) -> Mapping[str, Any]:
-    """The manifest of the checkpoint of that name.
-
-    Raises:
-        CorruptDataError: it is not what `format_manifest` wrote.
-    """
+def _read_manifest(path: Path) -> bytes | None:
+    """What a manifest's file holds; None where there is no file."""
     try:
-        content = parse_json_object(encoded)
-    except ValueError as error:
-        raise CorruptDataError(f"the manifest of checkpoint {name!r} is no JSON object") from error
-    if content.get("format_version") != FORMAT_VERSION:
-        raise CorruptDataError(
-            f"checkpoint {name!r} has format {content.get('format_version')}, "
-            f"this service reads {FORMAT_VERSION}"
-        )
-    digest = content.pop(_MANIFEST_DIGEST, None)
-    if digest != _content_digest(content):
-        raise CorruptDataError(f"the manifest of checkpoint {name!r} does not match its digest")
-    for field, kind in _MANIFEST_TYPES.items():
-        if not isinstance(content.get(field), kind):
-            raise CorruptDataError(
-                f"the manifest of checkpoint {name!r}: {field} is {content.get(field)!r}"
-            )
-    if content["name"] != name:
-        raise CorruptDataError(
-            f"the manifest of checkpoint {name!r} is that of {content['name']!r}"
-        )
-    return content
+        with open_file(path) as file:
+            return file.read(MAX_MANIFEST_BYTES)
+    except (FileNotFoundError, NotAFileError):
+        return None
 
 
-def _info(manifest: Mapping[str, Any]) -> CheckpointInfo:
-    return CheckpointInfo(**{name: manifest[name] for name in CheckpointInfo.__dataclass_fields__})
+def _put_back(manifest_path: Path, previous: bytes | None) -> bool:
+    """Put a manifest back as it was. Returns whether that is on the disk for certain."""
+    try:
+        if previous is None:
+            manifest_path.unlink(missing_ok=True)
+            sync(manifest_path.parent)
+        else:
+            write_durably(manifest_path, previous)
+    except OSError as error:
+        # The new state stays, which the manifest may name. A repetition finishes the save.
+        _LOGGER.warning("cannot put back the manifest of a failed save: %s", error.strerror)
+        return False
+    return True
 
 
-def _content_digest(content: Mapping[str, Any]) -> str:
-    # Sorted and without spaces: the digest depends on the values alone, not on their layout.
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def _remove_failed(state_path: Path) -> None:
+    """Remove the state of a failed save, and the directories if they are empty."""
+    # The error of the save matters more than one of these.
+    with suppress(OSError):
+        state_path.unlink(missing_ok=True)
+    for directory in (state_path.parent, state_path.parent.parent):
+        with suppress(OSError):
+            directory.rmdir()
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _remove_tree(path: Path) -> None:
+    """Remove a directory with all that it holds; whatever else is there is removed by itself."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

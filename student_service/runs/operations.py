@@ -14,14 +14,14 @@ from distill.engine.device_queue import DeviceQueue
 from distill.errors import NoGradientError, UnavailableError, WrongStateError
 from distill.network.adapters import LoraSpec
 from student_service.runs.caller import Remaining
-from student_service.runs.checkpoints import CheckpointInfo, CheckpointStore
+from student_service.runs.checkpoints import CheckpointStore
 from student_service.runs.kept_answers import Ticket
+from student_service.runs.manifests import CheckpointInfo
 from student_service.runs.run_state import (
     COUNTERS,
     RunState,
     from_named_arrays,
     named_arrays,
-    state_tree,
 )
 from student_service.training.batch import BatchOutcome, TrainingBatch
 from student_service.training.optimizer import AdamWSettings
@@ -200,9 +200,7 @@ class Operations:
             "lora": self._lora_values(),
             **{counter: getattr(state, counter) for counter in COUNTERS},
         }
-        arrays = self._queue.run(
-            lambda: named_arrays(state_tree(state)), timeout_seconds=remaining()
-        )
+        arrays = self._queue.run(lambda: named_arrays(state), timeout_seconds=remaining())
         return self._store.save(self._run_id, info, arrays, overwrite=overwrite)
 
     def load_checkpoint(self, state: RunState, name: str, remaining: Remaining) -> RunState:
@@ -247,10 +245,8 @@ class Operations:
                 f"checkpoint {name!r} was trained on base weights "
                 f"{manifest['base_weights_version']}, this service has {self._base_version}"
             )
-        tree = state_tree(like)
-        has_gradient = any(key.startswith("gradient_sum") for key in arrays)
-        tree["gradient_sum"] = like.trainable if has_gradient else None
-        restored = run_piece(lambda: from_named_arrays(tree, arrays))
+        has_gradient = manifest["accumulated_rows"] > 0
+        restored = run_piece(lambda: from_named_arrays(like, arrays, has_gradient=has_gradient))
         state = RunState(
             **restored,
             **{counter: manifest[counter] for counter in COUNTERS},

@@ -10,8 +10,9 @@ from distill.engine.device_queue import DeviceQueue
 from distill.engine.weights import ModelWeights
 from distill.network.adapters import LoraSpec
 from student_service.runs.caller import Caller
-from student_service.runs.checkpoints import CheckpointInfo, CheckpointStore
+from student_service.runs.checkpoints import CheckpointStore
 from student_service.runs.kept_answers import Ticket
+from student_service.runs.manifests import CheckpointInfo
 from student_service.runs.operations import Operations, Seconds, timed
 from student_service.runs.run_state import RunState
 from student_service.runs.sequencer import AnswerT, Operation, Sequencer

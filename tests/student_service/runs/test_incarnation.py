@@ -1,6 +1,7 @@
 """A restart forgets the runs, and their writers stay fenced."""
 
 import itertools
+import os
 
 import pytest
 
@@ -82,3 +83,16 @@ def test_a_directory_that_holds_no_count_is_refused_at_the_start(start, tmp_path
     (tmp_path / "runs" / FILE_NAME).write_text("many")
     with pytest.raises(StartError, match="cannot use --runs-dir"):
         start()
+
+
+def test_a_link_or_a_pipe_in_the_place_of_the_count_is_refused_at_the_start(start, tmp_path):
+    path = tmp_path / "runs" / FILE_NAME
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StartError, match="not a regular file"):
+        start()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StartError, match="not a regular file"):
+        start()
+    assert not (tmp_path / "elsewhere").exists()
