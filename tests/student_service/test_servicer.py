@@ -1,5 +1,6 @@
 """What callers may rely on when the device is busy or their deadline passes."""
 
+import errno
 import threading
 import time
 import uuid
@@ -15,6 +16,7 @@ from distill.v1 import student_service_pb2 as pb
 from distill.v1 import training_pb2
 from distill.v1.student_service_pb2_grpc import StudentServiceStub
 from student_service import servicer
+from student_service.runs import checkpoints
 from student_service.runs.checkpoints import CheckpointStore
 
 LORA = LoraConfig(rank=2)
@@ -208,3 +210,21 @@ def test_a_repeated_step_is_the_same_when_it_means_the_same(in_process, run):
     with pytest.raises(grpc.RpcError) as refused:
         stub.OptimStep(pb.OptimStepRequest(**step))
     assert parse_error(refused.value).reason == "SEQUENCE_REUSED"
+
+
+def test_a_save_whose_last_sync_failed_can_be_repeated(run, monkeypatch):
+    genuine, failures = checkpoints.sync, [OSError(errno.EIO, "no such luck")]
+
+    def failing(path):
+        if failures and path.name == "checkpoints":
+            raise failures.pop()
+        genuine(path)
+
+    monkeypatch.setattr(checkpoints, "sync", failing)
+    with pytest.raises(ServiceError, match="FAILED_PRECONDITION") as refused:
+        run.save_checkpoint("saved")
+    assert refused.value.reason == "STORAGE_FAILED"
+    assert not failures
+    assert run.list_checkpoints() == []
+    run.save_checkpoint("saved")
+    assert [one.name for one in run.list_checkpoints()] == ["saved"]
