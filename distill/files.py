@@ -113,12 +113,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def format_json(content: Mapping[str, Any]) -> str:
+    """An object as files have it: indented, with a newline at its end."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object, indented and with a newline at its end.
+    """Write an object.
 
     A reader may see a part of it: see `replace_json` and `write_durably`.
     """
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(format_json(content), encoding="utf-8")
 
 
 def replace_json(path: Path, content: Mapping[str, Any]) -> None:

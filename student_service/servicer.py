@@ -1,9 +1,7 @@
 """The student's gRPC methods. Each parses its request, makes one call, and formats the answer."""
 
-import tempfile
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import grpc
 
@@ -278,16 +276,9 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             if checkpoint is None
             else run.checkpoint_trainable(checkpoint, caller)
         )
-        with tempfile.TemporaryDirectory(prefix="distill-export-") as directory:
-            export_files(
-                self._model,
-                run.lora,
-                trainable,
-                Path(directory),
-                partial(caller.run, self._queue),
-            )
-            for path in sorted(Path(directory).iterdir()):
-                yield from format_file(path)
+        run_piece = partial(caller.run, self._queue)
+        for file in export_files(self._model, run.lora, trainable, run_piece):
+            yield from format_file(file)
 
     def _run(self, run_id: str, field: str = "run_id") -> Run:
         """The run of that name.

@@ -58,7 +58,7 @@ def sparse_mlp_weights(config: ModelConfig) -> tuple[LayerWeight, ...]:
 class ExpertSlice:
     """One expert's projection in the tensor of all experts, read without the others.
 
-    It stands in for an open file, of which it has the three methods that readers use.
+    It stands in for an open file, and for its slice, with the methods that readers use.
     """
 
     def __init__(self, file: Any, stored_name: str, expert: int, rows: slice) -> None:
@@ -68,8 +68,13 @@ class ExpertSlice:
         self._rows = rows
 
     def get_slice(self, _name: str) -> "ExpertSlice":
-        """Itself: `get_shape` reads no values."""
+        """Itself: `get_shape` and `get_dtype` read no values."""
         return self
+
+    def get_dtype(self) -> str:
+        """As the file calls it: "F32"."""
+        name: str = self._file.get_slice(self._stored_name).get_dtype()
+        return name
 
     def get_shape(self) -> list[int]:
         """[out, in]."""

@@ -5,7 +5,6 @@ could be taken for a model.
 """
 
 import hashlib
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,8 @@ from distill.formats.weight_map import WeightEntry
 from distill.models.gguf_config import ROPE_FACTORS, parse_gguf_config
 from distill.models.progress import Progress, say_nothing
 from distill.models.references import EMBEDDED_NAME, embedded_gguf
-from distill.models.sharded_weights import (
-    MAX_SHARD_BYTES,
-    UnreadTensor,
-    write_sharded_weights,
-)
+from distill.models.safetensors_stream import UnreadTensor
+from distill.models.sharded_weights import MAX_SHARD_BYTES, write_sharded_weights
 from distill.network.config import ModelConfig
 
 CONVERSION_VERSION = 1
@@ -134,7 +130,8 @@ def _write_weights(
     tensors = [
         UnreadTensor(
             name=entry.hf_name,
-            byte_count=4 * math.prod(file.shape(entry.gguf_name)),
+            dtype=np.dtype(np.float32),
+            shape=tuple(file.shape(entry.gguf_name)),
             read=partial(_hf_tensor, file, config, entry),
         )
         for entry in entries

@@ -4,7 +4,6 @@ The tensors are copied as they are stored, but experts that are stored together 
 itself. config.json keeps all that it says about other things than layers.
 """
 
-import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,8 @@ from distill.models.hf_weights import open_weights
 from distill.models.layer_choice import check_layers, parse_layers
 from distill.models.progress import Progress, say_nothing
 from distill.models.resolve import resolve_reference
-from distill.models.sharded_weights import (
-    INDEX_FILE,
-    MAX_SHARD_BYTES,
-    UnreadTensor,
-    write_sharded_weights,
-)
+from distill.models.safetensors_stream import UnreadTensor, stored_dtype
+from distill.models.sharded_weights import INDEX_FILE, MAX_SHARD_BYTES, write_sharded_weights
 from distill.network.config import ModelConfig
 
 RECORD_FILE = "pruning.json"
@@ -142,12 +137,16 @@ def _copy_weights(
         tensors = []
         for entry in model_weight_entries(whole.with_layers(layers)):
             file, stored_name = files[old_name(entry.hf_name)]
-            # At most 4 bytes a value: of the types that are read float32 is the largest.
-            byte_count = 4 * math.prod(file.get_slice(stored_name).get_shape())
+            stored = file.get_slice(stored_name)
+            try:
+                dtype = stored_dtype(stored.get_dtype())
+            except ValueError as error:
+                raise ModelError(f"{entry.hf_name}: {error}") from error
             tensors.append(
                 UnreadTensor(
                     name=entry.hf_name,
-                    byte_count=byte_count,
+                    dtype=dtype,
+                    shape=tuple(stored.get_shape()),
                     read=partial(file.get_tensor, stored_name),
                 )
             )

@@ -22,9 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.files import parse_json_object
-
-PIECE_BYTES = 1 << 20
-"""Largest piece of a stream."""
+from distill.models.export_file import ExportFile, cut
 
 MAX_HEADER_BYTES = 100_000_000
 """The library's bound: it reads no longer header."""
@@ -90,40 +88,39 @@ def stored_dtype(name: str) -> np.dtype[Any]:
     return _DTYPES[name]
 
 
-class SafetensorsStream:
-    """A file of tensors that are read one after the other, while it is streamed."""
+def safetensors_file(
+    name: str, tensors: Sequence[UnreadTensor], metadata: Mapping[str, str] | None = None
+) -> ExportFile:
+    """A file of tensors, each of which is read when its turn comes.
 
-    def __init__(
-        self, tensors: Sequence[UnreadTensor], metadata: Mapping[str, str] | None = None
-    ) -> None:
-        """
-        Args:
-            tensors: in any order.
-            metadata: texts for the file's readers.
+    Args:
+        name: of the file.
+        tensors: in any order.
+        metadata: texts for the file's readers.
 
-        Raises:
-            ValueError: a name twice, or a type that the format has not.
-        """
-        for tensor in tensors:
-            if tensor.dtype not in _NAMES:
-                raise ValueError(f"{tensor.name}: the format has no type {tensor.dtype}")
-        self._tensors = sorted(tensors, key=lambda each: (_PLACES[_NAMES[each.dtype]], each.name))
-        self._header = _header(self._tensors, metadata)
-        self.byte_count = len(self._header) + sum(tensor.byte_count for tensor in tensors)
-        """Of the whole file."""
+    Raises:
+        ValueError: a name twice, or a type that the format has not; while the pieces are read, a
+            tensor that is not what was announced of it.
+    """
+    for tensor in tensors:
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"{tensor.name}: the format has no type {tensor.dtype}")
+    ordered = sorted(tensors, key=lambda each: (_PLACES[_NAMES[each.dtype]], each.name))
+    header = _header(ordered, metadata)
+    return ExportFile(
+        name=name,
+        byte_count=len(header) + sum(tensor.byte_count for tensor in tensors),
+        pieces=_pieces(header, ordered),
+    )
 
-    def pieces(self) -> Iterator[bytes]:
-        """The file, in pieces of at most `PIECE_BYTES`. Each tensor is read when its turn comes.
 
-        Raises:
-            ValueError: a tensor is not what was announced of it.
-        """
-        yield from _cut(memoryview(self._header))
-        for tensor in self._tensors:
-            values = _checked(tensor)
-            yield from _cut(values.reshape(-1).view(np.uint8).data)
-            # Or else it would be in memory while the next one is read.
-            del values
+def _pieces(header: bytes, tensors: Sequence[UnreadTensor]) -> Iterator[bytes]:
+    yield from cut(memoryview(header))
+    for tensor in tensors:
+        values = _checked(tensor)
+        yield from cut(values.reshape(-1).view(np.uint8).data)
+        # Or else it would be in memory while the next one is read.
+        del values
 
 
 def _header(tensors: Sequence[UnreadTensor], metadata: Mapping[str, str] | None) -> bytes:
@@ -153,12 +150,6 @@ def _checked(tensor: UnreadTensor) -> NDArray[Any]:
             f"read as {values.dtype} {list(values.shape)}"
         )
     return values
-
-
-def _cut(values: memoryview) -> Iterator[bytes]:
-    """Copies of at most `PIECE_BYTES`: who keeps a piece does not keep its tensor."""
-    for start in range(0, len(values), PIECE_BYTES):
-        yield bytes(values[start : start + PIECE_BYTES])
 
 
 def read_safetensors(file: BufferedReader) -> dict[str, NDArray[Any]]:

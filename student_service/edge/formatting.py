@@ -1,10 +1,10 @@
 """Formats results as messages."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from distill.errors import LimitExceededError
 from distill.limits import MAX_MESSAGE_BYTES
+from distill.models.export_file import ExportFile
 from distill.network.adapters import LoraSpec
 from distill.rpc.messages import message_from
 from distill.v1 import student_service_pb2, training_pb2
@@ -13,9 +13,6 @@ from student_service.runs.run import Run
 from student_service.runs.run_state import RunState
 from student_service.runs.sequencer import Committed
 from student_service.training.batch import BatchOutcome, TrainingBatch
-
-EXPORT_PIECE_BYTES = 1 << 20
-"""Size of a piece of an exported file."""
 
 _BYTES_PER_VALUE = 4
 
@@ -111,19 +108,12 @@ def format_checkpoint(info: CheckpointInfo) -> training_pb2.Checkpoint:
     return message_from(training_pb2.Checkpoint, info)
 
 
-def format_file(path: Path) -> Iterator[student_service_pb2.ExportWeightsResponse]:
-    """An exported file, in pieces and in order."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        offset = 0
-        while True:
-            piece = file.read(EXPORT_PIECE_BYTES)
-            # An empty file has one piece too, so that the client learns that it exists.
-            if not piece and offset:
-                return
-            yield student_service_pb2.ExportWeightsResponse(
-                file_name=path.name, byte_offset=offset, data=piece, file_bytes=size
-            )
-            offset += len(piece)
-            if offset >= size:
-                return
+def format_file(file: ExportFile) -> Iterator[student_service_pb2.ExportWeightsResponse]:
+    """An exported file, in pieces and in order. Its content is made as it is sent."""
+    offset = 0
+    # An empty file has one piece too, so that the client learns that it exists.
+    for piece in file.pieces if file.byte_count else [b""]:
+        yield student_service_pb2.ExportWeightsResponse(
+            file_name=file.name, byte_offset=offset, data=piece, file_bytes=file.byte_count
+        )
+        offset += len(piece)

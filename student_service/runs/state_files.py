@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.errors import CorruptDataError
 from distill.files import NotAFileError, open_file
-from distill.models.safetensors_stream import SafetensorsStream, read_safetensors, unread
+from distill.models.safetensors_stream import read_safetensors, safetensors_file, unread
 
 
 def state_name(info: Mapping[str, Any]) -> str:
@@ -30,16 +30,16 @@ def is_state_of(checkpoint: str, file_name: str) -> bool:
 
 def write_state(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[int, str]:
     """Write and sync a state; returns its size in bytes and its digest."""
-    stream = SafetensorsStream([unread(name, array) for name, array in arrays.items()])
+    state = safetensors_file(path.name, [unread(name, array) for name, array in arrays.items()])
     digest = hashlib.sha256()
     path.unlink(missing_ok=True)  # of an attempt that was killed, or a link
     with path.open("xb") as file:
-        for piece in stream.pieces():
+        for piece in state.pieces:
             digest.update(piece)
             file.write(piece)
         file.flush()
         os.fsync(file.fileno())
-    return stream.byte_count, digest.hexdigest()
+    return state.byte_count, digest.hexdigest()
 
 
 def state_is_whole(directory: Path, manifest: Mapping[str, Any]) -> bool:

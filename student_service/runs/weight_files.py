@@ -1,35 +1,25 @@
 """Trained weights as files that Transformers and PEFT can load."""
 
-from collections.abc import Callable
-from pathlib import Path
-
-import jax
-import numpy as np
-
+from distill.models.export_file import ExportFile
 from distill.models.loading import LoadedModel
-from distill.models.write_directory import write_hf_directory, write_peft_adapter
+from distill.models.write_directory import RunPiece, hf_files, peft_files
 from distill.network.adapters import LoraSpec
 from student_service.training.optimizer import Trainable
 
 
 def export_files(
-    model: LoadedModel,
-    lora: LoraSpec | None,
-    trainable: Trainable,
-    directory: Path,
-    run_piece: Callable[[Callable[[], Trainable]], Trainable],
-) -> None:
-    """Write a PEFT adapter, or the whole model for a run that trains all weights.
+    model: LoadedModel, lora: LoraSpec | None, trainable: Trainable, run_piece: RunPiece
+) -> list[ExportFile]:
+    """A PEFT adapter, or the whole model for a run that trains all weights.
+
+    Nothing is fetched yet: reading a file fetches its tensors from the device, one at a time.
 
     Args:
         model: the base of the run.
         lora: the run's adapter; None: it trains all weights.
         trainable: what it has trained.
-        directory: where the files go.
         run_piece: runs a piece of compute on the device; its exceptions pass through.
     """
-    arrays = run_piece(lambda: jax.tree.map(np.asarray, trainable))
     if lora is not None:
-        write_peft_adapter(arrays, lora, model.config, model.name, directory)
-    else:
-        write_hf_directory(model.config, arrays, model.tokenizer, directory)
+        return peft_files(trainable, lora, model.config, model.name, run_piece=run_piece)
+    return hf_files(model.config, trainable, model.tokenizer, run_piece=run_piece)

@@ -261,7 +261,7 @@ def test_failed_conversion_leaves_no_model_and_the_next_one_succeeds(
     path = write_tiny_gguf(tmp_path / "m.gguf")
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(sharded_weights, "save_file", _raise_full_disk)
+        patch.setattr(sharded_weights, "write_file", _raise_full_disk)
         with pytest.raises(OSError, match="no space"):
             convert_once(path, cache)
     assert not list(cache.glob("[!.]*"))
@@ -277,7 +277,7 @@ KILLED_CONVERSION = """
 import os, sys
 from pathlib import Path
 from distill.models import convert, sharded_weights
-sharded_weights.save_file = lambda *_, **__: os.kill(os.getpid(), 9)
+sharded_weights.write_file = lambda *_, **__: os.kill(os.getpid(), 9)
 convert.convert_once(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from safetensors import numpy as library
 
 from distill.models import safetensors_stream
+from distill.models.export_file import EXPORT_PIECE_BYTES, ExportFile
 from distill.models.safetensors_stream import (
-    PIECE_BYTES,
-    SafetensorsStream,
     UnreadTensor,
     read_safetensors,
+    safetensors_file,
     stored_dtype,
     unread,
 )
@@ -42,8 +42,10 @@ def arrays_of(dtypes: list[Any]) -> dict[str, NDArray[Any]]:
 
 def stream_of(
     arrays: dict[str, NDArray[Any]], metadata: dict[str, str] | None = None
-) -> SafetensorsStream:
-    return SafetensorsStream([unread(name, array) for name, array in arrays.items()], metadata)
+) -> ExportFile:
+    return safetensors_file(
+        "a.safetensors", [unread(name, array) for name, array in arrays.items()], metadata
+    )
 
 
 CASES = {
@@ -62,7 +64,7 @@ CASES = {
 def test_the_bytes_are_those_of_the_library(case: str) -> None:
     arrays, metadata = CASES[case]
     stream = stream_of(arrays, metadata)
-    joined = b"".join(stream.pieces())
+    joined = b"".join(stream.pieces)
     assert joined == library.save(arrays, metadata)
     assert len(joined) == stream.byte_count
     assert int.from_bytes(joined[:8], "little") % 8 == 0
@@ -70,7 +72,7 @@ def test_the_bytes_are_those_of_the_library(case: str) -> None:
 
 def test_what_the_library_reads_is_what_was_streamed() -> None:
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4, dtype=np.int32)}
-    loaded = library.load(b"".join(stream_of(arrays).pieces()))
+    loaded = library.load(b"".join(stream_of(arrays).pieces))
     assert loaded.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(loaded[name], array)
@@ -78,14 +80,14 @@ def test_what_the_library_reads_is_what_was_streamed() -> None:
 
 def test_a_transposed_view_is_written_in_its_own_order() -> None:
     view = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    loaded = library.load(b"".join(stream_of({"a": view}).pieces()))
+    loaded = library.load(b"".join(stream_of({"a": view}).pieces))
     np.testing.assert_array_equal(loaded["a"], view)
 
 
 def test_pieces_are_no_larger_than_promised_and_leave_nothing_out() -> None:
-    values = np.arange(PIECE_BYTES // 2, dtype=np.float32)
-    pieces = list(stream_of({"a": values}).pieces())
-    assert [len(piece) for piece in pieces[1:]] == [PIECE_BYTES, PIECE_BYTES]
+    values = np.arange(EXPORT_PIECE_BYTES // 2, dtype=np.float32)
+    pieces = list(stream_of({"a": values}).pieces)
+    assert [len(piece) for piece in pieces[1:]] == [EXPORT_PIECE_BYTES, EXPORT_PIECE_BYTES]
     assert b"".join(pieces[1:]) == values.tobytes()
 
 
@@ -107,7 +109,7 @@ def test_one_tensor_is_alive_at_a_time_while_the_reader_keeps_every_piece() -> N
     tensors = [
         UnreadTensor(name=name, dtype=dtype, shape=(20,), read=reader(name)) for name in "abcde"
     ]
-    kept = list(SafetensorsStream(tensors).pieces())
+    kept = list(safetensors_file("a.safetensors", tensors).pieces)
     assert seen == [{"a"}, {"b"}, {"c"}, {"d"}, {"e"}]
     assert alive == set()
     assert len(kept) == 6
@@ -127,7 +129,7 @@ def test_the_peak_is_about_one_tensor() -> None:
     ]
     tracemalloc.start()
     try:
-        total = sum(len(piece) for piece in SafetensorsStream(tensors).pieces())
+        total = sum(len(piece) for piece in safetensors_file("a.safetensors", tensors).pieces)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -139,14 +141,14 @@ def test_the_peak_is_about_one_tensor() -> None:
 def test_a_tensor_that_is_not_what_was_announced_ends_the_stream(read: NDArray[Any]) -> None:
     tensor = UnreadTensor(name="a", dtype=np.dtype(np.float32), shape=(2,), read=lambda: read)
     with pytest.raises(ValueError, match=r"a: announced as float32 \[2\], read as float"):
-        list(SafetensorsStream([tensor]).pieces())
+        list(safetensors_file("a.safetensors", [tensor]).pieces)
 
 
 def test_what_the_format_cannot_hold_is_refused_before_anything_is_read() -> None:
     with pytest.raises(ValueError, match="a: the format has no type complex128"):
         stream_of({"a": np.zeros(1, np.complex128)})
     with pytest.raises(ValueError, match="'a' is given twice"):
-        SafetensorsStream([unread("a", np.zeros(1)), unread("a", np.zeros(1))])
+        safetensors_file("a.safetensors", [unread("a", np.zeros(1)), unread("a", np.zeros(1))])
     with pytest.raises(ValueError, match="type 'F8_E4M3' is not one of"):
         stored_dtype("F8_E4M3")
 

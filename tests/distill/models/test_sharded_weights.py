@@ -1,4 +1,4 @@
-"""Weights in one file or in several hold the same, and one file at a time is in memory."""
+"""Weights in one file or in several hold the same, and one tensor at a time is in memory."""
 
 import json
 import weakref
@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from distill.models.sharded_weights import UnreadTensor, write_sharded_weights
+from distill.models.safetensors_stream import UnreadTensor
+from distill.models.sharded_weights import sharded_weight_files, write_sharded_weights
 
 
 def unread(sizes: dict[str, int]) -> list[UnreadTensor]:
@@ -21,7 +22,9 @@ def unread(sizes: dict[str, int]) -> list[UnreadTensor]:
         return lambda: np.full(byte_count // 4, place, np.float32)
 
     return [
-        UnreadTensor(name=name, byte_count=size, read=reader(place, size))
+        UnreadTensor(
+            name=name, dtype=np.dtype(np.float32), shape=(size // 4,), read=reader(place, size)
+        )
         for place, (name, size) in enumerate(sizes.items())
     ]
 
@@ -60,17 +63,9 @@ def test_what_fits_is_one_file_without_an_index(tmp_path: Path) -> None:
     with safe_open(path, framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
         np.testing.assert_array_equal(file.get_tensor("b"), np.full(15, 1, np.float32))
-    assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_the_index_counts_what_was_written_where_more_was_announced(tmp_path: Path) -> None:
-    tensors = [
-        UnreadTensor(name=name, byte_count=80, read=lambda: np.zeros(20, np.float16))
-        for name in ("a", "b")
-    ]
-    write_sharded_weights(tmp_path, tensors, max_shard_bytes=100)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert index["metadata"] == {"total_size": 80}
+    # As the other files of the directory: for all users, where the process lets them.
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.parametrize(("first", "second"), [(100, 1000), (1000, 100)])
@@ -84,20 +79,38 @@ def test_earlier_weights_of_another_size_do_not_answer(
     assert (single, index) == (second == 1000, second == 100)
 
 
-def test_the_tensors_of_one_file_are_in_memory_at_a_time(tmp_path: Path) -> None:
+def watched(names: str) -> tuple[list[UnreadTensor], list[set[str]]]:
+    """Tensors of 80 bytes, and which of them were in memory whenever one was read."""
     alive: set[str] = set()
-    most: list[set[str]] = []
+    seen: list[set[str]] = []
 
     def reader(name: str) -> Callable[[], NDArray[Any]]:
         def read() -> NDArray[Any]:
             tensor = np.zeros(20, np.float32)
             alive.add(name)
             weakref.finalize(tensor, alive.discard, name)
-            most.append(set(alive))
+            seen.append(set(alive))
             return tensor
 
         return read
 
-    tensors = [UnreadTensor(name=name, byte_count=80, read=reader(name)) for name in "abcde"]
+    dtype = np.dtype(np.float32)
+    tensors = [
+        UnreadTensor(name=name, dtype=dtype, shape=(20,), read=reader(name)) for name in names
+    ]
+    return tensors, seen
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    tensors, seen = watched("abcde")
     write_sharded_weights(tmp_path, tensors, max_shard_bytes=170)
-    assert most == [{"a"}, {"a", "b"}, {"c"}, {"c", "d"}, {"e"}]
+    assert seen == [{"a"}, {"b"}, {"c"}, {"d"}, {"e"}]
+
+
+def test_a_tensor_is_read_when_its_file_is() -> None:
+    tensors, seen = watched("abc")
+    files = sharded_weight_files(tensors, max_shard_bytes=80)
+    assert len(b"".join(files[-1].pieces)) == files[-1].byte_count  # the index
+    assert seen == []
+    assert len(b"".join(files[1].pieces)) == files[1].byte_count
+    assert seen == [{"b"}]

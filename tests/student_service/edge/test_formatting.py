@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from distill.errors import LimitExceededError
 from distill.limits import MAX_MESSAGE_BYTES
+from distill.models.export_file import EXPORT_PIECE_BYTES, text_file
 from distill.v1 import training_pb2
 from student_service.edge import formatting
-from student_service.edge.formatting import check_result_size, format_batch_result
+from student_service.edge.formatting import check_result_size, format_batch_result, format_file
 from student_service.training.batch import BatchOutcome, ExampleOutcome, LossSettings, TrainingBatch
 from tests.student_service.batches import token_example
 
@@ -77,3 +78,15 @@ def test_results_that_fit_no_message_are_refused_by_the_option_that_asks_for_the
     with pytest.raises(LimitExceededError, match=r"return_log_probs.*67108864 bytes") as caught:
         check_result_size(batch_of([(rows, 1024)]), training_pb2.Batch(return_log_probs=True))
     assert caught.value.limit == MAX_MESSAGE_BYTES < caught.value.value
+
+
+@pytest.mark.parametrize("size", [0, 1, EXPORT_PIECE_BYTES, EXPORT_PIECE_BYTES + 1])
+def test_pieces_of_a_file_come_in_order_and_leave_no_gap(size):
+    text = "ab" * (size // 2) + "c" * (size % 2)
+    pieces = list(format_file(text_file("name.txt", text)))
+    assert len(pieces) == max(1, -(-size // EXPORT_PIECE_BYTES))
+    assert {(piece.file_name, piece.file_bytes) for piece in pieces} == {("name.txt", size)}
+    assert [piece.byte_offset for piece in pieces] == [
+        index * EXPORT_PIECE_BYTES for index in range(len(pieces))
+    ]
+    assert b"".join(piece.data for piece in pieces).decode() == text
