@@ -49,7 +49,7 @@ def test_a_deletion_that_the_disk_refuses_keeps_the_run_and_can_be_repeated(
     run.save_checkpoint("kept")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(errno.EIO))
-        with pytest.raises(ServiceError, match="FAILED_PRECONDITION.*cannot delete"):
+        with pytest.raises(ServiceError, match=r"FAILED_PRECONDITION.*cannot delete"):
             run.delete(delete_checkpoints=True)
     assert run.run_id in [one.run_id for one in student.list_runs()]
     run.delete(delete_checkpoints=True)
