@@ -198,7 +198,8 @@ HOSTILE = {
     "values that are cut short": file_of(described(), b"\0" * 7),
     "values that go on": file_of(described(), b"\0" * 9),
     "a gap": file_of(described(data_offsets=[4, 12]), b"\0" * 12),
-    "two in one place": file_of(described() | {"b": described()["a"]}, b"\0" * 8),
+    "a place beyond the end": file_of(described(data_offsets=[4, 12]), b"\0" * 8),
+    "two in one place": file_of(described() | {"b": described()["a"]}, b"\0" * 16),
 }
 
 
