@@ -17,6 +17,9 @@ from distill.rpc.server import Service, StartError, serve
 
 PROGRAM = "distill-student"
 
+_HELD: list[ExitStack] = []
+"""What the process holds until it ends."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and serve until told to stop."""
@@ -148,12 +151,12 @@ def load_service(
             max_runs=max_runs,
         )
         servicer = StudentServicer(scoring, runs=runs, teachers=pool)
-        free_directory = held.pop_all().close
+        # To the end of the process: a request that was given up at the stop may still write.
+        _HELD.append(held.pop_all())
 
     def close(grace_seconds: float) -> None:
         scoring.close(grace_seconds)
         pool.close()
-        free_directory()
 
     return Service(
         full_name=DESCRIPTOR.services_by_name["StudentService"].full_name,

@@ -25,6 +25,7 @@ from distill.files import (
     NotAFileError,
     make_directory,
     open_file,
+    parse_json_object,
     rename_aside,
     sync,
     write_aside,
@@ -123,8 +124,9 @@ class CheckpointStore:
             manifest = parse_manifest(encoded, run_id, info["name"])
         except CorruptDataError:
             return None  # and so one that can be replaced
-        keys = ("writer_epoch", "sequence_number")
-        return manifest if all(manifest[key] == info[key] for key in keys) else None
+        # Epoch and number alone are not enough: where the count of processes was lost with its
+        # file, they come again, and a save would be answered with another run's checkpoint.
+        return manifest if all(manifest.get(key) == info[key] for key in info) else None
 
     def _write(
         self,
@@ -135,7 +137,7 @@ class CheckpointStore:
         previous: bytes | None,
     ) -> Mapping[str, Any]:
         directory = manifest_path.parent
-        state_path = directory / state_name(info)
+        state_path = directory / state_name(info, taken=_named_state(previous))
         may_be_named = False
         try:
             make_directory(directory)
@@ -280,6 +282,15 @@ def _read_manifest(path: Path) -> bytes | None:
             return file.read(MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotAFileError):
         return None
+
+
+def _named_state(encoded: bytes | None) -> str | None:
+    """The state file that a manifest names, whatever else is wrong with it."""
+    try:
+        named = None if encoded is None else parse_json_object(encoded).get("state_file")
+    except ValueError:
+        return None
+    return named if isinstance(named, str) else None
 
 
 def _put_back(manifest_path: Path, previous: bytes | None) -> bool:

@@ -15,16 +15,24 @@ from distill.files import NotAFileError, open_file
 from distill.models.safetensors_stream import read_safetensors, safetensors_file, unread
 
 
-def state_name(info: Mapping[str, Any]) -> str:
-    """The name of a state: that of the checkpoint, and the mutation that saves it."""
-    return f"{info['name']}-{info['writer_epoch']}-{info['sequence_number']}.safetensors"
+def state_name(info: Mapping[str, Any], *, taken: str | None) -> str:
+    """The name of a state: that of the checkpoint, and the mutation that saves it.
+
+    Args:
+        info: of the save.
+        taken: the state that the manifest in place names. It stays until that manifest is replaced,
+            also where another mutation had the same epoch and number.
+    """
+    stem = f"{info['name']}-{info['writer_epoch']}-{info['sequence_number']}"
+    # No checkpoint's name has a "+".
+    return f"{stem}+.safetensors" if taken == f"{stem}.safetensors" else f"{stem}.safetensors"
 
 
 def is_state_of(checkpoint: str, file_name: str) -> bool:
     """Whether a file is a state that some save of a checkpoint wrote."""
     # A number has no "-", so the states of a checkpoint "a-1" are none of "a". The second form is
     # that of format 2.
-    form = rf"{re.escape(checkpoint)}-([0-9]+-[0-9]+|[0-9a-f]{{32}})\.safetensors"
+    form = rf"{re.escape(checkpoint)}-([0-9]+-[0-9]+\+?|[0-9a-f]{{32}})\.safetensors"
     return re.fullmatch(form, file_name) is not None
 
 

@@ -5,12 +5,13 @@ import errno
 import os
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from distill.errors import StorageError, StorageFullError
+from distill.errors import AlreadyExistsError, StorageError, StorageFullError
 from student_service.runs.checkpoints import CheckpointStore
 from student_service.runs.state_files import state_name
 
@@ -88,15 +89,15 @@ SAVE_STEPS = 9
 def test_the_steps_of_a_save_are_those_that_fail_below(store):
     save(store, 1.0, INFO)
     assert steps_of(lambda: save(store, 2.0, LATER)) == [
-        f"remove {state_name(LATER)}",
-        f"open {state_name(LATER)}",
+        f"remove {state_name(LATER, taken=None)}",
+        f"open {state_name(LATER, taken=None)}",
         "sync file",
         "remove first.json.tmp",
         "open first.json.tmp",
         "sync file",
         "rename first.json.tmp",
         "sync directory",
-        f"remove {state_name(INFO)}",
+        f"remove {state_name(INFO, taken=None)}",
     ]
 
 
@@ -122,14 +123,14 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_or_its_repetition_succeeds(
     else:
         assert (listed, value_of(store)) == (old, 1.0)
         # Where all fails, so does the removal of what was written; the next save removes it.
-        assert count > 1 or files_of(tmp_path) == [state_name(INFO), "first.json"]
+        assert count > 1 or files_of(tmp_path) == [state_name(INFO, taken=None), "first.json"]
     # Without `overwrite` where that finds the checkpoint of this same mutation in place.
     again = save(store, 2.0, LATER, overwrite=is_put_back and not is_removal)
     assert store.list("run") == [again]
     if listed != old:
         assert again == listed
     assert value_of(store) == 2.0
-    assert files_of(tmp_path) == [state_name(LATER), "first.json"]
+    assert files_of(tmp_path) == [state_name(LATER, taken=None), "first.json"]
 
 
 def test_the_steps_of_a_first_save_are_those_that_fail_below(store):
@@ -155,7 +156,7 @@ def test_a_first_save_that_fails_leaves_nothing_or_its_repetition_succeeds(
     assert store.list("run") == [again]
     assert listed in ([], [again])
     assert value_of(store) == 1.0
-    assert files_of(tmp_path) == [state_name(INFO), "first.json"]
+    assert files_of(tmp_path) == [state_name(INFO, taken=None), "first.json"]
 
 
 def test_a_save_whose_directory_was_never_synced_is_made_durable_by_the_repetition(store):
@@ -231,7 +232,10 @@ def test_what_the_disk_refuses_is_told_with_its_reason_and_without_a_path(
     assert type(caught.value) is kind
     assert os.strerror(code) in caught.value.message
     assert str(tmp_path) not in caught.value.message
-    assert (value_of(store), files_of(tmp_path)) == (1.0, [state_name(INFO), "first.json"])
+    assert (value_of(store), files_of(tmp_path)) == (
+        1.0,
+        [state_name(INFO, taken=None), "first.json"],
+    )
 
 
 LOADS = ("load", "read")
@@ -259,7 +263,7 @@ def test_a_manifest_that_is_no_file_is_no_checkpoint_and_is_not_written_through(
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("name", ["first.json.tmp", state_name(LATER)])
+@pytest.mark.parametrize("name", ["first.json.tmp", state_name(LATER, taken=None)])
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_what_stands_where_a_save_writes_is_replaced_and_not_followed(store, tmp_path, name, kind):
     directory = tmp_path / "run" / "checkpoints"
@@ -268,14 +272,14 @@ def test_what_stands_where_a_save_writes_is_replaced_and_not_followed(store, tmp
     save(store, 2.0, LATER)
     assert value_of(store) == 2.0
     assert outside.read_text() == "precious"
-    assert files_of(tmp_path / "run") == [state_name(LATER), "first.json"]
+    assert files_of(tmp_path / "run") == [state_name(LATER, taken=None), "first.json"]
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
 def test_a_state_that_is_no_file_is_data_loss(store, tmp_path, kind):
     save(store, 1.0, INFO)
-    state = tmp_path / "run" / "checkpoints" / state_name(INFO)
+    state = tmp_path / "run" / "checkpoints" / state_name(INFO, taken=None)
     content = state.read_bytes()
     state.unlink()
     put(state, kind, tmp_path).write_bytes(content)
@@ -305,7 +309,7 @@ def test_a_deletion_removes_a_link_and_not_what_it_points_to(store, tmp_path, le
     (tmp_path / level).symlink_to(moved)
     store.delete_all("run")
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
-    assert files_of(moved) == [state_name(INFO), "first.json"]
+    assert files_of(moved) == [state_name(INFO, taken=None), "first.json"]
 
 
 def put(path, kind, tmp_path):
@@ -319,3 +323,30 @@ def put(path, kind, tmp_path):
     else:
         path.mkdir()
     return outside
+
+
+OF_ANOTHER_RUN = INFO | {"weights_version": "run:another:0"}
+"""The same epoch and number come again where the count of processes was lost with its file."""
+
+
+def test_a_save_is_never_answered_with_the_checkpoint_of_another_run(store):
+    save(store, 1.0, INFO)
+    with pytest.raises(AlreadyExistsError):
+        save(store, 2.0, OF_ANOTHER_RUN, overwrite=False)
+    assert save(store, 2.0, OF_ANOTHER_RUN).weights_version == "run:another:0"
+    assert value_of(store) == 2.0
+
+
+def test_a_state_is_never_written_over_before_its_manifest_is_replaced(store, monkeypatch):
+    save(store, 1.0, INFO)
+    with monkeypatch.context() as patch:
+        disk = FailingDisk(patch, first=1000)
+        save(store, 2.0, OF_ANOTHER_RUN)
+        steps = len(disk.steps)
+    for first in range(steps):
+        save(store, 1.0, INFO)
+        with monkeypatch.context() as patch:
+            FailingDisk(patch, first)
+            with suppress(StorageError):
+                save(store, 2.0, OF_ANOTHER_RUN)
+        assert value_of(store) in (1.0, 2.0)

@@ -79,7 +79,7 @@ def test_a_state_that_cannot_be_removed_does_not_fail_the_checkpoint_that_replac
     with monkeypatch.context() as patch:
 
         def busy(path, **options):
-            if path.name == state_name(INFO):
+            if path.name == state_name(INFO, taken=None):
                 raise PermissionError(errno.EACCES, "busy", path)
             genuine(path, **options)
 
@@ -254,7 +254,10 @@ def test_a_state_of_format_2_goes_when_its_checkpoint_is_overwritten(store, tmp_
     (directory / f"first-{'0a' * 16}.safetensors").write_bytes(b"old")
     (directory / "first.json").write_text('{"format_version": 2}')
     save(store, overwrite=True)
-    assert sorted(path.name for path in directory.iterdir()) == [state_name(INFO), "first.json"]
+    assert sorted(path.name for path in directory.iterdir()) == [
+        state_name(INFO, taken=None),
+        "first.json",
+    ]
 
 
 def test_a_manifest_says_which_mutation_made_it_and_on_what_it_was_trained(store):
@@ -293,7 +296,7 @@ def test_another_mutation_finds_the_name_taken(store, other):
 
 def test_a_repeated_save_mends_its_own_damaged_state(store, tmp_path):
     save(store)
-    (tmp_path / "run" / "checkpoints" / state_name(INFO)).write_bytes(b"damaged")
+    (tmp_path / "run" / "checkpoints" / state_name(INFO, taken=None)).write_bytes(b"damaged")
     save(store)
     assert value_of(store) == 1.0
 

@@ -11,6 +11,7 @@ from client.student import StudentClient
 from distill.engine import process
 from distill.rpc.options import ServerOptions
 from distill.rpc.server import RunningServer, StartError
+from student_service import __main__ as student_process
 from student_service.__main__ import load_service
 from student_service.runs.incarnation import FILE_NAME, first_epoch
 
@@ -49,7 +50,14 @@ def start(in_process, tmp_path, monkeypatch):
         server.start(service)
         return server
 
-    return start_service
+    yield start_service
+    end_process()
+
+
+def end_process():
+    """Free what a process holds until it ends."""
+    while student_process._HELD:
+        student_process._HELD.pop().close()
 
 
 def test_the_writer_of_a_run_that_a_restart_forgot_is_fenced_from_a_new_one_of_its_name(start):
@@ -58,6 +66,7 @@ def test_the_writer_of_a_run_that_a_restart_forgot_is_fenced_from_a_new_one_of_i
         earlier = student.create_run("run", lora=LoraConfig(rank=1))
         earlier.save_checkpoint("first")
         server.stop(1)
+        end_process()
         server = start(int(server.address.rpartition(":")[2]))
         try:
             later = student.create_run("run", lora=LoraConfig(rank=1))
