@@ -85,9 +85,7 @@ def test_row_i_is_the_distribution_over_token_i_given_those_before(
     np.testing.assert_allclose(at_support, expected[:, :5], atol=1e-4)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_chunks_tile_the_requested_rows_exactly_once(
     scorer: Scorer, model: LoadedModel, weights: ModelWeights, data: st.DataObject

@@ -1,7 +1,7 @@
 """Prompts into packs: each whole, the prefixes that they share only once."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.engine.packs import pack_slots
@@ -42,7 +42,6 @@ def seen_by(pack, slot):
     return np.concatenate([prefix, pack.token_ids[segments.starts[slot] : slot + 1]])
 
 
-@settings(deadline=None)
 @given(prompt_lists())
 def test_every_row_is_predicted_from_exactly_the_tokens_before_it(prompts):
     found = []
@@ -58,7 +57,6 @@ def test_every_row_is_predicted_from_exactly_the_tokens_before_it(prompts):
     assert sorted(placed.prompt_index for placed in found) == indices
 
 
-@settings(deadline=None)
 @given(prompt_lists())
 def test_only_a_longer_prompt_or_a_shared_prefix_exceeds_the_budget(prompts):
     for planned in plan_packs(prompts, BUDGET, shared_prefix_budget=SHARED_PREFIX_BUDGET):
@@ -70,7 +68,6 @@ def test_only_a_longer_prompt_or_a_shared_prefix_exceeds_the_budget(prompts):
         assert len(planned.pack.token_ids) <= BUDGET or len(planned.jobs) == 1
 
 
-@settings(deadline=None)
 @given(st.integers(MIN_SHARED_TOKENS, 180), st.lists(st.integers(1, 80), min_size=2, max_size=14))
 def test_a_larger_pack_for_a_shared_prefix_is_taken_only_where_it_has_less_to_compute(
     shared, own_lengths

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.models.loading import LoadedModel, load_model
@@ -63,7 +63,6 @@ CHARACTERS = st.characters(
 )
 
 
-@settings(deadline=None)
 @given(text=st.text(CHARACTERS))
 def test_text_survives_its_tokenizer(tokenizer: TextTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text

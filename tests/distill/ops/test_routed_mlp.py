@@ -168,7 +168,7 @@ def test_an_expert_that_nobody_chose_has_no_gradient() -> None:
 
 
 # The shapes are few, so that few programs are compiled; the choices are free.
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 5), min_size=24, max_size=24), st.integers(0, 1000))
 def test_no_token_is_dropped_however_crowded_an_expert_is(first: list[int], seed: int) -> None:
     second = np.random.default_rng(seed).integers(1, 6, size=24)

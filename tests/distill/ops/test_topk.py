@@ -49,7 +49,7 @@ def random_logits(seed: int, row_count: int, vocab_size: int, scale: float = 3.0
     return values.astype(np.float32).astype(np.float64)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     vocab_size=st.sampled_from([5, 64]),

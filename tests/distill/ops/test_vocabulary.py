@@ -16,7 +16,7 @@ from distill.ops.vocabulary import (
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.integers(0, 1000),
     st.sampled_from([1, 63, 64, 1000, 40 * TOP_K_BLOCK, 40 * TOP_K_BLOCK + 7]),

@@ -280,7 +280,7 @@ def test_deleted_run_refuses_everything_but_the_repeated_deletion():
         sequencer.take_over()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.permutations([number for number in range(1, 9) for _ in range(2)]))
 def test_any_arrival_order_with_duplicates_applies_each_once_in_order(arrivals):
     sequencer = Sequencer(0)

@@ -3,7 +3,7 @@
 import tracemalloc
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.engine.packs import pack_slots
@@ -36,7 +36,6 @@ def batches(draw):
     return batch_of(examples, sequence_mean=draw(st.booleans()))
 
 
-@settings(deadline=None)
 @given(batches())
 def test_every_weighted_row_appears_once_behind_its_own_prefix_and_nothing_else(batch):
     seen = set()
@@ -70,7 +69,6 @@ def test_every_weighted_row_appears_once_behind_its_own_prefix_and_nothing_else(
     assert seen == expected_rows
 
 
-@settings(deadline=None)
 @given(batches())
 def test_packs_stay_within_the_budget_or_hold_one_example(batch):
     for micro_batch in split_into_micro_batches(batch, token_budget=BUDGET):
