@@ -124,6 +124,7 @@ def load_service(
     from student_service.runs.incarnation import first_epoch
     from student_service.runs.registry import RunRegistry
     from student_service.runs.sequencer import IN_FLIGHT_LIMIT
+    from student_service.runs.waiting_room import WaitingRoom
     from student_service.servicer import StudentServicer
     from student_service.training.trainer import Trainer
 
@@ -146,7 +147,10 @@ def load_service(
             store=store,
             # The other half stays free for requests that can run, among them the predecessors of
             # those that wait.
-            max_waiting_requests=options.max_concurrent_requests // 2,
+            waiting_room=WaitingRoom(
+                places=options.max_concurrent_requests // 2,
+                byte_limit=options.max_held_bytes // 2,
+            ),
             first_epoch=epoch,
             max_runs=max_runs,
         )

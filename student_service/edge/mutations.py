@@ -6,6 +6,7 @@ from typing import TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from distill.rpc.byte_budget import held_memory
 from distill.rpc.deadline import remaining_seconds
 from distill.v1 import training_pb2
 from student_service.edge.digests import request_digest
@@ -81,6 +82,7 @@ def apply_once(
         operation,
         timeout_seconds=remaining_seconds(context),
         is_active=context.is_active,
+        held_bytes=held_memory(context).byte_count,
     )
     return replayed(answer) if is_repeated else answer
 

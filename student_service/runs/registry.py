@@ -14,6 +14,7 @@ from student_service.runs.kept_answers import Ticket
 from student_service.runs.operations import Operations
 from student_service.runs.run import Run
 from student_service.runs.sequencer import Sequencer
+from student_service.runs.waiting_room import WaitingRoom
 from student_service.training.trainer import Trainer
 
 KEPT_DELETIONS = 1024
@@ -30,7 +31,7 @@ class RunRegistry:
         trainer: Trainer,
         queue: DeviceQueue,
         store: CheckpointStore,
-        max_waiting_requests: int,
+        waiting_room: WaitingRoom,
         first_epoch: int,
         max_runs: int,
         kept_deletions: int = KEPT_DELETIONS,
@@ -40,8 +41,8 @@ class RunRegistry:
         trainer: computes for them.
         queue: the device.
         store: their checkpoints.
-        max_waiting_requests: most mutations that wait for their turn, over all runs; fewer than
-            the service has request slots.
+        waiting_room: of the mutations of all runs that wait for their turn; smaller than the
+            service, so that those they wait for find room.
         first_epoch: of a new run's first writer; above every epoch of earlier processes.
         max_runs: most runs at a time; each holds its parameters three times, and its gradient.
         kept_deletions: names of deleted runs whose deletion can be repeated.
@@ -50,7 +51,7 @@ class RunRegistry:
         self._trainer = trainer
         self._queue = queue
         self._store = store
-        self._waiting_slots = threading.Semaphore(max_waiting_requests)
+        self._waiting_room = waiting_room
         self._lock = threading.Lock()
         self._creating = threading.Lock()
         self._runs: dict[str, Run] = {}
@@ -135,7 +136,7 @@ class RunRegistry:
             operations.initial_state(remaining),
             epoch=epoch,
             attach_id=attach_id,
-            waiting_slots=self._waiting_slots,
+            waiting_room=self._waiting_room,
             measure=lambda answer: answer.ByteSize(),
         )
         return Run(

@@ -74,10 +74,15 @@ class Run:
         *,
         timeout_seconds: float | None,
         is_active: Callable[[], bool],
+        held_bytes: int,
     ) -> tuple[AnswerT, bool]:
         """Apply a mutation exactly once; see `Sequencer.execute`."""
         answer = self.sequencer.execute(
-            ticket, operation, timeout_seconds=timeout_seconds, is_active=is_active
+            ticket,
+            operation,
+            timeout_seconds=timeout_seconds,
+            is_active=is_active,
+            held_bytes=held_bytes,
         )
         self._forget_outdated_weights()
         return answer

@@ -24,6 +24,7 @@ from distill.errors import (
     WriterFencedError,
 )
 from student_service.runs.kept_answers import ANSWER_BYTES, KeptAnswer, KeptAnswers, Ticket
+from student_service.runs.waiting_room import WaitingRoom
 
 StateT = TypeVar("StateT")
 AnswerT = TypeVar("AnswerT")
@@ -64,7 +65,7 @@ class Sequencer(Generic[StateT]):
         epoch: int = 1,
         attach_id: str = "",
         in_flight_limit: int = IN_FLIGHT_LIMIT,
-        waiting_slots: threading.Semaphore | None = None,
+        waiting_room: WaitingRoom | None = None,
         measure: Callable[[Any], int] = lambda _: 0,
         answer_bytes: int = ANSWER_BYTES,
     ) -> None:
@@ -73,14 +74,14 @@ class Sequencer(Generic[StateT]):
         epoch: of the first writer.
         attach_id: the first writer's name for its attempt to create the run; empty: it has none.
         in_flight_limit: how far ahead a request may be, and answers kept.
-        waiting_slots: bounds the requests that wait for their turn; the sequencers of a service
+        waiting_room: bounds the requests that wait for their turn; the sequencers of a service
             share one. None: as many as may be in flight.
         measure: bytes of an answer.
         answer_bytes: bound on the answers that are kept, the latest not counted.
         """
         self._changed = threading.Condition()
         self._in_flight_limit = in_flight_limit
-        self._waiting_slots = waiting_slots or threading.Semaphore(in_flight_limit)
+        self._waiting_room = waiting_room or WaitingRoom(places=in_flight_limit)
         self._committed = Committed(state=state, sequence_number=0, writer_epoch=epoch)
         self._in_flight: bytes | None = None
         self._closed = False
@@ -180,6 +181,7 @@ class Sequencer(Generic[StateT]):
         *,
         timeout_seconds: float | None,
         is_active: Callable[[], bool] = lambda: True,
+        held_bytes: int = 0,
     ) -> tuple[AnswerT, bool]:
         """Run `operation` in its turn and commit what it returns, or return the kept answer.
 
@@ -190,6 +192,7 @@ class Sequencer(Generic[StateT]):
             operation: the mutation.
             timeout_seconds: longest wait for its turn. None: no limit.
             is_active: whether the caller is still there; asked again after every `wake`.
+            held_bytes: memory that the request keeps while it waits.
 
         Returns:
             The answer, and whether it repeats one given before.
@@ -207,7 +210,7 @@ class Sequencer(Generic[StateT]):
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         with self._changed:
             if not self._is_settled(ticket, is_active):
-                self._wait_until_settled(ticket, is_active, deadline)
+                self._wait_until_settled(ticket, is_active, deadline, held_bytes)
             known = self._find_answer(ticket)
             if known is not None:
                 return known, True  # type: ignore[return-value] # same digest, same operation
@@ -253,14 +256,16 @@ class Sequencer(Generic[StateT]):
         return is_next and self._in_flight is None
 
     def _wait_until_settled(
-        self, ticket: Ticket, is_active: Callable[[], bool], deadline: float | None
+        self,
+        ticket: Ticket,
+        is_active: Callable[[], bool],
+        deadline: float | None,
+        held_bytes: int,
     ) -> None:
-        # Each waiting request holds a thread and a request slot. Without a bound they could take
-        # all slots, and the request that they wait for would find none.
-        if not self._waiting_slots.acquire(blocking=False):
+        if not self._waiting_room.enter(held_bytes):
             raise BusyError(
                 f"mutation.sequence_number: {ticket.sequence_number} would have to wait for "
-                f"{self._last + 1}, and too many requests wait already"
+                f"{self._last + 1}, and too many requests, or too large ones, wait already"
             )
         try:
             while not self._is_settled(ticket, is_active):
@@ -272,7 +277,7 @@ class Sequencer(Generic[StateT]):
                     )
                 self._changed.wait(remaining)
         finally:
-            self._waiting_slots.release()
+            self._waiting_room.leave(held_bytes)
 
     @property
     def _last(self) -> int:

@@ -22,6 +22,7 @@ from distill.v1.student_service_pb2_grpc import add_StudentServiceServicer_to_se
 from student_service.edge.teacher_pool import TeacherPool
 from student_service.runs.checkpoints import CheckpointStore
 from student_service.runs.registry import RunRegistry
+from student_service.runs.waiting_room import WaitingRoom
 from student_service.servicer import StudentServicer
 from student_service.training.trainer import Trainer
 
@@ -68,7 +69,7 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         trainer=trainer,
         queue=queue,
         store=CheckpointStore(runs_dir),
-        max_waiting_requests=8,
+        waiting_room=WaitingRoom(places=8),
         first_epoch=1,
         max_runs=64,
     )

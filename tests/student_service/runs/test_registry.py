@@ -9,6 +9,7 @@ from distill.network.adapters import LoraSpec
 from student_service.runs.checkpoints import CheckpointStore
 from student_service.runs.kept_answers import Ticket
 from student_service.runs.registry import RunRegistry
+from student_service.runs.waiting_room import WaitingRoom
 
 LORA = LoraSpec(rank=1, alpha=1.0, target_modules=("q_proj",), seed=0)
 
@@ -20,7 +21,7 @@ def registry(in_process, tmp_path):
         trainer=in_process.trainer,
         queue=in_process.queue,
         store=CheckpointStore(tmp_path),
-        max_waiting_requests=8,
+        waiting_room=WaitingRoom(places=8),
         first_epoch=1,
         max_runs=2,
         kept_deletions=2,

@@ -19,6 +19,7 @@ from distill.errors import (
 )
 from student_service.runs.kept_answers import Ticket
 from student_service.runs.sequencer import KEPT_ATTACHMENTS, Sequencer
+from student_service.runs.waiting_room import WaitingRoom
 
 
 def ticket(number, content=None, epoch=1):
@@ -129,7 +130,7 @@ class Caller:
 
 
 def test_caller_that_leaves_while_it_waits_frees_its_place():
-    sequencer = Sequencer(0, waiting_slots=threading.Semaphore(1))
+    sequencer = Sequencer(0, waiting_room=WaitingRoom(places=1))
     caller, errors = Caller(), []
 
     def wait_for_predecessor():
@@ -157,8 +158,8 @@ def test_caller_that_left_before_its_turn_changes_nothing():
 
 
 def test_request_that_finds_no_place_to_wait_is_refused_and_the_next_number_runs():
-    slots = threading.Semaphore(2)
-    sequencers = [Sequencer(0, waiting_slots=slots) for _ in range(2)]
+    room = WaitingRoom(places=2)
+    sequencers = [Sequencer(0, waiting_room=room) for _ in range(2)]
     answers, threads = [], []
 
     def wait_for_predecessor(sequencer, caller):
