@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from client.errors import ServiceError
 
-_ABOUT_THE_REQUEST = frozenset(
+_REFUSALS = frozenset(
     {
         "INVALID_ARGUMENT",
         "FAILED_PRECONDITION",
@@ -12,40 +12,30 @@ _ABOUT_THE_REQUEST = frozenset(
         "PERMISSION_DENIED",
         "UNIMPLEMENTED",
         "DATA_LOSS",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "ABORTED",
+        "RESOURCE_EXHAUSTED",
     }
 )
-"""The service refuses the request as it is. A request that was applied before gets its first answer
-again instead, so no earlier copy of this one was applied."""
-
-_ABOUT_THE_STATE = frozenset({"NOT_FOUND", "ALREADY_EXISTS", "ABORTED"})
-"""Something else is in the way. After a retry that may be the first attempt itself: it has used
-the number (SEQUENCE_REUSED), made the checkpoint, deleted the run; or it was applied before
-another writer took the run over (WRITER_FENCED)."""
+"""What a service says of a request that it has not applied. OUT_OF_RANGE is not among them: the
+number was used, perhaps by an earlier attempt. INTERNAL promises nothing."""
 
 
 def changed_nothing(failures: Sequence[ServiceError]) -> bool:
     """Whether none of a mutation's attempts can have been applied, so that its number is free.
 
-    A refusal promises that nothing changed, but it speaks of its own attempt alone. An attempt
-    before it that broke off without an answer may have been applied, and a service that is busy,
-    or that meets a conflict, may say so before it finds the number used. What is no refusal at all
-    (a deadline, a broken connection, INTERNAL) promises nothing. Neither does OUT_OF_RANGE: the
-    number was applied, as happens to a repetition whose answer is kept no longer.
+    A refusal speaks of its own attempt alone. An attempt before it that broke off without an answer
+    may be under way still, and a later one can be refused before the service looks at the number:
+    its batch is read and its targets are pulled first. So all attempts must have been refused.
 
     Args:
-        failures: the errors of all its attempts, in order. None: it was never sent.
+        failures: the errors of all its attempts, in order. Empty: it was never sent.
     """
-    if not failures:
-        return True
-    *earlier, last = failures
-    if all(_is_refusal(one) for one in earlier):
-        return _is_refusal(last)
-    return last.code in _ABOUT_THE_REQUEST
+    return all(_is_refusal(one) for one in failures)
 
 
 def _is_refusal(error: ServiceError) -> bool:
-    # gRPC says RESOURCE_EXHAUSTED also of an answer that is too large to be sent: then the mutation
-    # was applied. What the service says itself has a reason.
-    if error.code == "RESOURCE_EXHAUSTED":
-        return bool(error.reason)
-    return error.code in _ABOUT_THE_REQUEST | _ABOUT_THE_STATE
+    # What the service says itself has a reason. Without one, a proxy speaks, or gRPC: it also says
+    # RESOURCE_EXHAUSTED of an answer that is too large to be sent, when the mutation was applied.
+    return bool(error.reason) and error.code in _REFUSALS

@@ -78,6 +78,13 @@ class UncertainMutationError(ClientError):
     """
 
 
+class AnotherWriterError(ClientError):
+    """The handle may read its run and not change it: the run has another writer.
+
+    `create_run` with `take_over=True` gives a handle that is the writer, and fences the other one.
+    """
+
+
 class PredecessorFailedError(ClientError):
     """A call on a run that was sent before this one was refused, so this one never had its turn.
 

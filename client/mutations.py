@@ -1,15 +1,17 @@
 """Sends the mutations of a run: several may be on their way, and they apply in the order given."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from client.certainty import changed_nothing
 from client.connection import Connection, Deadline
-from client.errors import PredecessorFailedError, UncertainMutationError
+from client.errors import PredecessorFailedError, ServiceError, UncertainMutationError
 from client.mutation_call import MutationCall
 from client.results import Run
-from client.sequence import MutationSequence, Turn
+from client.sequence import NAP_SECONDS, MutationSequence, Turn
 from distill.v1 import student_service_pb2 as messages
 from distill.v1 import student_service_pb2_grpc
 from distill.v1.training_pb2 import RunConfig
@@ -54,12 +56,13 @@ class Mutations:
         """Give a call its number and send it; waits while too many are in flight.
 
         Raises:
+            AnotherWriterError: the handle is not the run's writer.
             UncertainMutationError: an earlier mutation ended without an answer.
             ServiceError: DEADLINE_EXCEEDED; those in flight did not end in time. Or the take-over
                 failed that has to come before this call. The call was not sent.
         """
         try:
-            with self._turn:
+            with self._turn_within(call.deadline):
                 most = self._limit(call.deadline) if self._sequence.is_busy else 1
                 while (turn := self._turn_of(call, most)) is not Turn.GIVEN:
                     if turn is Turn.TAKE_OVER_FIRST:
@@ -93,8 +96,26 @@ class Mutations:
 
     def resynchronize(self, deadline: Deadline) -> int:
         """Settle what is uncertain; args and result as in `StudentRun.resynchronize`."""
-        with self._turn:
+        with self._turn_within(deadline):
             return self._take_over(deadline)
+
+    @contextmanager
+    def _turn_within(self, deadline: Deadline) -> Iterator[None]:
+        """The turn to get a number, waited for in naps that Ctrl-C interrupts.
+
+        Raises:
+            ServiceError: DEADLINE_EXCEEDED; others had the turn until then. Nothing was sent.
+        """
+        while not self._turn.acquire(timeout=NAP_SECONDS):
+            if not deadline.remaining_seconds:
+                raise ServiceError(
+                    code="DEADLINE_EXCEEDED",
+                    message="not sent: earlier calls of this handle did not end in time",
+                )
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _turn_of(self, call: MutationCall[Any], most_in_flight: int) -> Turn:
         return self._sequence.give(
@@ -112,7 +133,15 @@ class Mutations:
             expected_writer_epoch=how.writer_epoch,
             attach_id=how.attach_id,
         )
-        response = self._connection.ask(self._stub.CreateRun, request, deadline)
+        try:
+            response = self._connection.ask(self._stub.CreateRun, request, deadline)
+        except ServiceError as error:
+            if error.code == "NOT_FOUND":
+                error.hint = (
+                    "it was deleted, or the student has started anew: runs live in its memory, so "
+                    "create the run again and load its last checkpoint"
+                )
+            raise
         return self._sequence.end_take_over(response)
 
     def _limit(self, deadline: Deadline) -> int:

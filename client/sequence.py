@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-from client.errors import ServiceError, UncertainMutationError
+from client.errors import AnotherWriterError, ServiceError, UncertainMutationError
 from distill.v1 import student_service_pb2 as messages
 from distill.v1 import training_pb2
 
@@ -96,10 +96,12 @@ class MutationSequence(Generic[AnyTicket]):
         """Give the next number, once few enough mutations are in flight.
 
         Raises:
+            AnotherWriterError: this handle is not the run's writer.
             UncertainMutationError: an earlier mutation ended without an answer.
             ServiceError: DEADLINE_EXCEEDED; those in flight did not end in time.
         """
         with self._changed:
+            self._check_writer()
             self._wait(
                 lambda: bool(self._uncertain or self._unheard) or self._has_room(most_in_flight),
                 timeout_seconds,
@@ -169,9 +171,11 @@ class MutationSequence(Generic[AnyTicket]):
         """Wait until nothing is in flight, then say how to take the run over.
 
         Raises:
+            AnotherWriterError: this handle is not the run's writer.
             ServiceError: DEADLINE_EXCEEDED; those in flight did not end in time.
         """
         with self._changed:
+            self._check_writer()
             self._wait(lambda: not self._in_flight, timeout_seconds)
             # Kept until it is answered: the epoch may have been raised though the answer is lost.
             # A repetition then gets that epoch, and takes the run from nobody else.
@@ -204,6 +208,13 @@ class MutationSequence(Generic[AnyTicket]):
             self._attach_id = None  # at the end: up to here the take-over can be repeated
             self._changed.notify_all()
             return applied_count
+
+    def _check_writer(self) -> None:
+        if not self._writer_epoch:
+            raise AnotherWriterError(
+                f"run {self._run_id!r} has another writer: create_run(..., take_over=True) makes a "
+                "handle its writer, and the other one is refused from then on"
+            )
 
     def _has_room(self, most_in_flight: int) -> bool:
         # Those before a refused one are still carried out, and a take-over would fence them.

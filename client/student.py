@@ -55,6 +55,9 @@ class StudentClient(ServiceClient):
     ) -> StudentRun:
         """Create a run, or attach to the run of that name and configuration.
 
+        A run has one writer. Without `take_over`, the handle of a run that was there already can
+        read it alone: what would change it raises AnotherWriterError.
+
         Args:
             run_id: 1 to 64 of [A-Za-z0-9._-], no leading dot.
             lora: the adapter to train; None trains a copy of all weights.

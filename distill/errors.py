@@ -179,9 +179,8 @@ class WriterFencedError(DistillError):
     reason = "WRITER_FENCED"
 
     def __init__(self, field: str, *, current: int, got: int) -> None:
-        super().__init__(
-            f"{field}: the current epoch is {current}, got {got}: another writer took over"
-        )
+        why = "another writer took over" if got < current else "no writer was given it"
+        super().__init__(f"{field}: the current epoch is {current}, got {got}: {why}")
         self.current = current
 
     @property
@@ -198,7 +197,7 @@ class RunDeletedError(DistillError):
 
 
 class AlreadyAppliedError(DistillError):
-    """A sequence number whose answer is no longer kept."""
+    """A sequence number that was used so long ago that its answer and digest are not kept."""
 
     code = "OUT_OF_RANGE"
     reason = "ALREADY_APPLIED"

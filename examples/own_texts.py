@@ -46,7 +46,8 @@ def main() -> None:
     ):
         texts = [text for text in arguments.texts.read_text().split("\n\n") if text.strip()]
         check_pair(teacher.model_info(), student.model_info())
-        run = student.create_run(arguments.run, lora=LoraConfig(rank=16))  # or attach to it
+        # Also where it is there already: then this script goes on with it, and no other one does.
+        run = student.create_run(arguments.run, lora=LoraConfig(rank=16), take_over=True)
         # Runs live in the student's memory. After a restart a new one goes on where it was saved.
         saved = run.list_checkpoints()
         if run.created.step == 0 and saved:

@@ -98,13 +98,16 @@ class StudentServicer(student_service_pb2_grpc.StudentServiceServicer):
             self._runs.remove(run, ticket)
             return state, pb.DeleteRunResponse()
 
+        # The run's kept answers went with it. The registry remembers this one mutation of it.
+        repeated = pb.DeleteRunResponse(replayed=True)
+        if self._runs.deleted_by(header.run_id) == ticket:
+            return repeated  # also where another run has the name by now
         try:
             return mutate(self._runs, header, ticket, context, delete)
         except NotFoundError:
-            # The run's kept answers went with it. The registry remembers this one mutation of it.
             if self._runs.deleted_by(header.run_id) != ticket:
                 raise
-            return pb.DeleteRunResponse(replayed=True)
+            return repeated
 
     def ForwardBackward(
         self, request_iterator: Iterator[pb.ForwardBackwardRequest], context: grpc.ServicerContext

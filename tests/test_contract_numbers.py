@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.network.adapters import ALL_TARGETS
 from distill.rpc.checks import MIN_TEMPERATURE
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +51,14 @@ def constant(name: str) -> float:
             lambda: constant("IN_FLIGHT_LIMIT"),
         ),
         (r"The last (\d+) of a run are remembered", 1, lambda: constant("KEPT_ATTACHMENTS")),
+        (r"The last (\d+) deletions", 1, lambda: constant("KEPT_DELETIONS")),
+        (r"Rank of the update, in \[1, (\d+)\]", 1, lambda: constant("MAX_LORA_RANK")),
+        (r"(?:no part|sent none) for (\d+) s", 2, lambda: constant("MAX_SILENT_SECONDS")),
     ],
-    ids=["temperature", "log_prob", "mass", "overhead", "in_flight", "attachments"],
+    ids=[
+        *("temperature", "log_prob", "mass", "overhead", "in_flight", "attachments"),
+        *("deletions", "rank", "silence"),
+    ],
 )
 def test_a_number_of_the_contract_is_that_of_the_code(pattern, count, value) -> None:
     named = re.findall(pattern, comments())
@@ -60,3 +67,8 @@ def test_a_number_of_the_contract_is_that_of_the_code(pattern, count, value) -> 
 
 def test_the_smallest_temperature_of_the_contract_passes_as_a_float32() -> None:
     assert float(np.float32(1e-6)) >= MIN_TEMPERATURE
+
+
+def test_every_target_of_an_adapter_is_named() -> None:
+    (described,) = re.findall(r"Projections that get an adapter\.(.*?)Empty: all", comments())
+    assert set(re.findall(r"\w+_\w+", described)) - {"qwen3_5"} == set(ALL_TARGETS)

@@ -145,8 +145,9 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, default_port: int) 
         default=f"{MAX_HELD_BYTES >> 30}GiB",
         metavar="BYTES",
         help="most memory that the messages of all requests in progress take together, and most "
-        "of a single one; a request beyond it is refused for now. A number, or one with KiB, MiB "
-        "or GiB (default: %(default)s)",
+        "of a single one; a request beyond it is refused for now. Beside it, each request may have "
+        "one message of up to 128 MiB on its way. A number, or one with KiB, MiB or GiB (default: "
+        "%(default)s)",
     )
     add(
         "--reflection",

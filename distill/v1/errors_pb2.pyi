@@ -33,7 +33,9 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_INCOMPLETE_STREAM: _ErrorReason.ValueType  # 3
     """INVALID_ARGUMENT: a client stream ended before its `end` part."""
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 4
-    """RESOURCE_EXHAUSTED: more than `Limits` allow. Metadata: field, limit, value."""
+    """RESOURCE_EXHAUSTED: more than `Limits` allow. Metadata: field, limit, value,
+    unless gRPC refused the message of a teacher.
+    """
     ERROR_REASON_TOO_MANY_REQUESTS: _ErrorReason.ValueType  # 5
     """RESOURCE_EXHAUSTED with RetryInfo: every request slot is taken, or too many
     mutations wait for their predecessors already.
@@ -63,15 +65,17 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     run over. Metadata: writer_epoch, the current one.
     """
     ERROR_REASON_SEQUENCE_REUSED: _ErrorReason.ValueType  # 15
-    """ABORTED: the sequence number was used, or is in flight, with other content.
-    After a retry of one's own this may be the first attempt, applied.
-    """
+    """ABORTED: the sequence number was used, or is in flight, with other content."""
     ERROR_REASON_RUN_DELETED: _ErrorReason.ValueType  # 16
     """ABORTED: the run was deleted while the request waited."""
     ERROR_REASON_ALREADY_APPLIED: _ErrorReason.ValueType  # 17
-    """OUT_OF_RANGE: the mutation was applied, and its answer is no longer kept."""
+    """OUT_OF_RANGE: the sequence number was used, so long ago that neither its
+    answer nor its content is known any more.
+    """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 18
-    """DEADLINE_EXCEEDED: the deadline passed before the request had its turn."""
+    """DEADLINE_EXCEEDED: the deadline passed before the request was computed, or
+    the caller owed a message and sent none for 120 s.
+    """
     ERROR_REASON_CALL_ENDED: _ErrorReason.ValueType  # 19
     """CANCELLED: the caller left before the request had its turn."""
     ERROR_REASON_CORRUPT_DATA: _ErrorReason.ValueType  # 20
@@ -83,7 +87,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_MODEL_UNSUPPORTED: _ErrorReason.ValueType  # 22
     """FAILED_PRECONDITION: the model is of a kind that is not supported."""
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 23
-    """RESOURCE_EXHAUSTED: the disk is full."""
+    """RESOURCE_EXHAUSTED: the disk is full. A DeleteRun that fails so, or as the
+    next one, may have unlisted the run's checkpoints already; repeated, it
+    removes the rest.
+    """
     ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 24
     """FAILED_PRECONDITION: files cannot be written, read or removed."""
 
@@ -92,15 +99,19 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     google.rpc.ErrorInfo has the domain "distill" and as its reason the name of
     one of these values without the prefix ERROR_REASON_. One without ErrorInfo
     comes from gRPC itself (a connection that broke, a message that is larger than
-    the transport takes), not from the service.
+    the transport takes) or from a proxy, not from the service: whether a mutation
+    was applied is then unknown.
 
     What to retry: UNAVAILABLE, and RESOURCE_EXHAUSTED that carries
     google.rpc.RetryInfo, both under the caller's own deadline and a mutation with
     its own sequence number again. RESOURCE_EXHAUSTED without RetryInfo is a limit
-    and comes back however often it is tried. So does every other status.
+    and comes back however often it is tried; any other status needs another
+    request, another deadline, or a person.
 
     Unless a line says otherwise, the request changed nothing and its sequence
-    number is free for another one.
+    number is free for another one. That speaks of one attempt: after an earlier
+    attempt that ended without an answer, no refusal settles what became of it
+    (see Mutation).
 
     A field at fault is named by its path from the request message:
     "scoring.prompts[2].token_ids". In a client stream the header's fields start
@@ -119,7 +130,9 @@ ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 2
 ERROR_REASON_INCOMPLETE_STREAM: ErrorReason.ValueType  # 3
 """INVALID_ARGUMENT: a client stream ended before its `end` part."""
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 4
-"""RESOURCE_EXHAUSTED: more than `Limits` allow. Metadata: field, limit, value."""
+"""RESOURCE_EXHAUSTED: more than `Limits` allow. Metadata: field, limit, value,
+unless gRPC refused the message of a teacher.
+"""
 ERROR_REASON_TOO_MANY_REQUESTS: ErrorReason.ValueType  # 5
 """RESOURCE_EXHAUSTED with RetryInfo: every request slot is taken, or too many
 mutations wait for their predecessors already.
@@ -149,15 +162,17 @@ ERROR_REASON_WRITER_FENCED: ErrorReason.ValueType  # 14
 run over. Metadata: writer_epoch, the current one.
 """
 ERROR_REASON_SEQUENCE_REUSED: ErrorReason.ValueType  # 15
-"""ABORTED: the sequence number was used, or is in flight, with other content.
-After a retry of one's own this may be the first attempt, applied.
-"""
+"""ABORTED: the sequence number was used, or is in flight, with other content."""
 ERROR_REASON_RUN_DELETED: ErrorReason.ValueType  # 16
 """ABORTED: the run was deleted while the request waited."""
 ERROR_REASON_ALREADY_APPLIED: ErrorReason.ValueType  # 17
-"""OUT_OF_RANGE: the mutation was applied, and its answer is no longer kept."""
+"""OUT_OF_RANGE: the sequence number was used, so long ago that neither its
+answer nor its content is known any more.
+"""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 18
-"""DEADLINE_EXCEEDED: the deadline passed before the request had its turn."""
+"""DEADLINE_EXCEEDED: the deadline passed before the request was computed, or
+the caller owed a message and sent none for 120 s.
+"""
 ERROR_REASON_CALL_ENDED: ErrorReason.ValueType  # 19
 """CANCELLED: the caller left before the request had its turn."""
 ERROR_REASON_CORRUPT_DATA: ErrorReason.ValueType  # 20
@@ -169,7 +184,10 @@ reached.
 ERROR_REASON_MODEL_UNSUPPORTED: ErrorReason.ValueType  # 22
 """FAILED_PRECONDITION: the model is of a kind that is not supported."""
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 23
-"""RESOURCE_EXHAUSTED: the disk is full."""
+"""RESOURCE_EXHAUSTED: the disk is full. A DeleteRun that fails so, or as the
+next one, may have unlisted the run's checkpoints already; repeated, it
+removes the rest.
+"""
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION: files cannot be written, read or removed."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason

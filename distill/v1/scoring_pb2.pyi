@@ -556,12 +556,14 @@ class Limits(google.protobuf.message.Message):
     """
     max_in_flight_mutations: builtins.int
     """A mutation's sequence number may be ahead of the last applied one by at most
-    this, and so many answers are kept for repetition. 0: a teacher, which has
-    no mutations.
+    this, and at most so many answers are kept for repetition: fewer where they
+    are large, the latest always. 0: a teacher, which has no mutations.
     """
     max_held_bytes: builtins.int
     """Most bytes that all requests in progress hold together, counted as in
     `max_request_bytes`, with the distributions that the student pulls for them.
+    A message counts when it has arrived whole: beside this, each request can
+    have one on its way.
     """
     def __init__(
         self,

@@ -100,7 +100,8 @@ class CreateRunRequest(google.protobuf.message.Message):
     when its answer is lost: a repetition gets the epoch that the first one
     gave, and raises none. 1 to 64 of [A-Za-z0-9._-], no leading dot, never used
     before for this run, such as a UUID. The last 64 of a run are remembered.
-    Empty: a repetition takes over once more.
+    Empty: a repetition takes over once more, and callers without a name are
+    not told apart.
     """
     @property
     def config(self) -> distill.v1.training_pb2.RunConfig:
@@ -131,7 +132,8 @@ class CreateRunResponse(google.protobuf.message.Message):
     WRITER_EPOCH_FIELD_NUMBER: builtins.int
     writer_epoch: builtins.int
     """The epoch to write with. It is not the run's current one when this answer
-    repeats that of an attempt whose writer was fenced since.
+    repeats that of an attempt whose writer was fenced since. 0 for a caller
+    that found a run of another writer and did not take it over: it may read.
     """
     @property
     def run(self) -> distill.v1.training_pb2.Run:

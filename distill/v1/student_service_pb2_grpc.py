@@ -162,7 +162,7 @@ class StudentServiceServicer(object):
     def DeleteRun(self, request, context):
         """Deletes a run, and its checkpoints when asked. Its name can be used again;
         the new run's writer epoch is higher, so that the deleted run's writer is
-        ABORTED there.
+        ABORTED there. The last 1024 deletions can be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,7 +174,8 @@ class StudentServiceServicer(object):
         examples refer to, then the end. With a header that names a teacher to pull
         from there is neither a chunk nor need for an end. A stream that ends before
         is INVALID_ARGUMENT (INCOMPLETE_STREAM): a connection that broke looks like
-        the end of a stream.
+        the end of a stream. All chunks of a batch have one K, and those of a prompt
+        the same fields. A caller that sends no part for 120 s loses its call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

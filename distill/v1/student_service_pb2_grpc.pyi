@@ -423,7 +423,7 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
     DeleteRun: _StudentServiceDeleteRunType
     """Deletes a run, and its checkpoints when asked. Its name can be used again;
     the new run's writer epoch is higher, so that the deleted run's writer is
-    ABORTED there.
+    ABORTED there. The last 1024 deletions can be repeated.
     """
 
     ForwardBackward: _StudentServiceForwardBackwardType
@@ -432,7 +432,8 @@ class StudentServiceStub(typing.Generic[_StudentServiceGetModelInfoType, _Studen
     examples refer to, then the end. With a header that names a teacher to pull
     from there is neither a chunk nor need for an end. A stream that ends before
     is INVALID_ARGUMENT (INCOMPLETE_STREAM): a connection that broke looks like
-    the end of a stream.
+    the end of a stream. All chunks of a batch have one K, and those of a prompt
+    the same fields. A caller that sends no part for 120 s loses its call.
     """
 
     Forward: _StudentServiceForwardType
@@ -593,7 +594,7 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[distill.v1.student_service_pb2.DeleteRunResponse, collections.abc.Awaitable[distill.v1.student_service_pb2.DeleteRunResponse]]:
         """Deletes a run, and its checkpoints when asked. Its name can be used again;
         the new run's writer epoch is higher, so that the deleted run's writer is
-        ABORTED there.
+        ABORTED there. The last 1024 deletions can be repeated.
         """
 
     @abc.abstractmethod
@@ -607,7 +608,8 @@ class StudentServiceServicer(metaclass=abc.ABCMeta):
         examples refer to, then the end. With a header that names a teacher to pull
         from there is neither a chunk nor need for an end. A stream that ends before
         is INVALID_ARGUMENT (INCOMPLETE_STREAM): a connection that broke looks like
-        the end of a stream.
+        the end of a stream. All chunks of a batch have one K, and those of a prompt
+        the same fields. A caller that sends no part for 120 s loses its call.
         """
 
     @abc.abstractmethod

@@ -185,6 +185,13 @@ class Mutation(google.protobuf.message.Message):
     other content, ABORTED (SEQUENCE_REUSED); when the answer is no longer kept,
     OUT_OF_RANGE. Content is the same when it means the same: a default that is
     spelled out, or chunks that are cut elsewhere, make no difference.
+    An attempt that ends without an answer of the service (a deadline, a broken
+    connection, a status without ErrorInfo) leaves unknown what became of it: a
+    mutation that has begun goes on when its caller leaves. Repeat it with its
+    number and content, or settle it: CreateRun with `take_over`, the writer's own
+    epoch as `expected_writer_epoch` and a new `attach_id` waits for what is in
+    flight and fences the rest, so that its `last_sequence_number` is final.
+
     A number ahead of the last applied one by more than
     `Limits.max_in_flight_mutations` (64) is FAILED_PRECONDITION
     (TOO_FAR_AHEAD); one that would have to wait while too many requests of the
@@ -224,9 +231,9 @@ class LoraConfig(google.protobuf.message.Message):
     TARGET_MODULES_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     rank: builtins.int
-    """Rank of the update; at least 1."""
+    """Rank of the update, in [1, 1024]."""
     alpha: builtins.float
-    """The update is scaled by alpha / rank. Absent: 2 * rank."""
+    """The update is scaled by alpha / rank; greater than 0. Absent: 2 * rank."""
     seed: builtins.int
     """Seed of the initial weights. Absent: 0."""
     @property
@@ -502,9 +509,11 @@ Global___BatchEnd: typing_extensions.TypeAlias = BatchEnd
 
 @typing.final
 class PulledScoring(google.protobuf.message.Message):
-    """A scoring request that the student sends to a teacher itself. An error of the
-    teacher comes back with its own status, ErrorInfo and RetryInfo, and the paths
-    of its fields below `header.batch.pull`.
+    """A scoring request that the student sends to a teacher itself. What the teacher
+    says of the request or of its load (INVALID_ARGUMENT, RESOURCE_EXHAUSTED,
+    FAILED_PRECONDITION, UNAVAILABLE) comes back with its own status, ErrorInfo
+    and RetryInfo, and the paths of its fields below `header.batch.pull`; any other
+    failure of it is FAILED_PRECONDITION (WRONG_STATE) and names the teacher.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -36,12 +36,13 @@ def create_or_attach(
     run_id = parse_name(request.run_id, "run_id")
     attach_id = request.attach_id and parse_name(request.attach_id, "attach_id")
     expected = _expected_epoch(request)
-    if expected is not None:
+    if expected is None:
+        run, is_new = runs.create(
+            run_id, lora, partial(remaining_seconds, context), attach_id=attach_id
+        )
+    else:
         # Its writer asks what became of its mutations: of a new run it would learn nothing.
-        runs.get(run_id)
-    run, is_new = runs.create(
-        run_id, lora, partial(remaining_seconds, context), attach_id=attach_id
-    )
+        run, is_new = runs.find(run_id, lora), False
     if request.take_over and not is_new:
         context.add_callback(run.sequencer.wake)
         epoch, at = run.sequencer.take_over(
@@ -51,9 +52,7 @@ def create_or_attach(
             is_active=context.is_active,
         )
     else:
-        at = run.sequencer.committed
-        earlier = run.sequencer.attached_epoch(attach_id)
-        epoch = at.writer_epoch if earlier is None else earlier
+        epoch, at = run.sequencer.attach(attach_id)
     return pb.CreateRunResponse(run=format_run(run, at), writer_epoch=epoch)
 
 

@@ -1,5 +1,5 @@
 """Parses requests into checked values, which nothing below checks again. Examples and chunks have
-files of their own: `examples`, `distributions`.
+files of their own: `examples`, `chunks`.
 
 Everything that can be known without the run's state is checked before any compute. An error names
 the field, the limit and the value.

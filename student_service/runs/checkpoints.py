@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.errors import AlreadyExistsError, CorruptDataError, NotFoundError
+from distill.errors import AlreadyExistsError, CorruptDataError, DistillError, NotFoundError
 from distill.files import (
     NotAFileError,
     make_directory,
@@ -105,7 +105,7 @@ class CheckpointStore:
                 manifest = mine
             elif mine is None and not overwrite and os.path.lexists(manifest_path):
                 raise AlreadyExistsError(
-                    f"name: the run has a checkpoint {info['name']!r} already; set overwrite to "
+                    f"the run has a checkpoint {info['name']!r} already; set overwrite to "
                     "replace it"
                 )
             else:
@@ -154,11 +154,14 @@ class CheckpointStore:
             rename_aside(write_aside(manifest_path, format_manifest(manifest)), manifest_path)
             may_be_named = True
             sync(directory)
-        except BaseException:
-            if may_be_named:
-                may_be_named = not _put_back(manifest_path, previous)
-            if not may_be_named:
-                _remove_failed(state_path)
+        except BaseException as error:
+            if may_be_named and not _put_back(manifest_path, previous):
+                # No refusal: that would promise that nothing has changed.
+                raise DistillError(
+                    f"checkpoint {info['name']!r} may have been saved: the disk did not confirm "
+                    "it, and the one before could not be put back; send the request again"
+                ) from error
+            _remove_failed(state_path)
             raise
         return manifest
 
@@ -214,7 +217,7 @@ class CheckpointStore:
             self._check_directories(run_id)
             encoded = _read_manifest(path)
         if encoded is None:
-            raise NotFoundError(f"name: run {run_id!r} has no checkpoint {name!r}")
+            raise NotFoundError(f"run {run_id!r} has no checkpoint {name!r}")
         return parse_manifest(encoded, run_id, name)
 
     def list(self, run_id: str) -> list[CheckpointInfo]:
@@ -236,20 +239,31 @@ class CheckpointStore:
         return sorted(found, key=lambda info: info.created_unix_seconds)
 
     def delete_all(self, run_id: str) -> None:
-        """Remove everything of a run. One that fails can be repeated, and goes on."""
+        """Remove everything of a run. One that fails can be repeated, and goes on.
+
+        Raises:
+            StorageError: nothing was removed, or the checkpoints are no longer listed and some of
+                their files remain.
+        """
         directory = self._directory(run_id).parent
         aside = self._root / f"{_DELETED}{run_id}"
         with storage_errors(f"delete the checkpoints of run {run_id!r}"):
-            if os.path.lexists(aside):  # a deletion before this one failed
-                self._remove_deleted_run(aside)
+            if os.path.lexists(aside):  # a deletion before this one removed a part
+                sync(self._root)
+                _remove_tree(aside)
             if os.path.lexists(directory):
-                directory.rename(aside)
-                self._remove_deleted_run(aside)
+                self._put_aside(directory, aside)
+                _remove_tree(aside)
 
-    def _remove_deleted_run(self, aside: Path) -> None:
-        # From here on a power cut leaves nothing that could be loaded.
-        sync(self._root)
-        _remove_tree(aside)
+    def _put_aside(self, directory: Path, aside: Path) -> None:
+        """Rename a run's directory. Afterwards a power cut leaves nothing that could be loaded."""
+        directory.rename(aside)
+        try:
+            sync(self._root)
+        except BaseException:
+            with suppress(OSError):
+                aside.rename(directory)
+            raise
 
     def remove_deleted(self) -> None:
         """Remove what deletions that were killed have left. For the start of a service."""

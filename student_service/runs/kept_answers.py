@@ -73,18 +73,18 @@ class KeptAnswers:
             last: the last applied number, for the error.
 
         Raises:
-            AlreadyAppliedError: it is no longer kept.
+            AlreadyAppliedError: its number was used so long ago that nothing of it is kept.
             SequenceReusedError: its number was used for something else.
         """
         number = ticket.sequence_number
         if number not in self._answers:
             raise AlreadyAppliedError(
-                f"mutation.sequence_number: {number} was already applied and its answer is no "
-                f"longer kept (the last applied is {last})"
+                f"sequence_number: {number} was used already, and what for is no longer "
+                f"known (the last applied is {last})"
             )
         kept = self._answers[number]
         if kept.digest != ticket.digest:
             raise SequenceReusedError(
-                f"mutation.sequence_number: {number} was already used for other content"
+                f"sequence_number: {number} was already used for other content"
             )
         return kept.answer

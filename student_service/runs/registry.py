@@ -81,12 +81,19 @@ class RunRegistry:
             run, is_new = self._create(run_id, lora, remaining, attach_id)
             if is_new:
                 return run, True
-        if run.lora != lora:
-            raise AlreadyExistsError(
-                f"run_id: run {run_id!r} exists with another configuration: it trains "
-                f"{_described(run.lora)}, asked for {_described(lora)}"
-            )
+        _check_configuration(run, lora)
         return run, False
+
+    def find(self, run_id: str, lora: LoraSpec | None) -> Run:
+        """The run of that name and configuration; none is made.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            AlreadyExistsError: it exists with another configuration.
+        """
+        run = self.get(run_id)
+        _check_configuration(run, lora)
+        return run
 
     def _find(self, run_id: str) -> Run | None:
         with self._lock:
@@ -182,6 +189,14 @@ class RunRegistry:
         """The mutation that deleted the last run of that name; None where it is not remembered."""
         with self._lock:
             return self._deletions.get(run_id)
+
+
+def _check_configuration(run: Run, lora: LoraSpec | None) -> None:
+    if run.lora != lora:
+        raise AlreadyExistsError(
+            f"run_id: run {run.run_id!r} exists with another configuration: it trains "
+            f"{_described(run.lora)}, asked for {_described(lora)}"
+        )
 
 
 def _described(lora: LoraSpec | None) -> str:

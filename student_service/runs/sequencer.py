@@ -87,7 +87,7 @@ class Sequencer(Generic[StateT]):
         self._closed = False
         self._answers = KeptAnswers(count=in_flight_limit, byte_limit=answer_bytes, measure=measure)
         self._attachments: OrderedDict[str, int] = OrderedDict()
-        self._remember_attachment(attach_id)
+        self._note_writer(attach_id)
 
     @property
     def committed(self) -> Committed[StateT]:
@@ -95,10 +95,17 @@ class Sequencer(Generic[StateT]):
         with self._changed:
             return self._committed
 
-    def attached_epoch(self, attach_id: str) -> int | None:
-        """The epoch that an attempt of this name gave; None where none is remembered."""
+    def attach(self, attach_id: str) -> tuple[int, Committed[StateT]]:
+        """The epoch that an earlier attempt of this name gave, and the run at this moment.
+
+        0 for any other attempt: the run has a writer, and two that know nothing of each other would
+        take each other's answers for their own. Where the writer has no name, nothing tells it from
+        others without one: they share its epoch.
+        """
         with self._changed:
-            return self._attachments.get(attach_id)
+            if not attach_id and not self._writer:
+                return self._committed.writer_epoch, self._committed
+            return self._attachments.get(attach_id, 0), self._committed
 
     def take_over(
         self,
@@ -151,7 +158,7 @@ class Sequencer(Generic[StateT]):
                 sequence_number=self._committed.sequence_number,
                 writer_epoch=current + 1,
             )
-            self._remember_attachment(attach_id)
+            self._note_writer(attach_id)
             self._changed.notify_all()
             return current + 1, self._committed
 
@@ -244,14 +251,12 @@ class Sequencer(Generic[StateT]):
             return True
         if not is_active():
             raise CallEndedError(
-                f"mutation.sequence_number: the call ended before {ticket.sequence_number} had "
-                "its turn"
+                f"sequence_number: the call ended before {ticket.sequence_number} had its turn"
             )
         is_next = ticket.sequence_number == self._last + 1
         if is_next and self._in_flight not in (None, ticket.digest):
             raise SequenceReusedError(
-                f"mutation.sequence_number: {ticket.sequence_number} is in flight with other "
-                "content"
+                f"sequence_number: {ticket.sequence_number} is in flight with other content"
             )
         return is_next and self._in_flight is None
 
@@ -264,7 +269,7 @@ class Sequencer(Generic[StateT]):
     ) -> None:
         if not self._waiting_room.enter(held_bytes):
             raise BusyError(
-                f"mutation.sequence_number: {ticket.sequence_number} would have to wait for "
+                f"sequence_number: {ticket.sequence_number} would have to wait for "
                 f"{self._last + 1}, and too many requests, or too large ones, wait already"
             )
         try:
@@ -272,7 +277,7 @@ class Sequencer(Generic[StateT]):
                 remaining = _remaining(deadline)
                 if remaining is not None and remaining <= 0:
                     raise DeadlineError(
-                        f"mutation.sequence_number: {ticket.sequence_number} still waits for "
+                        f"sequence_number: {ticket.sequence_number} still waits for "
                         f"{self._last + 1}"
                     )
                 self._changed.wait(remaining)
@@ -287,21 +292,20 @@ class Sequencer(Generic[StateT]):
         number = ticket.sequence_number
         current = self._committed.writer_epoch
         if ticket.writer_epoch != current:
-            raise WriterFencedError(
-                "mutation.writer_epoch", current=current, got=ticket.writer_epoch
-            )
+            raise WriterFencedError("writer_epoch", current=current, got=ticket.writer_epoch)
         if self._closed and number > self._last and self._in_flight != ticket.digest:
-            raise RunDeletedError("mutation.run_id: the run was deleted")
+            raise RunDeletedError("run_id: the run was deleted")
         if number > self._last + self._in_flight_limit:
             raise TooFarAheadError(
-                f"mutation.sequence_number: must be at most {self._last + self._in_flight_limit} "
+                f"sequence_number: must be at most {self._last + self._in_flight_limit} "
                 f"(the last applied is {self._last}), got {number}"
             )
         if number > self._last:
             return None
         return self._answers.find(ticket, last=self._last)
 
-    def _remember_attachment(self, attach_id: str) -> None:
+    def _note_writer(self, attach_id: str) -> None:
+        self._writer = attach_id
         if not attach_id:
             return
         self._attachments[attach_id] = self._committed.writer_epoch

@@ -153,6 +153,8 @@ class FakeStudent(student_service_pb2_grpc.StudentServiceServicer):
                 raise NotFoundError(f"run_id: there is no run {request.run_id!r}")
             self.config = request.config
             if request.attach_id not in self.attached:
+                if self.attached and not request.take_over:  # it has another writer
+                    return student_service_pb2.CreateRunResponse(run=self._run())
                 if request.take_over:
                     if request.HasField("expected_writer_epoch") and (
                         request.expected_writer_epoch != self.epoch

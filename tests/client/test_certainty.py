@@ -7,8 +7,13 @@ from client.errors import ServiceError
 from distill import errors
 
 LOST = ServiceError(code="UNAVAILABLE", message="Socket closed")
-TOO_LARGE = ServiceError(code="RESOURCE_EXHAUSTED", message="larger than max")
-REFUSALS_OF_ONE_ATTEMPT = [
+REFUSALS = [
+    errors.InvalidFieldError,
+    errors.IncompleteStreamError,
+    errors.WrongStateError,
+    errors.NoGradientError,
+    errors.TooFarAheadError,
+    errors.CorruptDataError,
     errors.SequenceReusedError,
     errors.WriterFencedError,
     errors.RunDeletedError,
@@ -17,15 +22,8 @@ REFUSALS_OF_ONE_ATTEMPT = [
     errors.BusyError,
     errors.HeldBytesError,
     errors.LimitExceededError,
+    errors.StorageError,
     errors.StorageFullError,
-]
-REFUSALS_OF_ALL_ATTEMPTS = [
-    errors.InvalidFieldError,
-    errors.IncompleteStreamError,
-    errors.WrongStateError,
-    errors.NoGradientError,
-    errors.TooFarAheadError,
-    errors.CorruptDataError,
 ]
 NO_REFUSALS = [
     errors.DistillError,
@@ -43,35 +41,31 @@ def failure(kind: type[errors.DistillError]) -> ServiceError:
 BUSY = failure(errors.BusyError)
 
 
-@pytest.mark.parametrize("kind", REFUSALS_OF_ONE_ATTEMPT + REFUSALS_OF_ALL_ATTEMPTS)
-def test_a_refusal_of_the_only_attempt_changed_nothing(kind: type[errors.DistillError]) -> None:
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_mutation_whose_attempts_were_all_refused_changed_nothing(
+    kind: type[errors.DistillError],
+) -> None:
     assert changed_nothing([failure(kind)])
     assert changed_nothing([BUSY, failure(kind)])
 
 
-@pytest.mark.parametrize("kind", REFUSALS_OF_ONE_ATTEMPT)
-def test_a_conflict_after_an_attempt_without_an_answer_settles_nothing(
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_refusal_says_nothing_of_an_earlier_attempt_without_an_answer(
     kind: type[errors.DistillError],
 ) -> None:
     assert not changed_nothing([LOST, failure(kind)])
     assert not changed_nothing([LOST, BUSY, failure(kind)])
 
 
-@pytest.mark.parametrize("kind", REFUSALS_OF_ALL_ATTEMPTS)
-def test_a_refusal_of_the_request_itself_holds_for_earlier_attempts(
-    kind: type[errors.DistillError],
-) -> None:
-    assert changed_nothing([LOST, failure(kind)])
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_refusal_without_a_reason_is_not_the_services(kind: type[errors.DistillError]) -> None:
+    assert not changed_nothing([ServiceError(code=kind.code, message="no")])
 
 
 @pytest.mark.parametrize("kind", NO_REFUSALS)
 def test_what_is_no_refusal_settles_nothing(kind: type[errors.DistillError]) -> None:
     assert not changed_nothing([failure(kind)])
     assert not changed_nothing([BUSY, failure(kind)])
-
-
-def test_a_resource_exhausted_of_grpc_itself_settles_nothing() -> None:
-    assert not changed_nothing([TOO_LARGE])
 
 
 def test_what_was_never_sent_changed_nothing() -> None:

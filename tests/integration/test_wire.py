@@ -340,11 +340,9 @@ def test_writer_of_a_deleted_run_is_fenced_from_a_new_one_of_its_name(stub, run_
     stub.DeleteRun(deletion)
     again = create(stub, run_name)
     assert (again.writer_epoch, again.last_sequence_number) == (2, 0)
-    for call in (
-        lambda: stub.ForwardBackward(parts(mutation(run_name), [hard()])),
-        lambda: stub.DeleteRun(deletion),
-    ):
-        assert refused(call).code == "ABORTED"
+    late = refused(lambda: stub.ForwardBackward(parts(mutation(run_name), [hard()])))
+    assert (late.code, late.reason) == ("ABORTED", "WRITER_FENCED")
+    assert stub.DeleteRun(deletion).replayed  # of the first run, and not of this one
     assert not stub.ForwardBackward(parts(mutation(run_name, epoch=2), [hard()])).replayed
 
 

@@ -37,6 +37,7 @@ class StudentInProcess:
     trainer: Trainer
     runs: RunRegistry
     runs_dir: Path
+    server: RunningServer
 
     @contextmanager
     def device_held(self) -> Iterator[None]:
@@ -100,6 +101,7 @@ def in_process(tiny_model_directory: Path, tmp_path_factory) -> Iterator[Student
         trainer=trainer,
         runs=runs,
         runs_dir=runs_dir,
+        server=server,
     )
     server.stop(0)
     teachers.close()

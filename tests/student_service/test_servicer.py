@@ -10,7 +10,12 @@ import grpc
 import numpy as np
 import pytest
 
-from client.errors import ServiceError, UncertainMutationError, parse_error
+from client.errors import (
+    AnotherWriterError,
+    ServiceError,
+    UncertainMutationError,
+    parse_error,
+)
 from client.settings import AdamW, LoraConfig, batch_settings, token_example
 from distill.v1 import student_service_pb2 as pb
 from distill.v1 import training_pb2
@@ -228,3 +233,27 @@ def test_a_save_whose_last_sync_failed_can_be_repeated(run, monkeypatch):
     assert run.list_checkpoints() == []
     run.save_checkpoint("saved")
     assert [one.name for one in run.list_checkpoints()] == ["saved"]
+
+
+def test_of_two_handles_of_a_run_one_writes_and_the_other_is_told_how(student, run):
+    reader = student.create_run(run.run_id, lora=LORA)
+    assert reader.state() == run.state()
+    for change in (lambda: reader.optim_step(STEP), reader.resynchronize):
+        with pytest.raises(AnotherWriterError, match="take_over=True"):
+            change()
+    assert run.optim_step(STEP).step == 1
+    successor = student.create_run(run.run_id, lora=LORA, take_over=True)
+    successor.forward_backward([EXAMPLE], HARD)
+    with pytest.raises(ServiceError, match="ABORTED") as fenced:
+        run.forward_backward([EXAMPLE], HARD)
+    assert fenced.value.reason == "WRITER_FENCED"
+
+
+def test_a_deletion_can_be_repeated_after_its_name_was_used_again(in_process, student, run):
+    stub = StudentServiceStub(grpc.insecure_channel(in_process.address))
+    epoch = run.created.writer_epoch
+    header = training_pb2.Mutation(run_id=run.run_id, writer_epoch=epoch, sequence_number=2)
+    assert not stub.DeleteRun(pb.DeleteRunRequest(mutation=header)).replayed
+    student.create_run(run.run_id, lora=LORA)
+    assert stub.DeleteRun(pb.DeleteRunRequest(mutation=header)).replayed
+    assert student.get_run(run.run_id).last_sequence_number == 0

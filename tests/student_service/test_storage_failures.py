@@ -52,5 +52,6 @@ def test_a_deletion_that_the_disk_refuses_keeps_the_run_and_can_be_repeated(
         with pytest.raises(ServiceError, match=r"FAILED_PRECONDITION.*cannot delete"):
             run.delete(delete_checkpoints=True)
     assert run.run_id in [one.run_id for one in student.list_runs()]
+    assert [one.name for one in run.list_checkpoints()] == ["kept"]
     run.delete(delete_checkpoints=True)
     assert [path.name for path in in_process.runs_dir.iterdir() if run.run_id in path.name] == []

@@ -113,6 +113,7 @@ def test_an_earlier_summary_does_not_survive_a_failure(
     settings: DemoSettings, fake_student: FakeStudent
 ) -> None:
     run_demo(settings)
+    fake_student.attached.clear()  # the second demo makes a run of its own
     fake_student.refuse_next = True
     with pytest.raises(PairError, match="refused by the test"):
         run_demo(settings)

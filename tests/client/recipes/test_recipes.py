@@ -211,7 +211,7 @@ def test_a_gradient_that_another_script_left_is_dropped_and_never_stepped(
     assert "DiscardGradient" not in fake_student.calls
     (clean,) = fake_student.normalizers
     run.forward_backward([EXAMPLE], pull=pull())  # and the script ends before its step
-    again = student.create_run("run", lora=LoraConfig(rank=4))
+    again = student.create_run("run", lora=LoraConfig(rank=4), take_over=True)
     _train(recipe, student, again, teacher)
     assert fake_student.normalizers == [clean, clean]
     (warning,) = caplog.messages

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.errors import AlreadyExistsError, StorageError, StorageFullError
+from distill.errors import AlreadyExistsError, DistillError, StorageError, StorageFullError
 from student_service.runs.checkpoints import CheckpointStore
 from student_service.runs.state_files import state_name
 
@@ -112,12 +112,14 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_or_its_repetition_succeeds(
         FailingDisk(patch, first, count)
         try:
             save(store, 2.0, LATER)
-        except StorageError as error:
+        except DistillError as error:
             failure = error
     is_removal = first == SAVE_STEPS - 1
     assert (failure is None) == is_removal
     (listed,) = store.list("run")
     is_put_back = count == 1 or first < SAVE_STEPS - 2
+    # A refusal promises that nothing has changed.
+    assert is_removal or isinstance(failure, StorageError) == is_put_back
     if is_removal or not is_put_back:
         assert (listed.sequence_number, value_of(store)) == (8, 2.0)
     else:
@@ -147,9 +149,10 @@ def test_a_first_save_that_fails_leaves_nothing_or_its_repetition_succeeds(
 ):
     with pytest.MonkeyPatch.context() as patch:
         FailingDisk(patch, first, count)
-        with pytest.raises(StorageError):
+        with pytest.raises(DistillError) as failure:
             save(store, 1.0, INFO, overwrite=False)
     listed = store.list("run")
+    assert isinstance(failure.value, StorageError) == (listed == [])
     if count == 1:
         assert list(tmp_path.rglob("*")) == []
     again = save(store, 1.0, INFO, overwrite=False)
@@ -162,7 +165,7 @@ def test_a_first_save_that_fails_leaves_nothing_or_its_repetition_succeeds(
 def test_a_save_whose_directory_was_never_synced_is_made_durable_by_the_repetition(store):
     with pytest.MonkeyPatch.context() as patch:
         FailingDisk(patch, first=4 + SAVE_STEPS - 2, count=1000)
-        with pytest.raises(StorageError):
+        with pytest.raises(DistillError, match="may have been saved"):
             save(store, 1.0, INFO, overwrite=False)
     (listed,) = store.list("run")
     answers = []
@@ -188,7 +191,7 @@ def test_a_deletion_that_fails_says_so_and_its_repetition_goes_on(store, tmp_pat
         FailingDisk(patch, first)
         with pytest.raises(StorageError, match="cannot delete the checkpoints of run 'run'"):
             store.delete_all("run")
-    assert len(store.list("run")) == (1 if first == 0 else 0)
+    assert len(store.list("run")) == (0 if first == DELETE_STEPS - 1 else 1)
     # What was set aside is not taken for gone: its name is synced before it is removed.
     assert steps_of(lambda: store.delete_all("run"))[-2:] == [
         *("sync directory", "remove .deleted-run")

@@ -85,7 +85,7 @@ def test_answer_that_is_no_longer_kept_is_reported_as_applied():
     sequencer = Sequencer(0, in_flight_limit=2)
     for number in (1, 2, 3):
         apply(sequencer, number)
-    with pytest.raises(AlreadyAppliedError, match="already applied"):
+    with pytest.raises(AlreadyAppliedError, match="used already"):
         apply(sequencer, 1)
     assert apply(sequencer, 2)[1]
 
@@ -101,7 +101,7 @@ def test_kept_answers_stay_within_their_bytes_and_the_latest_is_always_kept():
             if earlier in kept:
                 assert apply(sequencer, earlier) == ("x" * sizes[earlier - 1], True)
             else:
-                with pytest.raises(AlreadyAppliedError, match="already applied"):
+                with pytest.raises(AlreadyAppliedError, match="used already"):
                     apply(sequencer, earlier)
 
 
@@ -379,3 +379,15 @@ def test_attachments_are_forgotten_in_the_end():
     epoch = sequencer.committed.writer_epoch
     assert sequencer.take_over(attach_id="1")[0] == 3
     assert sequencer.take_over(attach_id="0")[0] == epoch + 1
+
+
+def test_whoever_finds_a_run_of_another_writer_gets_no_epoch():
+    sequencer = Sequencer(0, attach_id="creator")
+    assert sequencer.attach("creator")[0] == 1
+    assert sequencer.attach("another")[0] == sequencer.attach("")[0] == 0
+    sequencer.take_over(attach_id="another")
+    assert sequencer.attach("another")[0] == 2
+    assert sequencer.attach("creator")[0] == 1  # fenced, and told the epoch that it had
+    unnamed = Sequencer(0)
+    assert unnamed.attach("")[0] == 1
+    assert unnamed.attach("another")[0] == 0
