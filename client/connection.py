@@ -226,6 +226,11 @@ class Connection:
                 "a message is larger than gRPC takes; Limits.max_message_bytes of the service's "
                 "model_info() says how large one may be: send less in one call"
             )
+        if error.code == "DEADLINE_EXCEEDED":
+            return (
+                f"{self.address} did not answer within the call's timeout: is it busy, or is its "
+                "process stopped?"
+            )
         if error.code != "UNAVAILABLE":
             return ""
         if "Connection refused" in error.message:

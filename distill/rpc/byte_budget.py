@@ -95,6 +95,6 @@ def held_memory(context: grpc.ServicerContext) -> HeldMemory:
     """The account of a call in progress, to add what is fetched for it.
 
     Raises:
-        LookupError: the call does not come through an `ErrorInterceptor`, or has ended.
+        LookupError: the call does not come through a `RequestGuard`, or has ended.
     """
     return _MEMORY_OF[id(context)]

@@ -23,7 +23,7 @@ from distill.errors import ModelError
 from distill.files import replace_json
 from distill.limits import MAX_HELD_BYTES, MAX_MESSAGE_BYTES
 from distill.rpc.options import ServerOptions
-from distill.rpc.status import ErrorInterceptor
+from distill.rpc.request_guard import RequestGuard
 from distill.rpc.stop_signal import StopSignal
 
 _LOGGER = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class RunningServer:
             StartError: the address cannot be bound.
         """
         self._has_reflection = has_reflection
-        self._requests = ErrorInterceptor(max_concurrent_requests, max_held_bytes=max_held_bytes)
+        self._requests = RequestGuard(max_concurrent_requests, max_held_bytes=max_held_bytes)
         self._server = grpc.server(
             ThreadPoolExecutor(
                 max_concurrent_requests + _SPARE_THREADS, thread_name_prefix="request"

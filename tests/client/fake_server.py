@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from distill.rpc.status import ErrorInterceptor
+from distill.rpc.request_guard import RequestGuard
 from distill.v1 import student_service_pb2_grpc, teacher_service_pb2_grpc
 from tests.client.fake_student import FakeStudent
 from tests.client.fake_teacher import FakeTeacher
@@ -16,7 +16,7 @@ from tests.client.fake_teacher import FakeTeacher
 @contextmanager
 def serving(servicer: FakeTeacher | FakeStudent) -> Iterator[str]:
     """Serve it on a free loopback port; yields the address."""
-    server = grpc.server(ThreadPoolExecutor(32), interceptors=[ErrorInterceptor(32)])
+    server = grpc.server(ThreadPoolExecutor(32), interceptors=[RequestGuard(32)])
     port = server.add_insecure_port("127.0.0.1:0")
     if isinstance(servicer, FakeTeacher):
         teacher_service_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, server)

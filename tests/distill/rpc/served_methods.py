@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from distill.rpc.status import ErrorInterceptor
+from distill.rpc.request_guard import RequestGuard
 
 SERVICE = "test.Service"
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -27,7 +27,7 @@ class Server:
         self.behaviour: Behaviour = lambda context: None  # noqa: ARG005
         self.received: list[Any] = []
         """Messages of all calls."""
-        self.interceptor = ErrorInterceptor(max_concurrent_requests, **bounds)
+        self.interceptor = RequestGuard(max_concurrent_requests, **bounds)
         self._server = grpc.server(ThreadPoolExecutor(8), interceptors=[self.interceptor])
         handlers = {
             kind: getattr(grpc, f"{kind}_rpc_method_handler")(

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 from distill.errors import CallEndedError, HeldBytesError, LimitExceededError
 from distill.limits import MESSAGE_OVERHEAD_BYTES
 from distill.rpc.byte_budget import ByteBudget, HeldMemory, held_memory, memory_of_call
-from distill.rpc.status import ErrorInterceptor
+from distill.rpc.request_guard import RequestGuard
 from tests.distill.rpc.served_methods import KINDS, Server, raising
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
@@ -210,7 +210,7 @@ def test_whichever_way_a_call_ends_it_holds_nothing_and_no_slot(
 
 
 def test_a_response_that_is_dropped_in_the_middle_holds_nothing() -> None:
-    interceptor = ErrorInterceptor(1, max_held_bytes=LIMIT)
+    interceptor = RequestGuard(1, max_held_bytes=LIMIT)
     answers = grpc.unary_stream_rpc_method_handler(lambda request, _: iter([request, request]))
     wrapped = interceptor.intercept_service(
         lambda _: answers, SimpleNamespace(method="/test.Service/Answer")
