@@ -19,12 +19,12 @@ from distill.v1 import training_pb2
 Answer = TypeVar("Answer")
 
 
-class HeardFuture(Future[Answer]):
+class ObservedFuture(Future[Answer]):
     """A future that Ctrl-C interrupts, and that tells when somebody has looked how it ended."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.on_heard: Callable[[], None] = lambda: None
+        self.on_observed: Callable[[], None] = lambda: None
         """Called then; may be called again."""
 
     def result(self, timeout: float | None = None) -> Answer:
@@ -33,7 +33,7 @@ class HeardFuture(Future[Answer]):
         try:
             return super().result(0)
         finally:
-            self._hear()
+            self._observe()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As in `Future`."""
@@ -41,7 +41,7 @@ class HeardFuture(Future[Answer]):
         try:
             return super().exception(0)
         finally:
-            self._hear()
+            self._observe()
 
     def _nap_until_done(self, timeout: float | None) -> None:
         end = math.inf if timeout is None else time.monotonic() + timeout
@@ -49,9 +49,9 @@ class HeardFuture(Future[Answer]):
             with suppress(FutureTimeoutError):
                 super().exception(min(NAP_SECONDS, left))
 
-    def _hear(self) -> None:
+    def _observe(self) -> None:
         if self.done():
-            self.on_heard()
+            self.on_observed()
 
 
 class MutationCall(Ticket, Generic[Answer]):
@@ -77,7 +77,7 @@ class MutationCall(Ticket, Generic[Answer]):
         """The errors of the attempts so far."""
         self.error: BaseException | None = None
         """Why it was refused."""
-        self.future: HeardFuture[Answer] = HeardFuture()
+        self.future: ObservedFuture[Answer] = ObservedFuture()
         # So that nobody can cancel it: what was sent may be carried out.
         self.future.set_running_or_notify_cancel()
         self._start = start
@@ -104,7 +104,7 @@ class MutationCall(Ticket, Generic[Answer]):
             raise
 
     def succeed(self, response: Any) -> None:
-        """Give the response to whoever waits; it is theirs to hear that it cannot be read."""
+        """Give the response to whoever waits; or the error, where it cannot be read."""
         try:
             answer = self._parse(response)
         except Exception as error:
@@ -112,14 +112,14 @@ class MutationCall(Ticket, Generic[Answer]):
         else:
             self.future.set_result(answer)
 
-    def fail(self, error: BaseException, on_heard: Callable[[], None] = lambda: None) -> None:
+    def fail(self, error: BaseException, on_observed: Callable[[], None] = lambda: None) -> None:
         """End the call; an attempt under way is cancelled, and no further one is made.
 
         Args:
             error: what whoever waits gets.
-            on_heard: called when they have got it.
+            on_observed: called when they have got it.
         """
-        self.future.on_heard = on_heard
+        self.future.on_observed = on_observed
         with self._lock:
             self._is_over = True
             running = self._running

@@ -67,7 +67,7 @@ class Mutations:
                 while (turn := self._turn_of(call, most)) is not Turn.GIVEN:
                     if turn is Turn.TAKE_OVER_FIRST:
                         self._take_over(call.deadline)
-                    elif (refused := self._sequence.unheard) is not None:
+                    elif (refused := self._sequence.unobserved) is not None:
                         self._fail_behind(refused, call)
                         return call.future
                 # A thread for each call, of those few that are in flight: a daemon, so that the
@@ -172,7 +172,7 @@ class Mutations:
         for behind in ended[1:]:
             self._fail_behind(call, behind)
         for one in ended[:1]:
-            one.fail(error, lambda: self._sequence.heard(call))
+            one.fail(error, lambda: self._sequence.observed(call))
 
     def _fail_behind(self, refused: MutationCall[Any], behind: MutationCall[Any]) -> None:
         told = PredecessorFailedError(
@@ -180,7 +180,7 @@ class Mutations:
             "applied"
         )
         told.__cause__ = refused.error
-        behind.fail(told, lambda: self._sequence.heard(refused))
+        behind.fail(told, lambda: self._sequence.observed(refused))
 
     def _lose(self, call: MutationCall[Any], error: BaseException | None = None) -> None:
         ended = self._sequence.lost(call)

@@ -77,7 +77,7 @@ class MutationSequence(Generic[AnyTicket]):
         self._last = last_sequence_number
         self._in_flight: dict[int, AnyTicket] = {}
         self._uncertain: list[AnyTicket] = []
-        self._unheard: list[AnyTicket] = []
+        self._unobserved: list[AnyTicket] = []
         self._attach_id: str | None = None
         self._changed = threading.Condition()
 
@@ -87,10 +87,10 @@ class MutationSequence(Generic[AnyTicket]):
         return bool(self._in_flight)
 
     @property
-    def unheard(self) -> AnyTicket | None:
+    def unobserved(self) -> AnyTicket | None:
         """The first refused mutation of which nobody has heard."""
         with self._changed:
-            return self._unheard[0] if self._unheard else None
+            return self._unobserved[0] if self._unobserved else None
 
     def give(self, ticket: AnyTicket, *, most_in_flight: int, timeout_seconds: float) -> Turn:
         """Give the next number, once few enough mutations are in flight.
@@ -103,7 +103,7 @@ class MutationSequence(Generic[AnyTicket]):
         with self._changed:
             self._check_writer()
             self._wait(
-                lambda: bool(self._uncertain or self._unheard) or self._has_room(most_in_flight),
+                lambda: bool(self._uncertain or self._unobserved) or self._has_room(most_in_flight),
                 timeout_seconds,
             )
             if self._uncertain:
@@ -111,7 +111,7 @@ class MutationSequence(Generic[AnyTicket]):
                     f"{self._uncertain[0].operation} ended without an answer and may have been "
                     "applied; call resynchronize() to find out"
                 )
-            if self._unheard:
+            if self._unobserved:
                 return Turn.BEHIND_A_REFUSED_ONE
             if self._attach_id is not None:
                 return Turn.TAKE_OVER_FIRST
@@ -145,14 +145,14 @@ class MutationSequence(Generic[AnyTicket]):
             ended = self._ended_by(ticket)
             if len(ended) > 1:
                 self._attach_id = self._attach_id or uuid.uuid4().hex
-            self._unheard = self._unheard + ended[:1]
+            self._unobserved = self._unobserved + ended[:1]
             self._remove(ended)
             return ended
 
-    def heard(self, ticket: AnyTicket) -> None:
+    def observed(self, ticket: AnyTicket) -> None:
         """Somebody has heard that this mutation was refused."""
         with self._changed:
-            self._unheard = [one for one in self._unheard if one is not ticket]
+            self._unobserved = [one for one in self._unobserved if one is not ticket]
 
     def lost(self, ticket: AnyTicket) -> list[AnyTicket]:
         """A mutation ended without an answer.
