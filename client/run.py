@@ -40,9 +40,9 @@ class StudentRun:
     were made, also where the next is sent before the one before it is answered, as the `submit_`
     forms do.
 
-    A refused call changes nothing, and the next may follow. Calls made after it, but before you read
-    its future, raise PredecessorFailedError, because they may count on it; nothing of them was
-    applied.
+    A refused call changes nothing, and the next may follow. Calls made after it, but before its
+    future was read, raise PredecessorFailedError, because they may count on it; nothing of them
+    was applied.
 
     A call that ends without an answer (its deadline passed, the service stayed away, Ctrl-C) may
     have been applied, and so may those behind it: the next one raises UncertainMutationError until
