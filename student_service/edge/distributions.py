@@ -49,8 +49,8 @@ def with_targets(
 
         memory = held_memory(context)
 
-        def receive(chunk: scoring_pb2.TopKChunk) -> None:
-            memory.add(chunk.ByteSize() + MESSAGE_OVERHEAD_BYTES)
+        def receive(chunk: scoring_pb2.TopKChunk, byte_count: int) -> None:
+            memory.add(byte_count + MESSAGE_OVERHEAD_BYTES)
             with _chunks_of(pull.teacher):
                 assembler.add(chunk)
 

@@ -54,7 +54,7 @@ class TeacherPool:
         context: grpc.ServicerContext,
         *,
         max_bytes: int,
-        receive: Callable[[scoring_pb2.TopKChunk], None],
+        receive: Callable[[scoring_pb2.TopKChunk, int], None],
     ) -> int:
         """Have a teacher score, and hand on each chunk as it arrives; their size in bytes.
 
@@ -65,7 +65,8 @@ class TeacherPool:
                 stops when the call ends.
             max_bytes: most bytes of all chunks together, each counted with
                 `MESSAGE_OVERHEAD_BYTES`.
-            receive: takes the chunks. What it raises passes through and ends the teacher's work.
+            receive: takes each chunk and its size in bytes. What it raises passes through and ends
+                the teacher's work.
 
         Raises:
             LimitExceededError: more than `max_bytes`.
@@ -127,14 +128,16 @@ class TeacherPool:
 
 def _hand_on(
     responses: Iterable[teacher_service_pb2.TeacherServiceStreamTopKResponse],
-    receive: Callable[[scoring_pb2.TopKChunk], None],
+    receive: Callable[[scoring_pb2.TopKChunk, int], None],
     max_bytes: int,
 ) -> int:
     byte_count = overhead = 0
     for response in responses:
-        byte_count += response.chunk.ByteSize()
+        # Asked for once: protobuf serialises a message to know its size.
+        chunk_bytes = response.chunk.ByteSize()
+        byte_count += chunk_bytes
         overhead += MESSAGE_OVERHEAD_BYTES
         if byte_count + overhead > max_bytes:
             raise LimitExceededError(PULL_FIELD, max_bytes, byte_count + overhead, unit="bytes")
-        receive(response.chunk)
+        receive(response.chunk, chunk_bytes)
     return byte_count

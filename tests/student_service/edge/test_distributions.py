@@ -280,7 +280,7 @@ class Teacher:
     def pull(self, name, scoring, context, *, max_bytes, receive):  # noqa: ARG002
         for chunk in self.chunks:
             self.sent += 1
-            receive(chunk)
+            receive(chunk, chunk.ByteSize())
         return 1000
 
 

@@ -97,7 +97,11 @@ class Call:
 def pull(pool, name="main", call=None, max_bytes=1 << 20):
     chunks = []
     byte_count = pool.pull(
-        name, SCORING, call or Call(), max_bytes=max_bytes, receive=chunks.append
+        name,
+        SCORING,
+        call or Call(),
+        max_bytes=max_bytes,
+        receive=lambda chunk, _: chunks.append(chunk),
     )
     return chunks, byte_count
 
@@ -188,7 +192,7 @@ def test_chunks_beyond_the_limit_are_refused_and_the_teacher_stops(pool, teacher
 def test_chunks_are_handed_on_as_they_arrive_and_a_refusal_stops_the_teacher(pool, teacher):
     taken = []
 
-    def receive(chunk):
+    def receive(chunk, _byte_count):
         taken.append(chunk)
         raise InvalidFieldError("chunks[0]", "no use")
 
